@@ -1,0 +1,43 @@
+#include <cstdlib>
+
+#include "core/backend.hpp"
+#include "core/status.hpp"
+
+namespace sale {
+namespace {
+
+const Backend* const list[] = {
+#if defined(__x86_64__)
+    &amx_backend, &avx512_backend, &avx2_backend,
+#endif
+    &portable_backend};
+
+std::string reason(const Backend& b, const sale_problem& p, const sale_options& o) {
+  std::string why = b.why_not_machine(machine());
+  return why.empty() ? b.why_not(p, o) : why;
+}
+
+}  // namespace
+
+int backend_count() { return static_cast<int>(std::size(list)); }
+const Backend& backend(int i) { return *list[i]; }
+
+const Backend& choose_backend(const sale_problem& p, const sale_options& o, std::string& notes) {
+  const char* environment = std::getenv("SALE_BACKEND");
+  const std::string wanted = o.backend != nullptr ? o.backend : environment != nullptr ? environment : "";
+  const std::string by = o.backend != nullptr ? "backend" : "SALE_BACKEND";
+  std::string reasons;
+  for (const Backend* b : list) {
+    const std::string why = reason(*b, p, o);
+    if (wanted == b->name) {
+      if (why.empty()) return *b;
+      fail(SALE_UNSUPPORTED, by, ": ", wanted, " cannot be used: ", why);
+    }
+    if (why.empty() && wanted.empty()) return *b;
+    notes += (notes.empty() ? "" : "; ") + std::string(b->name) + ": " + (why.empty() ? "usable" : why);
+  }
+  if (!wanted.empty()) fail(SALE_INVALID_ARGUMENT, by, ": no backend is called '", wanted, "'; there are ", notes);
+  fail(SALE_UNSUPPORTED, "backend: none can run this problem: ", notes);
+}
+
+}  // namespace sale

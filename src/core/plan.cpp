@@ -1,0 +1,125 @@
+#include "core/plan.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/checked.hpp"
+#include "core/status.hpp"
+
+namespace sale {
+
+std::vector<Sequence> check_problem(const sale_problem& p);
+std::vector<float> check_thresholds(const sale_options& o, int32_t q_heads);
+void check_regions(const sale_options& o);
+
+namespace {
+
+constexpr size_t alignment = 64;
+
+size_t aligned(int64_t bytes) { return static_cast<size_t>(round_up(bytes, alignment)); }
+
+void lay_out_bits(Plan& plan) {
+  int64_t at = 0;
+  for (Sequence& s : plan.sequences) {
+    s.tiles = ceil_div(s.q_len, q_block);
+    s.row_word.resize(static_cast<size_t>(s.tiles) + 1);
+    for (int64_t t = 0; t < s.tiles; ++t)
+      s.row_word[static_cast<size_t>(t) + 1] = s.row_word[static_cast<size_t>(t)] + ceil_div(s.visible_blocks(t), 64);
+    s.words = s.row_word.back();
+    s.bits_at = at;
+    at += s.words * plan.problem.q_heads;
+  }
+  plan.bits_words = at;
+}
+
+// Longest first, so that the last items to be taken are short; ties in a fixed order.
+void make_items(Plan& plan) {
+  const int64_t step = plan.backend->tiles_per_item(plan);
+  for (int32_t b = 0; b < plan.problem.batch; ++b) {
+    const Sequence& s = plan.sequences[static_cast<size_t>(b)];
+    for (int64_t t = 0; t < s.tiles; t += step)
+      for (int32_t h = 0; h < plan.problem.kv_heads; ++h) plan.items.push_back({b, h, t, std::min(t + step, s.tiles)});
+  }
+  const auto cost = [&](const Item& i) {
+    const Sequence& s = plan.sequences[static_cast<size_t>(i.sequence)];
+    return (i.tile_end - i.tile_begin) * s.visible_blocks(i.tile_end - 1);
+  };
+  std::stable_sort(plan.items.begin(), plan.items.end(), [&](const Item& a, const Item& b) { return cost(a) > cost(b); });
+}
+
+void lay_out_workspace(Plan& plan) {
+  WorkspaceMap& w = plan.workspace;
+  size_t at = 0;
+  if (!plan.with_index)
+    for (const Sequence& s : plan.sequences)
+      if (!s.dense)
+        at += index_map(plan.problem.kv_heads, plan.problem.head_dim, plan.estimator, s.k_len).total;
+  w.bits_at = at;
+  at += aligned(plan.bits_words * 8);
+  w.means_at = at;
+  const int64_t d = plan.problem.head_dim, means = int64_t{plan.problem.q_heads} + plan.problem.kv_heads;
+  at += aligned(plan.problem.batch * means * d * 4);
+  w.scratch_at = at;
+  w.scratch_per_thread = aligned(static_cast<int64_t>(plan.backend->scratch_bytes(plan)));
+  w.total = at + w.scratch_per_thread * static_cast<size_t>(plan.pool->threads());
+}
+
+std::string explain(const Plan& plan, const std::string& notes) {
+  const WorkspaceMap& w = plan.workspace;
+  int dense_heads = 0;
+  for (float t : plan.thresholds) dense_heads += t == 0;
+  int64_t dense_sequences = 0;
+  for (const Sequence& s : plan.sequences) dense_sequences += s.dense;
+  std::string e = text("backend    ", plan.backend->name, " (", plan.backend->summary, "), ", plan.pool->threads(), " threads\n");
+  if (!notes.empty()) e += "not used   " + notes + "\n";
+  e += text("blocks     ", q_block, " queries x ", k_block, " keys; sink ", plan.sink, ", local ", plan.local, " keys always kept\n");
+  e += text("estimator  INT", static_cast<int>(plan.estimator.format), ", ", plan.estimator.rank, " of ", plan.problem.head_dim,
+            " coordinates", plan.estimator.projected ? " of a projection" : "", "\n");
+  e += text("dense      ", dense_heads, " of ", plan.problem.q_heads, " query heads by threshold 0, ", dense_sequences, " of ",
+            plan.problem.batch, " sequences by length\n");
+  e += text("items      ", plan.items.size(), " of up to ", plan.backend->tiles_per_item(plan), " query tiles x ", plan.group, " query heads\n");
+  e += text("workspace  ", w.total, " bytes: key index ", w.bits_at, ", selection ", plan.bits_words * 8, ", means ",
+            w.scratch_at - w.means_at, ", scratch ", w.scratch_per_thread, " x ", plan.pool->threads(), "\n");
+  return e;
+}
+
+}  // namespace
+
+IndexMap index_map(int32_t kv_heads, int32_t head_dim, const Estimator& e, int64_t keys) {
+  const int64_t blocks = ceil_div(keys, k_block);
+  IndexMap m{};
+  m.head_codes = aligned(blocks * k_block * e.rank);
+  m.head_scales = aligned(blocks * e.groups() * 4);
+  m.codes_at = 0;
+  m.scales_at = m.head_codes * static_cast<size_t>(kv_heads);
+  m.smoothing_at = m.scales_at + m.head_scales * static_cast<size_t>(kv_heads);
+  m.total = m.smoothing_at + aligned(int64_t{kv_heads} * head_dim * 4);
+  return m;
+}
+
+std::unique_ptr<Plan> make_plan(const sale_problem& p, const sale_options& o, bool with_index) {
+  auto plan = std::make_unique<Plan>();
+  plan->sequences = check_problem(p);
+  plan->estimator = check_estimator(o, p.kv_heads, p.head_dim);
+  plan->thresholds = check_thresholds(o, p.q_heads);
+  check_regions(o);
+  plan->problem = p;
+  plan->group = p.q_heads / p.kv_heads;
+  plan->scale = p.scale != 0 ? p.scale : 1.0f / std::sqrt(static_cast<float>(p.head_dim));
+  plan->sink = o.sink;
+  plan->local = o.local;
+  plan->compute = o.compute;
+  plan->with_index = with_index;
+  const bool all_dense = std::all_of(plan->thresholds.begin(), plan->thresholds.end(), [](float t) { return t == 0; });
+  for (Sequence& s : plan->sequences) s.dense = all_dense || s.k_len < o.dense_below;
+  std::string notes;
+  plan->backend = &choose_backend(p, o, notes);
+  plan->pool = shared_pool(o.threads != 0 ? o.threads : machine().cpus);
+  lay_out_bits(*plan);
+  make_items(*plan);
+  lay_out_workspace(*plan);
+  plan->explanation = explain(*plan, notes);
+  return plan;
+}
+
+}  // namespace sale

@@ -1,0 +1,85 @@
+// A checked problem, its options, and everything that follows from the two. Immutable once made.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/backend.hpp"
+#include "cpu/thread_pool.hpp"
+#include "sale/sale.h"
+
+namespace sale {
+
+constexpr int64_t q_block = SALE_Q_BLOCK;
+constexpr int64_t k_block = SALE_K_BLOCK;
+
+// One sequence of the batch. Tile t covers query rows [64 t, min(64 t + 64, q_len)); it sees the key blocks below
+// visible_blocks(t). All rows of bits of one query head stand in `words` 64-bit words, tile t's from row_word[t] on.
+struct Sequence {
+  int64_t q_len, k_len, q_offset, q_start, k_start;
+  int64_t tiles;
+  bool dense;  // fewer keys than dense_below
+  std::vector<int64_t> row_word;
+  int64_t words;       // per query head
+  int64_t bits_at;     // first word of this sequence in the block list
+  int64_t lse_rows;    // rows of the lse tensor (the longest sequence's)
+
+  int64_t visible_keys(int64_t row) const { return std::min(k_len, row + q_offset + 1); }
+  int64_t visible_blocks(int64_t tile) const {
+    return (visible_keys(std::min(tile * q_block + q_block, q_len) - 1) + k_block - 1) / k_block;
+  }
+};
+
+// The estimator: how keys and queries are coded for the scan.
+struct Estimator {
+  sale_format format = SALE_INT8;
+  int32_t rank = 0;  // coordinates scanned, resolved: head_dim when there is no projection
+  bool projected = false;
+  std::vector<float> q_projection, k_projection;  // [kv_heads, head_dim, rank]
+  int groups() const { return format == SALE_INT4 ? 4 : 1; }  // key scales per block
+};
+
+// What the workspace holds, in order; offsets in bytes.
+struct WorkspaceMap {
+  size_t index_at = 0, bits_at = 0, means_at = 0, scratch_at = 0, scratch_per_thread = 0, total = 0;
+};
+
+// One unit of work: a kv head of a sequence and a group of neighbouring query tiles, with all their query heads.
+struct Item {
+  int32_t sequence, kv_head;
+  int64_t tile_begin, tile_end;
+};
+
+struct Plan {
+  sale_problem problem;  // pointers in it are not used after the plan is made
+  int32_t group;         // query heads per kv head
+  float scale;
+  std::vector<float> thresholds;  // [q_heads]
+  Estimator estimator;
+  int32_t sink, local;
+  sale_compute compute;
+  bool with_index;
+  std::vector<Sequence> sequences;
+  std::vector<Item> items;  // longest first
+  int64_t bits_words;       // of the whole block list
+  const Backend* backend;
+  std::shared_ptr<ThreadPool> pool;
+  WorkspaceMap workspace;
+  std::string explanation;
+};
+
+// Throws Failure. Parts of making a plan that others need too (key index, tools).
+Estimator check_estimator(const sale_options& o, int32_t kv_heads, int32_t head_dim);
+std::unique_ptr<Plan> make_plan(const sale_problem& p, const sale_options& o, bool with_index);
+void check_heads(const sale_problem& p);
+
+// Bytes of one sequence's index of `keys` keys, and its parts.
+struct IndexMap {
+  size_t codes_at, scales_at, smoothing_at, total;
+  size_t head_codes, head_scales;  // bytes per kv head
+};
+IndexMap index_map(int32_t kv_heads, int32_t head_dim, const Estimator& e, int64_t keys);
+
+}  // namespace sale
