@@ -12,24 +12,6 @@ namespace {
 
 constexpr int64_t max_tokens = int64_t{1} << 31;
 
-void check_strides(const char* name, const sale_strides& s, int32_t head_dim, int64_t batch, int64_t heads,
-                   int64_t tokens) {
-  const struct {
-    const char* axis;
-    int64_t stride, extent;
-  } axes[] = {{"batch", s.batch, batch}, {"head", s.head, heads}, {"token", s.token, tokens}};
-  Checked span = head_dim;
-  for (const auto& a : axes) {
-    require(a.stride >= 0, name, " strides: ", a.axis, " stride ", a.stride, " is negative");
-    span = span + Checked(a.stride) * Checked(a.extent - 1);
-  }
-  require(span.ok() && (span * Checked(4)).ok(), name, " strides: the tensor spans more than 2^62 bytes");
-  require(tokens == 1 || s.token >= head_dim, name, " strides: token stride ", s.token, " is below head_dim ", head_dim,
-          " with ", tokens, " tokens");
-  require(heads == 1 || s.head >= head_dim, name, " strides: head stride ", s.head, " is below head_dim ", head_dim,
-          " with ", heads, " heads");
-}
-
 // No two elements of out may share a place: ordered by stride, each axis must step over the extent below it.
 void check_disjoint(const sale_strides& s, int32_t head_dim, int64_t batch, int64_t heads, int64_t tokens) {
   struct Axis {
@@ -117,6 +99,24 @@ std::vector<Sequence> check_problem(const sale_problem& p) {
       require(spans[i - 1].second <= spans[i].first || p.out.token == 0, "q_starts: two sequences write the same rows of out");
   }
   return sequences;
+}
+
+void check_strides(const char* name, const sale_strides& s, int32_t head_dim, int64_t batch, int64_t heads,
+                   int64_t tokens) {
+  const struct {
+    const char* axis;
+    int64_t stride, extent;
+  } axes[] = {{"batch", s.batch, batch}, {"head", s.head, heads}, {"token", s.token, tokens}};
+  Checked span = head_dim;
+  for (const auto& a : axes) {
+    require(a.stride >= 0, name, " strides: ", a.axis, " stride ", a.stride, " is negative");
+    span = span + Checked(a.stride) * Checked(a.extent - 1);
+  }
+  require(span.ok() && (span * Checked(4)).ok(), name, " strides: the tensor spans more than 2^62 bytes");
+  require(tokens == 1 || s.token >= head_dim, name, " strides: token stride ", s.token, " is below head_dim ", head_dim,
+          " with ", tokens, " tokens");
+  require(heads == 1 || s.head >= head_dim, name, " strides: head stride ", s.head, " is below head_dim ", head_dim,
+          " with ", heads, " heads");
 }
 
 Estimator check_estimator(const sale_options& o, int32_t kv_heads, int32_t head_dim) {

@@ -32,9 +32,19 @@ void lay_out_bits(Plan& plan) {
   plan.bits_words = at;
 }
 
+// Neighbouring tiles share the packing of keys and values, so an item should hold about eight (tile, head) pairs; but
+// there should be enough items to keep every thread busy. Results do not depend on it.
+int64_t tiles_per_item(const Plan& plan) {
+  int64_t tiles = 0;
+  for (const Sequence& s : plan.sequences) tiles += s.tiles;
+  const int64_t shared = std::max<int64_t>(1, 8 / plan.group);
+  const int64_t busy = tiles * plan.problem.kv_heads / (4 * plan.pool->threads());
+  return std::clamp<int64_t>(busy, 1, shared);
+}
+
 // Longest first, so that the last items to be taken are short; ties in a fixed order.
 void make_items(Plan& plan) {
-  const int64_t step = plan.backend->tiles_per_item(plan);
+  const int64_t step = plan.tiles_per_item;
   for (int32_t b = 0; b < plan.problem.batch; ++b) {
     const Sequence& s = plan.sequences[static_cast<size_t>(b)];
     for (int64_t t = 0; t < s.tiles; t += step)
@@ -49,18 +59,30 @@ void make_items(Plan& plan) {
 
 void lay_out_workspace(Plan& plan) {
   WorkspaceMap& w = plan.workspace;
+  const sale_problem& p = plan.problem;
   size_t at = 0;
-  if (!plan.with_index)
-    for (const Sequence& s : plan.sequences)
-      if (!s.dense)
-        at += index_map(plan.problem.kv_heads, plan.problem.head_dim, plan.estimator, s.k_len).total;
-  w.bits_at = at;
-  at += aligned(plan.bits_words * 8);
-  w.means_at = at;
-  const int64_t d = plan.problem.head_dim, means = int64_t{plan.problem.q_heads} + plan.problem.kv_heads;
-  at += aligned(plan.problem.batch * means * d * 4);
+  for (Sequence& s : plan.sequences) {
+    s.index_at = at;
+    if (!plan.with_index && !s.dense) at += index_map(p.kv_heads, p.head_dim, plan.estimator, s.k_len).total;
+  }
+  const auto area = [&](int64_t bytes) {
+    const size_t start = at;
+    at += aligned(bytes);
+    return start;
+  };
+  const bool int4 = plan.estimator.format == SALE_INT4, int8_products = plan.compute == SALE_COMPUTE_INT8;
+  w.bits_at = area(plan.bits_words * 8);
+  w.q_means_at = area(int4 ? int64_t{p.batch} * p.q_heads * p.head_dim * 4 : 0);
+  w.k_means_at = area(int8_products ? int64_t{p.batch} * p.kv_heads * p.head_dim * 4 : 0);
+  w.bias_at = at;
+  for (Sequence& s : plan.sequences) {
+    s.bias_at = at;
+    if (int4 && !s.dense) area(p.q_heads * round_up(s.k_len, k_block) * 4);
+  }
   w.scratch_at = at;
-  w.scratch_per_thread = aligned(static_cast<int64_t>(plan.backend->scratch_bytes(plan)));
+  const Shape shape = plan.shape();
+  w.scratch_per_thread = aligned(static_cast<int64_t>(std::max(plan.kernels->select_scratch(shape, plan.tiles_per_item),
+                                                               plan.kernels->attend_scratch(shape, plan.tiles_per_item))));
   w.total = at + w.scratch_per_thread * static_cast<size_t>(plan.pool->threads());
 }
 
@@ -77,9 +99,9 @@ std::string explain(const Plan& plan, const std::string& notes) {
             " coordinates", plan.estimator.projected ? " of a projection" : "", "\n");
   e += text("dense      ", dense_heads, " of ", plan.problem.q_heads, " query heads by threshold 0, ", dense_sequences, " of ",
             plan.problem.batch, " sequences by length\n");
-  e += text("items      ", plan.items.size(), " of up to ", plan.backend->tiles_per_item(plan), " query tiles x ", plan.group, " query heads\n");
-  e += text("workspace  ", w.total, " bytes: key index ", w.bits_at, ", selection ", plan.bits_words * 8, ", means ",
-            w.scratch_at - w.means_at, ", scratch ", w.scratch_per_thread, " x ", plan.pool->threads(), "\n");
+  e += text("items      ", plan.items.size(), " of up to ", plan.tiles_per_item, " query tiles x ", plan.group, " query heads\n");
+  e += text("workspace  ", w.total, " bytes: key index ", w.bits_at, ", selection ", plan.bits_words * 8, ", means and biases ",
+            w.scratch_at - w.q_means_at, ", scratch ", w.scratch_per_thread, " x ", plan.pool->threads(), "\n");
   return e;
 }
 
@@ -114,8 +136,10 @@ std::unique_ptr<Plan> make_plan(const sale_problem& p, const sale_options& o, bo
   for (Sequence& s : plan->sequences) s.dense = all_dense || s.k_len < o.dense_below;
   std::string notes;
   plan->backend = &choose_backend(p, o, notes);
+  plan->kernels = &plan->backend->kernels(machine());
   plan->pool = shared_pool(o.threads != 0 ? o.threads : machine().cpus);
   lay_out_bits(*plan);
+  plan->tiles_per_item = tiles_per_item(*plan);
   make_items(*plan);
   lay_out_workspace(*plan);
   plan->explanation = explain(*plan, notes);

@@ -1,6 +1,7 @@
 // A checked problem, its options, and everything that follows from the two. Immutable once made.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -12,9 +13,6 @@
 
 namespace sale {
 
-constexpr int64_t q_block = SALE_Q_BLOCK;
-constexpr int64_t k_block = SALE_K_BLOCK;
-
 // One sequence of the batch. Tile t covers query rows [64 t, min(64 t + 64, q_len)); it sees the key blocks below
 // visible_blocks(t). All rows of bits of one query head stand in `words` 64-bit words, tile t's from row_word[t] on.
 struct Sequence {
@@ -25,6 +23,8 @@ struct Sequence {
   int64_t words;       // per query head
   int64_t bits_at;     // first word of this sequence in the block list
   int64_t lse_rows;    // rows of the lse tensor (the longest sequence's)
+  size_t index_at;     // in the workspace, when the call makes its own index
+  size_t bias_at;      // in the workspace's bias area
 
   int64_t visible_keys(int64_t row) const { return std::min(k_len, row + q_offset + 1); }
   int64_t visible_blocks(int64_t tile) const {
@@ -41,9 +41,13 @@ struct Estimator {
   int groups() const { return format == SALE_INT4 ? 4 : 1; }  // key scales per block
 };
 
-// What the workspace holds, in order; offsets in bytes.
+// What the workspace holds, in order; offsets in bytes. Indexes come first, at 0.
 struct WorkspaceMap {
-  size_t index_at = 0, bits_at = 0, means_at = 0, scratch_at = 0, scratch_per_thread = 0, total = 0;
+  size_t bits_at = 0;     // selection
+  size_t q_means_at = 0;  // INT4: [batch, q_heads, head_dim]
+  size_t k_means_at = 0;  // INT8 products: [batch, kv_heads, head_dim]
+  size_t bias_at = 0;     // INT4: per sequence [q_heads, keys rounded up to 32]
+  size_t scratch_at = 0, scratch_per_thread = 0, total = 0;
 };
 
 // One unit of work: a kv head of a sequence and a group of neighbouring query tiles, with all their query heads.
@@ -65,15 +69,24 @@ struct Plan {
   std::vector<Item> items;  // longest first
   int64_t bits_words;       // of the whole block list
   const Backend* backend;
+  const Kernels* kernels;
+  int64_t tiles_per_item;
   std::shared_ptr<ThreadPool> pool;
   WorkspaceMap workspace;
   std::string explanation;
+
+  Shape shape() const {
+    return {problem.dtype, problem.head_dim, group,   estimator.rank, estimator.format,
+            compute,       sink,             local,   scale};
+  }
 };
 
 // Throws Failure. Parts of making a plan that others need too (key index, tools).
 Estimator check_estimator(const sale_options& o, int32_t kv_heads, int32_t head_dim);
 std::unique_ptr<Plan> make_plan(const sale_problem& p, const sale_options& o, bool with_index);
 void check_heads(const sale_problem& p);
+void check_strides(const char* name, const sale_strides& s, int32_t head_dim, int64_t batch, int64_t heads,
+                   int64_t tokens);
 
 // Bytes of one sequence's index of `keys` keys, and its parts.
 struct IndexMap {

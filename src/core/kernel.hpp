@@ -1,0 +1,82 @@
+// What a kernel sees: plain structs, no standard library. Kernel files are compiled with instruction-set flags, and an
+// inline function of a shared header compiled there could be the copy the linker keeps for everyone.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "sale/sale.h"
+
+namespace sale {
+
+constexpr int64_t q_block = SALE_Q_BLOCK;
+constexpr int64_t k_block = SALE_K_BLOCK;
+
+// The same for all heads of a plan.
+struct Shape {
+  sale_dtype dtype;
+  int32_t head_dim, group, rank;  // rank: coordinates scanned
+  sale_format format;
+  sale_compute compute;
+  int32_t sink, local;
+  float scale;
+};
+
+// The low-bit side of one kv head: codes [keys rounded up to 32, rank], scales [blocks, 4 or 1], smoothing [head_dim].
+struct IndexView {
+  int8_t* codes;
+  float* scales;
+  const float* smoothing;
+  const float* projection;  // [head_dim, rank] for keys, or null
+};
+
+// One kv head of one sequence and the query heads that share it. Pointers stand at the sequence's first token and the
+// group's first head; strides in elements; head_dim is contiguous.
+struct HeadGroup {
+  Shape shape;
+  const void *q, *k, *v;
+  void* out;
+  float* lse;  // or null; row r of head g at lse[g * lse_head + r]
+  int64_t q_token, q_head, k_token, v_token, out_token, out_head, lse_head;
+  int64_t q_len, k_len, q_offset;
+  const float* thresholds;  // [group]; 0: dense head
+  bool dense;               // every head dense, whatever its threshold
+  uint64_t* bits;           // head g's rows of blocks at bits + g * head_words
+  int64_t head_words;
+  const int64_t* row_word;   // [tiles + 1]
+  IndexView index;
+  const float* q_projection;  // [head_dim, rank] or null
+  const float* q_mean;        // INT4: [group, head_dim], smoothing of the queries
+  float* bias;                // INT4: [group, keys rounded up to 32], q_mean . smoothed key
+  const float* k_mean;        // INT8 products: [head_dim], smoothing of the keys
+
+  int64_t position(int64_t row) const { return row + q_offset; }
+  int64_t visible_keys(int64_t row) const { return position(row) + 1 < k_len ? position(row) + 1 : k_len; }
+  int64_t rows(int64_t tile) const { return q_len - tile * q_block < q_block ? q_len - tile * q_block : q_block; }
+  int64_t visible_blocks(int64_t tile) const {
+    return (visible_keys(tile * q_block + rows(tile) - 1) + k_block - 1) / k_block;
+  }
+  // First block of the local region of a tile; candidates stand between the sink and it.
+  int64_t local_block(int64_t tile) const {
+    const int64_t first = position(tile * q_block) < k_len - 1 ? position(tile * q_block) : k_len - 1;
+    const int64_t key = first + 1 - shape.local;
+    return key <= 0 ? 0 : key / k_block;
+  }
+  int64_t sink_blocks() const { return shape.sink / k_block; }
+  int64_t bias_stride() const { return (k_len + k_block - 1) / k_block * k_block; }
+};
+
+// The stages for one instruction set. Scratch is per thread, aligned to 64 bytes.
+struct Kernels {
+  size_t (*select_scratch)(const Shape&, int64_t tiles);
+  size_t (*attend_scratch)(const Shape&, int64_t tiles);
+  // Key codes of blocks [begin, end).
+  void (*index)(const HeadGroup&, int64_t begin, int64_t end);
+  // INT4: the bias of blocks [begin, end).
+  void (*bias)(const HeadGroup&, int64_t begin, int64_t end);
+  // Kept blocks of tiles [begin, end), all heads of the group.
+  void (*select)(const HeadGroup&, int64_t begin, int64_t end, void* scratch);
+  void (*attend)(const HeadGroup&, int64_t begin, int64_t end, void* scratch);
+};
+
+}  // namespace sale

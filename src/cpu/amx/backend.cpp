@@ -1,0 +1,23 @@
+#include "core/backend.hpp"
+#include "cpu/amx/kernels.hpp"
+#include "cpu/avx512/kernels.hpp"
+
+namespace sale {
+namespace {
+std::string why_not_machine(const Machine& m) {
+  if (!m.amx_reason.empty()) return m.amx_reason;
+  return m.amx_int8 && m.amx_bf16 && m.avx512_bf16 ? "" : "this CPU has no AMX with INT8 and BF16 tiles";
+}
+std::string why_not(const sale_problem& p, const sale_options&) {
+  return p.head_dim % 64 == 0 ? "" : "head_dim " + std::to_string(p.head_dim) + " is not a multiple of 64";
+}
+const Kernels& kernels(const Machine&) {
+  static constexpr Kernels k{amx::select_scratch, amx::attend_scratch, avx512::index,
+                             avx512::bias,        amx::select,         amx::attend};
+  return k;
+}
+}  // namespace
+
+const Backend amx_backend{"amx", "x86-64 with AMX INT8 and BF16 tiles, AVX-512", why_not_machine, why_not, kernels};
+
+}  // namespace sale

@@ -1,0 +1,23 @@
+#include "core/backend.hpp"
+#include "cpu/avx512/kernels.hpp"
+
+namespace sale {
+namespace {
+std::string why_not_machine(const Machine& m) {
+  return m.avx512 ? "" : "this CPU has no AVX-512 with BW, DQ, VL and VNNI";
+}
+std::string why_not(const sale_problem& p, const sale_options&) {
+  return p.head_dim % 32 == 0 ? "" : "head_dim " + std::to_string(p.head_dim) + " is not a multiple of 32";
+}
+const Kernels& kernels(const Machine& m) {
+  using namespace avx512;
+  static constexpr Kernels f32{select_scratch, attend_scratch, index, bias, select, attend};
+  static constexpr Kernels bf16{select_scratch, attend_scratch_bf16, index, bias, select, attend_bf16};
+  return m.avx512_bf16 ? bf16 : f32;
+}
+}  // namespace
+
+const Backend avx512_backend{"avx512", "x86-64 with AVX-512 (VNNI; bf16 products where AVX512-BF16 is there)",
+                             why_not_machine, why_not, kernels};
+
+}  // namespace sale
