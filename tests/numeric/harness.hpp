@@ -1,0 +1,101 @@
+// A problem line, run through the C ABI on one backend; everything that came out, ready to be compared.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "case/instance.hpp"
+#include "oracle/oracle.hpp"
+
+namespace sale_test {
+
+using sale_case::Case;
+using sale_case::Instance;
+
+struct Failed : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+void expect(bool condition, const std::string& what);
+// Throws Failed with the library's message.
+void ok(sale_status status, const char* call);
+
+struct PlanDeleter {
+  void operator()(sale_plan* p) const { sale_plan_destroy(p); }
+};
+struct IndexDeleter {
+  void operator()(sale_index* p) const { sale_index_destroy(p); }
+};
+struct BlocksDeleter {
+  void operator()(sale_blocks* p) const { sale_blocks_destroy(p); }
+};
+using Plan = std::unique_ptr<sale_plan, PlanDeleter>;
+using Index = std::unique_ptr<sale_index, IndexDeleter>;
+using Blocks = std::unique_ptr<sale_blocks, BlocksDeleter>;
+
+Plan make_plan(const sale_problem& p, const sale_options& o, bool with_index);
+Index make_index(const sale_problem& p, const sale_options& o, int64_t capacity);
+Blocks make_blocks(const Plan& plan);
+sale_case::Memory make_workspace(const Plan& plan);  // to the byte, before an unreadable page
+sale_options with_backend(sale_options o, const std::string& backend);
+
+// Names of the backends this machine can run, and for those it cannot the reason.
+const std::vector<std::string>& usable_backends();
+std::string unusable_backends();
+// Those of them that can run this problem.
+std::vector<std::string> backends_for(const Instance& in);
+
+// [sequence][head][tile] -> kept blocks
+using Lists = std::vector<std::vector<sale_oracle::BlockLists>>;
+Lists read_lists(const Instance& in, const sale_blocks* blocks);
+
+struct Result {
+  Lists lists;
+  std::vector<std::byte> out, lse;  // whole memories, gaps included
+  int64_t kept = 0, visible = 0;
+  std::vector<Index> indexes;  // one per sequence, made of the whole keys
+  bool operator==(const Result& r) const { return lists == r.lists && out == r.out && lse == r.lse; }
+};
+// sale_run, then select and attend on their own with the other kind of plan (with and without key indexes): all must
+// agree to the bit, and nothing outside the rows may be written.
+Result run(Instance& in, const std::string& backend);
+
+// One head as the oracle wants it.
+sale_oracle::Head head_of(const Instance& in, int64_t b, int64_t h);
+sale_oracle::Estimator estimator_of(const Instance& in, int64_t h);
+
+struct Tally {
+  int64_t cases = 0, backend_runs = 0, candidates = 0, kept = 0, visible = 0, exempted = 0;
+  double worst = 0;  // share of the error limit
+  void add(const Tally& t);
+};
+// Everything against the oracle and all backends against each other. Throws Failed.
+Tally check_case(const Case& c);
+// What one head's attention over given lists must be, and how far from it the outputs in `in` are: the worst share of
+// the limit; throws Failed beyond it.
+struct Expected {
+  sale_oracle::Head head;
+  sale_oracle::Attention exact;
+  double relative;                         // limit, as a share of sum p|v|
+  std::vector<std::vector<bool>> tainted;  // [tile][column]: V holds NaN or infinity in a kept block
+};
+Expected expected_attention(const Instance& in, int64_t b, int64_t h, const sale_oracle::BlockLists& lists);
+double check_attention(const Instance& in, int64_t b, int64_t h, const Expected& e, const std::string& who);
+
+// The line being worked on by this thread: printed when the process dies.
+void set_current(const std::string& line);
+// Runs body(i) for i in [0, n) on all cores; collects the first failures as text, each with its problem line.
+std::string in_parallel(int64_t n, const std::function<Case(int64_t)>& make,
+                        const std::function<Tally(const Case&)>& body, Tally& total);
+
+struct Flags {
+  int64_t cases = 2000;
+  uint64_t seed = 1;
+  int64_t repeats = 100;
+  std::vector<std::string> lines;
+};
+const Flags& flags();
+
+}  // namespace sale_test

@@ -1,0 +1,108 @@
+// Sections 1 and 2 of docs/numerics.md: smoothing, projections, codes.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "oracle.hpp"
+
+namespace sale_oracle {
+namespace {
+
+// The table of section 1.4, for the rows of one group; each row has `r` coordinates.
+struct Group {
+  float largest = 0;
+  bool finite = true;
+  void see(const float* y, int64_t r) {
+    for (int64_t c = 0; c < r; ++c) {
+      if (!std::isfinite(y[c])) finite = false;
+      largest = std::max(largest, std::fabs(y[c]));
+    }
+  }
+  float scale(float qmax) const {
+    if (!finite) return std::numeric_limits<float>::quiet_NaN();
+    return largest < 0x1p-100f ? 0.0f : largest / qmax;
+  }
+  void code(const float* y, int64_t r, float qmax, int8_t* to) const {
+    const bool zero = !finite || largest < 0x1p-100f;
+    const float factor = zero ? 0.0f : qmax / largest;
+    for (int64_t c = 0; c < r; ++c)
+      to[c] = zero ? int8_t{0} : static_cast<int8_t>(std::nearbyint(y[c] * factor));
+  }
+};
+
+// x [d] times the projection [d, r], ascending, every product and sum rounded; without one, x itself.
+void project(const float* x, int64_t d, const float* projection, int64_t r, float* y) {
+  if (projection == nullptr) {
+    std::copy(x, x + r, y);
+    return;
+  }
+  for (int64_t c = 0; c < r; ++c) {
+    float sum = 0;
+    for (int64_t a = 0; a < d; ++a) {
+      const float product = x[a] * projection[a * r + c];
+      sum = sum + product;
+    }
+    y[c] = sum;
+  }
+}
+
+Floats transform(const Floats& x, int64_t rows, int64_t d, const float* shift, const float* projection, int64_t r) {
+  Floats y(static_cast<size_t>(rows * r)), shifted(static_cast<size_t>(d));
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t c = 0; c < d; ++c) {
+      const float e = x[static_cast<size_t>(i * d + c)];
+      shifted[static_cast<size_t>(c)] = shift != nullptr ? e - shift[c] : e;
+    }
+    project(shifted.data(), d, projection, r, y.data() + i * r);
+  }
+  return y;
+}
+
+// Codes of rows [0, n) of y, grouped by group_of(row).
+template <class GroupOf>
+Codes encode(const Floats& y, int64_t n, int64_t r, int64_t groups, float qmax, GroupOf group_of) {
+  std::vector<Group> group(static_cast<size_t>(groups));
+  for (int64_t i = 0; i < n; ++i) group[static_cast<size_t>(group_of(i))].see(y.data() + i * r, r);
+  Codes c;
+  for (const Group& g : group) c.scales.push_back(g.scale(qmax));
+  c.codes.resize(static_cast<size_t>(n * r));
+  for (int64_t i = 0; i < n; ++i)
+    group[static_cast<size_t>(group_of(i))].code(y.data() + i * r, r, qmax, c.codes.data() + i * r);
+  return c;
+}
+
+}  // namespace
+
+int64_t Head::last_row(int64_t tile) const { return std::min(q_len, (tile + 1) * tile_rows) - 1; }
+int64_t Head::visible_keys(int64_t row) const { return std::min(k_len, row + q_offset + 1); }
+int64_t Head::visible_blocks(int64_t tile) const {
+  return (visible_keys(last_row(tile)) + block_keys - 1) / block_keys;
+}
+
+Floats mean(const Floats& x, int64_t rows, int64_t d) {
+  std::vector<double> sum(static_cast<size_t>(d), 0.0);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t c = 0; c < d; ++c) sum[static_cast<size_t>(c)] += x[static_cast<size_t>(i * d + c)];
+  Floats m;
+  for (double s : sum) m.push_back(static_cast<float>(s / static_cast<double>(rows)));
+  return m;
+}
+
+Codes key_codes(const Floats& k, int64_t k_len, int64_t d, const Floats& smoothing, const Estimator& e) {
+  const Floats y = transform(k, k_len, d, smoothing.data(), e.k_projection, e.rank);
+  const int64_t blocks = (k_len + block_keys - 1) / block_keys;
+  if (e.format == SALE_INT8)
+    return encode(y, k_len, e.rank, blocks, 127.0f, [](int64_t j) { return j / block_keys; });
+  return encode(y, k_len, e.rank, blocks * 4, 7.0f, [](int64_t j) { return j / block_keys * 4 + j % 8 / 2; });
+}
+
+Codes query_codes(const Floats& q, int64_t q_len, int64_t d, const Floats& smoothing, const Estimator& e) {
+  if (e.format == SALE_INT8) {
+    const Floats x = transform(q, q_len, d, nullptr, e.q_projection, e.rank);
+    return encode(x, q_len, e.rank, (q_len + tile_rows - 1) / tile_rows, 127.0f, [](int64_t i) { return i / tile_rows; });
+  }
+  const Floats x = transform(q, q_len, d, smoothing.data(), nullptr, d);
+  return encode(x, q_len, d, (q_len + 15) / 16 * 8, 7.0f, [](int64_t i) { return i / 16 * 8 + i % 8; });
+}
+
+}  // namespace sale_oracle

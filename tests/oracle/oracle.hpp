@@ -1,0 +1,95 @@
+// The method once, in the notation of docs/numerics.md, in plain loops. Shares no code with src/.
+//
+// Whatever the page defines to the bit (codes, scales, the thresholds' fixed-point form) is done here in the same f32
+// steps; compile with -ffp-contract=off. Everything else is double. One query head of one sequence at a time.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "sale/sale.h"
+
+namespace sale_oracle {
+
+using Floats = std::vector<float>;
+
+constexpr int64_t tile_rows = 64, block_keys = 32;
+
+// One query head and its kv head: values as f32, [tokens, d].
+struct Head {
+  int64_t d = 0, q_len = 0, k_len = 0, q_offset = 0;
+  Floats q, k, v;
+  float scale = 0;
+
+  int64_t tiles() const { return (q_len + tile_rows - 1) / tile_rows; }
+  int64_t last_row(int64_t tile) const;       // of the tile, within q_len
+  int64_t visible_keys(int64_t row) const;    // keys 0 .. this - 1 are seen
+  int64_t visible_blocks(int64_t tile) const;
+};
+
+struct Estimator {
+  sale_format format = SALE_INT8;
+  int64_t rank = 0;                                            // coordinates scanned
+  const float *q_projection = nullptr, *k_projection = nullptr;  // [d, rank] of this kv head, or null
+};
+
+struct Regions {
+  int64_t sink = 32, local = 128;
+};
+
+// ---- 1, 2: codes ---------------------------------------------------------------------------------------------------
+
+// Mean of rows [0, rows) in double, ascending, rounded to f32.
+Floats mean(const Floats& x, int64_t rows, int64_t d);
+
+struct Codes {
+  std::vector<int8_t> codes;  // [tokens, rank]
+  Floats scales;              // keys: [blocks, 4 or 1]; queries: per tile, or per pair of rows [(tokens / 16) * 8 + r % 8]
+};
+Codes key_codes(const Floats& k, int64_t k_len, int64_t d, const Floats& smoothing, const Estimator& e);
+// smoothing: the mean of q for INT4; not used for INT8.
+Codes query_codes(const Floats& q, int64_t q_len, int64_t d, const Floats& smoothing, const Estimator& e);
+
+// ---- 3: thresholds ---------------------------------------------------------------------------------------------------
+
+// Per row: T_i = m_i + ln(tau l_i) over the reference keys. `exact` from exact scores in double, `defined` the page's
+// fixed-point form to the bit.
+struct Thresholds {
+  std::vector<double> m, l, exact;
+  Floats defined;
+};
+Thresholds thresholds(const Head& h, const Floats& smoothed_keys, float tau, const Regions& r, bool fixed_point);
+
+// ---- 4: the vote -----------------------------------------------------------------------------------------------------
+
+struct Candidate {
+  int32_t block;
+  double margin;  // max over pairs of (estimate - T_i), T_i exact; kept when not below 0; +inf when undefined
+  double near;    // how far from 0 the definition lets an implementation's decision differ, 2^-10 max(1, |T|)
+  bool kept;      // by the definition to the bit
+};
+struct Tile {
+  int64_t visible = 0, first_candidate = 0, last_candidate = 0;  // candidates [first, last); the others are kept
+  std::vector<Candidate> candidates;                             // empty for dense heads
+  std::vector<int32_t> kept;                                     // by the definition to the bit, ascending
+};
+// smoothing: of the keys, whoever fixed it.
+std::vector<Tile> select(const Head& h, const Floats& smoothing, const Estimator& e, const Regions& r, float tau,
+                         bool dense);
+
+// ---- 5: attention ----------------------------------------------------------------------------------------------------
+
+using BlockLists = std::vector<std::vector<int32_t>>;  // kept blocks per tile
+BlockLists all_blocks(const Head& h);
+
+struct Attention {
+  std::vector<double> out, weighed;  // [q_len, d]; weighed: sum of p |v|
+  std::vector<double> lse;           // [q_len]
+  std::vector<double> reach;         // [q_len] largest sum |q||k| scale of a seen key: what f32 scores lose digits on
+};
+// int8_products: scores from codes of Q per row and of smoothed K per block of 32, in double from there on.
+Attention attend(const Head& h, const BlockLists& blocks, bool int8_products);
+// The same in f32 throughout, one sum after the other: what a plain implementation gets.
+Floats attend_plainly(const Head& h, const BlockLists& blocks);
+
+}  // namespace sale_oracle
