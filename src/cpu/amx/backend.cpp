@@ -4,10 +4,14 @@
 
 namespace sale {
 namespace {
+#if defined(SALE_AMX_EMULATE)  // a test build: see tile.hpp
+std::string why_not_machine(const Machine& m) { return m.avx512_bf16 ? "" : "this CPU has no AVX512-BF16"; }
+#else
 std::string why_not_machine(const Machine& m) {
   if (!m.amx_reason.empty()) return m.amx_reason;
   return m.amx_int8 && m.amx_bf16 && m.avx512_bf16 ? "" : "this CPU has no AMX with INT8 and BF16 tiles";
 }
+#endif
 std::string why_not(const sale_problem& p, const sale_options&) {
   return p.head_dim % 64 == 0 ? "" : "head_dim " + std::to_string(p.head_dim) + " is not a multiple of 64";
 }

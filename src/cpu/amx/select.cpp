@@ -2,9 +2,9 @@
 //
 //   A: 16 keys x 64 coordinates, straight from the index; B: 64 coordinates x 16 queries; C: 16 keys x 16 queries, i32
 //
-// Up to rank 64 a tile of queries is one B tile, and the four of a query tile stay in tiles 4..7 for a whole chunk. Per
-// block of 32 keys: 2 loads of A, 8 products (128 cycles), 8 stores of C and 128 vector maxima, which overlap the next
-// block's products. Floor 0.0625 cycles a score by the tile unit (rank 64; 0.125 at 128).
+// Per block of 32 keys and 64 queries at rank 64: 6 tile loads (48 cycles), 8 products (128), 8 stores of C (128) and, for
+// the block before, 128 vector maxima (64), all on different units. Floor 0.0625 cycles a score by the tile unit (rank 64;
+// 0.125 at 128).
 #include "cpu/amx/kernels.hpp"
 #include "cpu/amx/tile.hpp"
 #include "cpu/common/select.hpp"
@@ -17,14 +17,6 @@ struct ScanTiles {
   static int32_t width(int32_t rank) { return (rank + 63) / 64 * 64; }
   static void begin() { tiles_begin(); }
   static void end() { tiles_end(); }
-
-  static void hold(const uint32_t* q, int32_t width) {
-    if (width != 64) return;
-    tile_load<4>(q, 64);
-    tile_load<5>(q + 256, 64);
-    tile_load<6>(q + 512, 64);
-    tile_load<7>(q + 768, 64);
-  }
 
   static void products(const int8_t* keys, const uint32_t* panel, int32_t width, const int32_t*, int32_t* out) {
     tile_zero<0>();
@@ -40,59 +32,70 @@ struct ScanTiles {
     tile_store<1>(out + 256, 64);
   }
 
-  static void maxima(const int8_t* keys, const uint32_t* q, int32_t width, const int32_t*, I16 m[panels]) {
-    alignas(64) int32_t out[panels][k_block][16];
-    if (width == 64) {
-      held_products(keys, out);
-    } else {
-      for (int p = 0; p < panels; p += 2) two_panels(keys, q + p * 16 * (width / 4), width, out + p);
-    }
-    for (int p = 0; p < panels; ++p) {
-      I16 a = load(out[p][0]), b = load(out[p][1]);
-      for (int j = 2; j < k_block; j += 2) {
-        a = max(a, load(out[p][j]));
-        b = max(b, load(out[p][j + 1]));
+  // The tile unit works on one block while the vector units reduce the one before: two buffers, alternating.
+  static void maxima(const int8_t* keys, int64_t blocks, const uint32_t* q, int32_t width, const int32_t*,
+                     I16 (*m)[panels]) {
+    alignas(64) int32_t out[2][panels][k_block][16];
+    for (int64_t b = 0; b <= blocks; ++b, keys += k_block * width) {
+      Block *now = &out[b & 1], *before = &out[(b + 1) & 1];
+      if (b == 0) {
+        step<true, false>(keys, q, width, *now, *before, nullptr);
+      } else if (b < blocks) {
+        step<true, true>(keys, q, width, *now, *before, m[b - 1]);
+      } else {
+        step<false, true>(keys, q, width, *now, *before, m[b - 1]);
       }
-      m[p] = max(a, b);
     }
   }
 
 private:
-  template <int c, int b>
-  SALE_INLINE void one(int32_t* to) {
-    tile_zero<c>();
-    dot_i8<c, 3, b>();
-    tile_store<c>(to, 64);
-  }
-  SALE_INLINE void held_products(const int8_t* keys, int32_t out[panels][k_block][16]) {
-    for (int half = 0; half < 2; ++half) {
-      tile_load<3>(keys + half * 16 * 64, 64);
-      one<0, 4>(out[0][half * 16]);
-      one<1, 5>(out[1][half * 16]);
-      one<2, 6>(out[2][half * 16]);
-      one<0, 7>(out[3][half * 16]);
+  using Block = int32_t[panels][k_block][16];
+
+  SALE_INLINE I16 top_of(const int32_t (*rows)[16]) {
+    I16 a = load(rows[0]), b = load(rows[1]);
+    for (int j = 2; j < 16; j += 2) {
+      a = max(a, load(rows[j]));
+      b = max(b, load(rows[j + 1]));
     }
+    return max(a, b);
   }
-  SALE_INLINE void two_panels(const int8_t* keys, const uint32_t* q, int32_t width, int32_t (*out)[k_block][16]) {
-    const uint32_t* second = q + 16 * (width / 4);
-    tile_zero<0>();
-    tile_zero<1>();
-    tile_zero<2>();
-    tile_zero<3>();
-    for (int32_t c = 0; c < width; c += 64) {
-      tile_load<4>(keys + c, width);
-      tile_load<6>(q + c / 4 * 16, 64);
-      dot_i8<0, 4, 6>();
-      tile_load<7>(second + c / 4 * 16, 64);
-      dot_i8<1, 4, 7>();
-      tile_load<5>(keys + 16 * width + c, width);
-      dot_i8<2, 5, 6>();
-      dot_i8<3, 5, 7>();
+
+  // Panel p of this block into C tiles c and c + 1, panel p of the block before to its maximum. A product takes 52 cycles
+  // to come out and 16 to follow the next, so C tiles alternate in pairs; queries are read again for every block (L1).
+  template <bool multiply, bool reduce, int c>
+  SALE_INLINE void panel(const int8_t* keys, const uint32_t* q, int32_t width, int32_t (*to)[16],
+                         const int32_t (*from)[16], I16* m) {
+    if constexpr (multiply) {
+      tile_zero<c>();
+      tile_zero<c + 1>();
+      for (int32_t w = 0; w < width; w += 64) {
+        tile_load<6>(q + w / 4 * 16, 64);
+        if (width > 64) {
+          tile_load<4>(keys + w, width);
+          tile_load<5>(keys + 16 * width + w, width);
+        }
+        dot_i8<c, 4, 6>();
+        dot_i8<c + 1, 5, 6>();
+      }
+      tile_store<c>(to[0], 64);
     }
-    tile_store<0>(out[0][0], 64);
-    tile_store<1>(out[1][0], 64);
-    tile_store<2>(out[0][16], 64);
-    tile_store<3>(out[1][16], 64);
+    I16 top = splat(INT32_MIN);
+    if constexpr (reduce) top = top_of(from);
+    if constexpr (multiply) tile_store<c + 1>(to[16], 64);
+    if constexpr (reduce) *m = max(top, top_of(from + 16));
+  }
+
+  template <bool multiply, bool reduce>
+  SALE_INLINE void step(const int8_t* keys, const uint32_t* q, int32_t width, Block& now, const Block& before, I16* m) {
+    const int64_t next = 16 * (width / 4);
+    if (multiply && width == 64) {  // one tile deep: the keys stay
+      tile_load<4>(keys, 64);
+      tile_load<5>(keys + 16 * 64, 64);
+    }
+    panel<multiply, reduce, 0>(keys, q, width, now[0], before[0], m);
+    panel<multiply, reduce, 2>(keys, q + next, width, now[1], before[1], m + 1);
+    panel<multiply, reduce, 0>(keys, q + 2 * next, width, now[2], before[2], m + 2);
+    panel<multiply, reduce, 2>(keys, q + 3 * next, width, now[3], before[3], m + 3);
   }
 };
 

@@ -3,7 +3,7 @@
 //   item      one kv head, T neighbouring query tiles, all G query heads of the group: U = T*G "lanes" (head, tile)
 //   per lane  O [64, d] f32, running maximum m [64], running sums l [64][16] (never reduced until the end), Q rows
 //
-//   for each chunk of 16 key blocks (512 keys):
+//   for each chunk of 32 key blocks (f32: 16):
 //     pack K and V of every block that any lane keeps          <- shared by U lanes, so packing costs 1/U per lane
 //     for each lane, for each strip of 32 rows:
 //       for each run of up to 4 kept blocks (128 keys):
@@ -28,7 +28,7 @@
 namespace sale {
 namespace {
 
-constexpr int chunk_blocks = 16, run_blocks = 4;
+constexpr int run_blocks = 4;
 constexpr int64_t strip_rows = 32, run_keys = run_blocks * k_block;
 constexpr float log2e = 1.44269502162933349609375f, ln2 = 0.693147182464599609375f;
 constexpr float empty_maximum = -1e30f;  // finite, so that a row without keys yields zeros and not NaN
@@ -212,6 +212,9 @@ struct MixF32 {
 
 template <class Score, class Mix>
 struct Attend {
+  // As many packed blocks as share L2 with the lanes' state: half a MiB at d = 128.
+  static constexpr int chunk_blocks = sizeof(typename Mix::P) == 2 ? 32 : 16;
+
   struct Lane {
     const HeadGroup* h;
     int head;
@@ -271,7 +274,7 @@ struct Attend {
     const HeadGroup& h = *lane.h;
     const int64_t word = h.row_word[lane.tile] + first / 64;
     if (word >= h.row_word[lane.tile + 1]) return 0;
-    return static_cast<uint32_t>(h.bits[lane.head * h.head_words + word] >> (first % 64)) & ((1u << chunk_blocks) - 1);
+    return static_cast<uint32_t>(h.bits[lane.head * h.head_words + word] >> (first % 64)) & (0xffffffffu >> (32 - chunk_blocks));
   }
 
   // Keys that a row does not see, in blocks that reach beyond the diagonal.

@@ -29,18 +29,23 @@ struct ScanDot {
   static int32_t width(int32_t rank) { return rank; }  // of a coded row in bytes
   static void begin() {}
   static void end() {}
-  static void hold(const uint32_t*, int32_t) {}  // the queries of the next calls of maxima
 
   // out[32][16]
   static void products(const int8_t* keys, const uint32_t* panel, int32_t width, const int32_t* undo, int32_t* out) {
     multiply_keys<1>(keys, panel, width, undo, [&](int64_t j, int, const I16& acc) { store(out + j * 16, acc); });
   }
-  // m[p] = max over the 32 keys, for each of the four panels of q.
-  static void maxima(const int8_t* keys, const uint32_t* q, int32_t width, const int32_t* undo, I16 m[panels]) {
-    for (int p = 0; p < panels; ++p) m[p] = splat(INT32_MIN);
-    for (int p = 0; p < panels; p += tile_panels)
-      multiply_keys<tile_panels>(keys, q + p * 16 * (width / 4), width, undo + p * 16,
-                                 [&](int64_t, int i, const I16& acc) { m[p + i] = max(m[p + i], acc); });
+  // m[b][p] = max over the 32 keys of block b, for each of the four panels of q.
+  static void maxima(const int8_t* keys, int64_t blocks, const uint32_t* q, int32_t width, const int32_t* undo,
+                     I16 (*m)[panels]) {
+    for (int64_t b = 0; b < blocks; ++b, keys += k_block * width) {
+      for (int p = 0; p < panels; p += tile_panels) {
+        I16 top[tile_panels];
+        for (int i = 0; i < tile_panels; ++i) top[i] = splat(INT32_MIN);
+        multiply_keys<tile_panels>(keys, q + p * 16 * (width / 4), width, undo + p * 16,
+                                   [&](int64_t, int i, const I16& acc) { top[i] = max(top[i], acc); });
+        for (int i = 0; i < tile_panels; ++i) m[b][p + i] = top[i];
+      }
+    }
   }
 
 private:
@@ -316,14 +321,19 @@ struct Select {
 
   // ---- vote ----
 
-  SALE_INLINE bool vote_int8(const HeadGroup& h, const Lane& lane, const int8_t* keys, float key_scale) {
-    I16 m[panels];
-    Scan::maxima(keys, lane.codes, Scan::width(h.shape.rank), lane.undo, m);
-    const F16 f = splat((lane.scale[0] * h.shape.scale) * key_scale);
-    bool keep = false;
-    for (int p = 0; p < panels; ++p)
-      keep |= any_not_below(to_float(m[p]) * f, load(lane.threshold + p * 16));
-    return keep;
+  static void keep(uint64_t* bits, int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) bits[b / 64] |= uint64_t{1} << (b % 64);
+  }
+
+  static void vote_int8(const HeadGroup& h, const Lane& lane, const int8_t* keys, int64_t first, int64_t blocks) {
+    I16 m[scan_blocks][panels];
+    Scan::maxima(keys, blocks, lane.codes, Scan::width(h.shape.rank), lane.undo, m);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const F16 f = splat((lane.scale[0] * h.shape.scale) * h.index.scales[first + b]);
+      bool any = false;
+      for (int p = 0; p < panels; ++p) any |= any_not_below(to_float(m[b][p]) * f, load(lane.threshold + p * 16));
+      if (any) keep(lane.bits, first + b, first + b + 1);
+    }
   }
 
   static bool vote_int4(const HeadGroup& h, const Lane& lane, const Scratch& w, const int8_t* keys,
@@ -365,10 +375,6 @@ struct Select {
   }
 
   // ---- walk ----
-
-  static void keep(uint64_t* bits, int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) bits[b / 64] |= uint64_t{1} << (b % 64);
-  }
 
   static void start(const HeadGroup& h, int head, int64_t tile, int64_t n_reference, Lane& lane, const Scratch& w) {
     const int64_t visible = h.visible_blocks(tile);
@@ -426,15 +432,15 @@ struct Select {
     for (int64_t u = 0; u < lanes; ++u) {
       const Lane& lane = w.lanes[u];
       const int64_t end = lane.last < last ? lane.last : last;
-      if (first < end) Scan::hold(lane.codes, static_cast<int32_t>(width));
-      for (int64_t b = first; b < end; ++b) {
-        const int8_t* keys = w.chunk + (b - first) * bytes;
-        const bool kept = h.shape.format == SALE_INT8
-                              ? vote_int8(h, lane, keys, h.index.scales[b])
-                              : vote_int4(h, lane, w, keys, h.index.scales + b * 4,
-                                          h.bias + lane.head * h.bias_stride() + b * k_block);
-        if (kept) keep(lane.bits, b, b + 1);
+      if (first >= end) continue;
+      if (h.shape.format == SALE_INT8) {
+        vote_int8(h, lane, w.chunk, first, end - first);
+        continue;
       }
+      const float* bias = h.bias + lane.head * h.bias_stride();
+      for (int64_t b = first; b < end; ++b)
+        if (vote_int4(h, lane, w, w.chunk + (b - first) * bytes, h.index.scales + b * 4, bias + b * k_block))
+          keep(lane.bits, b, b + 1);
     }
   }
 };
