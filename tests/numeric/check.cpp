@@ -131,8 +131,9 @@ double check_attention(const Instance& in, int64_t b, int64_t h, const Expected&
     const std::vector<bool>& tainted = e.tainted[static_cast<size_t>(i / 64)];
     const double reach = e.exact.reach[static_cast<size_t>(i)];
     if (reach / double{head.scale} > 1e36) continue;  // beyond f32: NaN or a number, as dense attention
-    // Large scores carry their own rounding: an f32 score of 1000 is known to 2^-14.
-    const double slack = reach > 64 ? reach * 0x1p-21 : 0;
+    // Scores carry their own rounding: an f32 score of 1000 is known to 2^-14. Beside f32 outputs it always counts: a
+    // head of few rows is no fair sample of what a plain implementation does to the worst row.
+    const double slack = reach > 64 ? reach * 0x1p-21 : in.c.dtype == SALE_F32 ? reach * 0x1p-23 : 0;
     const std::byte* row = in.out.row(b, h, i);
     for (int64_t c = 0; c < head.d; ++c) {
       const size_t at = static_cast<size_t>(i * head.d + c);
