@@ -28,13 +28,32 @@ dnnl::engine& engine() {
   return cpu;
 }
 
-// oneDNN takes its thread count from the calling thread's OpenMP setting. Looked up at run time so that whichever OpenMP
-// runtime oneDNN brought along is the one that is told.
-void set_onednn_threads(int threads) {
+// oneDNN takes its thread count from the calling thread's OpenMP setting; it is put back afterwards. Looked up at run time
+// so that whichever OpenMP runtime oneDNN brought along is the one that is told.
+class OneDnnThreads {
+ public:
+  explicit OneDnnThreads(int threads) : before_(get() ? get()() : 0) {
+    if (set()) set()(threads);
+  }
+  ~OneDnnThreads() {
+    if (set() && before_ > 0) set()(before_);
+  }
+  OneDnnThreads(const OneDnnThreads&) = delete;
+  OneDnnThreads& operator=(const OneDnnThreads&) = delete;
+
+ private:
+  using Get = int (*)();
   using Set = void (*)(int);
-  static const auto set = reinterpret_cast<Set>(::dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
-  if (set) set(threads);
-}
+  static Get get() {
+    static const auto function = reinterpret_cast<Get>(::dlsym(RTLD_DEFAULT, "omp_get_max_threads"));
+    return function;
+  }
+  static Set set() {
+    static const auto function = reinterpret_cast<Set>(::dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
+    return function;
+  }
+  int before_;
+};
 
 void* scratch(size_t bytes) {
   thread_local Buffer<std::byte> buffer;
@@ -98,7 +117,7 @@ Linear::Linear(Compute compute, int64_t in, int64_t out, const std::vector<float
   s.activation = resolve(compute) == Compute::bf16 ? Type::bf16 : Type::f32;
   if (ssize_of(weights) != checked_mul(in, out, "linear layer") || (!bias.empty() && ssize_of(bias) != out))
     fail("linear layer: ", weights.size(), " weights and ", bias.size(), " biases; ", in, " x ", out, " is expected");
-  set_onednn_threads(1);
+  const OneDnnThreads one(1);
   dnnl::stream stream(engine());
   if (!bias.empty()) {
     s.bias = dnnl::memory(dnnl::memory::desc({1, out}, Type::f32, Tag::ab), engine());
@@ -122,7 +141,7 @@ int64_t Linear::out() const { return state_->out; }
 void Linear::run(int64_t rows, const void* src, void* dst, Then then, const void* other, int threads) const {
   if (rows == 0) return;
   const int used = state_->in * state_->out >= kWorthThreads ? std::max(threads, 1) : 1;
-  set_onednn_threads(used);
+  const OneDnnThreads guard(used);
   const Ready ready = state_->prepare(rows, then, used);
   const auto memory = [](const dnnl::memory::desc& desc, const void* data) {
     return dnnl::memory(desc, engine(), const_cast<void*>(data));
