@@ -1,0 +1,28 @@
+# Two commands matter: `make demo` runs the main job, `make test` passes the tests.
+BUILD ?= build/release
+# What `make demo` hands to the program: make demo ARGS="--tokens 32k --backend avx512"
+ARGS ?=
+
+.PHONY: all demo test bench format clean
+
+all:
+	@scripts/setup.sh build
+	@cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DSALE_TESTS=OFF >/dev/null
+	@cmake --build $(BUILD)
+
+demo: all
+	$(BUILD)/cli/sale demo --out build/demo $(ARGS)
+
+test:
+	@scripts/setup.sh test
+	@scripts/test.sh
+
+# The figures of the README, saved under bench/results with this machine's name.
+bench: all
+	@bench/cpu
+
+format:
+	@git ls-files '*.cpp' '*.hpp' '*.h' | xargs clang-format-19 -i
+
+clean:
+	rm -rf build

@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Everything CI runs, stage by stage, each timed. Stops at the first failure.
+#   scripts/test.sh [stage ...]   only those
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+jobs=$(nproc)
+build=$root/build
+export CTEST_OUTPUT_ON_FAILURE=1 CTEST_PARALLEL_LEVEL=1
+
+configure() {  # name, cmake arguments...
+  local name=$1
+  shift
+  cmake -S . -B "$build/$name" -G Ninja -DSALE_WERROR=ON "$@" >/dev/null
+}
+compile() { cmake --build "$build/$1" -j "$jobs" "${@:2}" | grep -vE '^\[[0-9]+/[0-9]+\]' || [ "${PIPESTATUS[0]}" = 0 ]; }
+
+format() {
+  git ls-files '*.cpp' '*.hpp' '*.h' | xargs clang-format-19 --dry-run --Werror
+}
+
+release() {
+  configure test -DCMAKE_BUILD_TYPE=Release
+  compile test
+  (cd "$build/test" && ctest --no-tests=error)
+}
+
+# No weak symbol may come out of a file compiled with instruction-set flags: the linker could keep it for every machine.
+symbols() {
+  local weak
+  weak=$(find "$build/test/src" -path '*cpu/*' \( -path '*avx2*' -o -path '*avx512*' -o -path '*amx*' \) -name '*.o' \
+    ! -name 'backend*' -exec nm -C {} + | grep -E ' [WVu] ' || true)
+  if [ -n "$weak" ]; then
+    printf 'weak symbols in instruction-set objects:\n%s\n' "$weak"
+    return 1
+  fi
+}
+
+# The AMX kernels with their tiles in software, on machines that have no tiles.
+emulated() {
+  configure emulated -DCMAKE_BUILD_TYPE=Release -DSALE_CLI=OFF -DCMAKE_CXX_FLAGS=-DSALE_AMX_EMULATE
+  compile emulated numeric_test
+  SALE_BACKENDS=amx,avx512 SALE_CASES=300 "$build/emulated/tests/numeric/numeric_test" \
+    --gtest_filter="${EMULATED_FILTER:-*Generated*}"
+}
+
+sanitize() {  # name, sanitizers
+  configure "$1" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSALE_SANITIZE="$2" -DSALE_CLI=OFF
+  compile "$1" numeric_test contract_test
+  SALE_CASES=${SANITIZED_CASES:-250} "$build/$1/tests/numeric/numeric_test"
+  "$build/$1/tests/contract/contract_test"
+}
+address() { sanitize asan address,undefined; }
+thread() { sanitize tsan thread; }
+
+fuzz() {
+  configure fuzz -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSALE_FUZZ=ON -DSALE_TESTS=OFF
+  compile fuzz
+  for target in "$build"/fuzz/tests/fuzz/*_fuzz; do
+    echo "fuzz: $(basename "$target"), ${FUZZ_SECONDS:-60} s"
+    "$target" -max_total_time="${FUZZ_SECONDS:-60}" -timeout=20 -rss_limit_mb=4096 -print_final_stats=1 \
+      -artifact_prefix="$build/fuzz/" >"$build/fuzz/log" 2>&1 || { tail -n 60 "$build/fuzz/log"; return 1; }
+    grep -E 'number_of_executed_units' "$build/fuzz/log"
+  done
+}
+
+# A project outside the tree, by find_package and as a subproject, static and shared.
+package() {
+  local prefix=$build/package
+  rm -rf "$prefix"
+  configure shared -DCMAKE_BUILD_TYPE=Release -DSALE_CLI=OFF -DSALE_TESTS=OFF -DBUILD_SHARED_LIBS=ON
+  compile shared
+  cmake --install "$build/shared" --prefix "$prefix/root" >/dev/null
+  cmake -S tests/package/consumer -B "$prefix/found" -G Ninja -DCMAKE_PREFIX_PATH="$prefix/root" >/dev/null
+  cmake --build "$prefix/found" >/dev/null
+  "$prefix/found/consumer"
+  cmake -S tests/package/consumer -B "$prefix/sub" -G Ninja -DSALE_SOURCE="$root" -DCMAKE_BUILD_TYPE=Release >/dev/null
+  cmake --build "$prefix/sub" >/dev/null
+  "$prefix/sub/consumer"
+}
+
+# The main job, smaller than a user's: its exit status says whether every answer is right.
+demo() {
+  "$build/test/cli/sale" demo --tokens 16k --out "$build/demo-test"
+  test -s "$build/demo-test/report.html"
+  test -s "$build/demo-test/report.json"
+}
+
+stages=("$@")
+[ ${#stages[@]} -gt 0 ] || stages=(format release symbols emulated address thread fuzz package demo)
+for stage in "${stages[@]}"; do
+  echo "==== $stage"
+  start=$SECONDS
+  "$stage"
+  echo "==== $stage: $((SECONDS - start)) s"
+done
