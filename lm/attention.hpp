@@ -18,7 +18,7 @@ struct AttentionCall {  // one layer, one chunk
 };
 
 class Attention {
- public:
+public:
   virtual ~Attention() = default;
   // Causal attention of the chunk's queries over keys [0, k_len), written to out.
   virtual void run(const AttentionCall& call) = 0;

@@ -12,7 +12,7 @@ namespace sale::lm {
 
 template <class T>
 class Buffer {
- public:
+public:
   Buffer() = default;
   explicit Buffer(int64_t count) : count_(count) {
     if (count < 0) fail("buffer: ", count, " elements; at least 0 are allowed");
@@ -30,7 +30,7 @@ class Buffer {
   T* data() const { return data_.get(); }
   int64_t size() const { return count_; }
 
- private:
+private:
   static constexpr int64_t kHugePage = int64_t{2} << 20;
   struct Free {
     void operator()(T* p) const { std::free(p); }

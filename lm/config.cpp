@@ -32,15 +32,20 @@ RopeConfig read_rope(const Fields& top, int64_t max_positions) {
   refuse_if(from.number_or("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0, from, "partial_rotary_factor other than 1");
   const std::string type = from.text_or("rope_type", from.text_or("type", "default"));
   if (type == "default") return rope;
-  if (type == "linear") rope.type = RopeType::linear;
-  else if (type == "llama3") rope.type = RopeType::llama3;
-  else if (type == "yarn") rope.type = RopeType::yarn;
-  else fail(from.where(), ": rope_type is ", in_quotes(type), "; default, linear, llama3 and yarn are supported");
+  if (type == "linear")
+    rope.type = RopeType::linear;
+  else if (type == "llama3")
+    rope.type = RopeType::llama3;
+  else if (type == "yarn")
+    rope.type = RopeType::yarn;
+  else
+    fail(from.where(), ": rope_type is ", in_quotes(type), "; default, linear, llama3 and yarn are supported");
   rope.factor = from.number("factor", 1.0, 1e6);
   if (rope.type == RopeType::linear) return rope;
   const std::string_view original = "original_max_position_embeddings";
   if (rope.type == RopeType::yarn) {
-    rope.original_positions = from.integer_or(original, 1, kMaxPositions, top.integer_or(original, 1, kMaxPositions, max_positions));
+    rope.original_positions =
+        from.integer_or(original, 1, kMaxPositions, top.integer_or(original, 1, kMaxPositions, max_positions));
     read_yarn(from, rope);
     return rope;
   }
@@ -48,7 +53,8 @@ RopeConfig read_rope(const Fields& top, int64_t max_positions) {
   rope.low_freq_factor = from.number("low_freq_factor", 1e-3, 1e6);
   rope.high_freq_factor = from.number("high_freq_factor", 1e-3, 1e6);
   if (rope.high_freq_factor <= rope.low_freq_factor)
-    fail(from.where(), ": high_freq_factor is ", rope.high_freq_factor, "; more than low_freq_factor (", rope.low_freq_factor, ") is allowed");
+    fail(from.where(), ": high_freq_factor is ", rope.high_freq_factor, "; more than low_freq_factor (",
+         rope.low_freq_factor, ") is allowed");
   return rope;
 }
 
@@ -56,10 +62,11 @@ void read_heads(const Fields& top, Config& config) {
   config.q_heads = static_cast<int>(top.integer("num_attention_heads", 1, 1024));
   config.kv_heads = static_cast<int>(top.integer_or("num_key_value_heads", 1, config.q_heads, config.q_heads));
   if (config.q_heads % config.kv_heads != 0)
-    fail(top.where(), ": num_key_value_heads is ", config.kv_heads, "; a divisor of num_attention_heads (", config.q_heads, ") is allowed");
-  if (!top.find("head_dim") && config.hidden_size % config.q_heads != 0)
-    fail(top.where(), ": hidden_size is ", config.hidden_size, "; without head_dim, a multiple of num_attention_heads (",
+    fail(top.where(), ": num_key_value_heads is ", config.kv_heads, "; a divisor of num_attention_heads (",
          config.q_heads, ") is allowed");
+  if (!top.find("head_dim") && config.hidden_size % config.q_heads != 0)
+    fail(top.where(), ": hidden_size is ", config.hidden_size,
+         "; without head_dim, a multiple of num_attention_heads (", config.q_heads, ") is allowed");
   config.head_dim = static_cast<int>(top.integer_or("head_dim", 2, 1024, config.hidden_size / config.q_heads));
   if (config.head_dim % 2 != 0 || config.head_dim < 2 || config.head_dim > 1024)
     fail(top.where(), ": head_dim is ", config.head_dim, "; an even number from 2 to 1024 is allowed");
@@ -69,7 +76,8 @@ void read_special(const Fields& top, Config& config) {
   if (const Json* bos = top.find("bos_token_id"))
     config.bos = static_cast<int32_t>(as_integer(*bos, top.where() + ": bos_token_id", 0, config.vocab_size - 1));
   const auto add_eos = [&](const Json& id) {
-    config.eos.push_back(static_cast<int32_t>(as_integer(id, top.where() + ": eos_token_id", 0, config.vocab_size - 1)));
+    config.eos.push_back(
+        static_cast<int32_t>(as_integer(id, top.where() + ": eos_token_id", 0, config.vocab_size - 1)));
   };
   const Json* eos = top.find("eos_token_id");
   if (!eos) return;

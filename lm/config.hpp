@@ -14,13 +14,13 @@ enum class RopeType { plain, linear, llama3, yarn };
 struct RopeConfig {
   RopeType type = RopeType::plain;
   double theta = 10000.0;
-  double factor = 1.0;                               // linear, llama3, yarn
-  int64_t original_positions = 0;                    // llama3, yarn
+  double factor = 1.0;                                   // linear, llama3, yarn
+  int64_t original_positions = 0;                        // llama3, yarn
   double low_freq_factor = 1.0, high_freq_factor = 4.0;  // llama3
-  double beta_fast = 32.0, beta_slow = 1.0;          // yarn
-  std::optional<double> attention_factor;            // yarn
-  double mscale = 0.0, mscale_all_dim = 0.0;         // yarn; 0: not given
-  bool truncate = true;                              // yarn
+  double beta_fast = 32.0, beta_slow = 1.0;              // yarn
+  std::optional<double> attention_factor;                // yarn
+  double mscale = 0.0, mscale_all_dim = 0.0;             // yarn; 0: not given
+  bool truncate = true;                                  // yarn
 };
 
 struct Config {

@@ -11,7 +11,7 @@
 namespace sale::lm {
 
 class Error : public std::runtime_error {
- public:
+public:
   using std::runtime_error::runtime_error;
 };
 

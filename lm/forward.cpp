@@ -16,9 +16,7 @@ namespace {
 constexpr int64_t kTileRows = 256;
 constexpr int64_t kLogitFloats = int64_t{16} << 20;  // a tile of logits holds at most about this many
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // Sums in sixteen lanes, so that the loop is vector code without reassociating anything.
 float mean_square(const float* x, int64_t n) {
@@ -55,8 +53,10 @@ void Model::State::embed(Pass& pass) {
     for (int64_t row = begin; row < begin + rows; ++row) {
       float* x = pass.x.data() + row * hidden;
       const int64_t source = int64_t{pass.tokens[at(row)]} * hidden;
-      if (compute == Compute::f32) std::memcpy(x, embedding_f32.data() + source, at(hidden) * sizeof(float));
-      else std::transform(embedding_bf16.data() + source, embedding_bf16.data() + source + hidden, x, from_bf16);
+      if (compute == Compute::f32)
+        std::memcpy(x, embedding_f32.data() + source, at(hidden) * sizeof(float));
+      else
+        std::transform(embedding_bf16.data() + source, embedding_bf16.data() + source + hidden, x, from_bf16);
     }
   });
 }
@@ -74,11 +74,12 @@ void Model::State::norm_row(const float* x, const std::vector<float>& weight, st
   }
 }
 
-const std::byte* Model::State::norm_tile(const Pass& pass, int64_t begin, int64_t rows, const std::vector<float>& weight,
-                                         Workspace& space) const {
+const std::byte* Model::State::norm_tile(const Pass& pass, int64_t begin, int64_t rows,
+                                         const std::vector<float>& weight, Workspace& space) const {
   const int64_t hidden = config.hidden_size, stride = hidden * activation_size();
   space.normed.need(rows * stride);
-  for (int64_t r = 0; r < rows; ++r) norm_row(pass.x.data() + (begin + r) * hidden, weight, space.normed.data() + r * stride);
+  for (int64_t r = 0; r < rows; ++r)
+    norm_row(pass.x.data() + (begin + r) * hidden, weight, space.normed.data() + r * stride);
   return space.normed.data();
 }
 
@@ -141,7 +142,8 @@ void Model::State::after_attention(Pass& pass, int64_t layer, int64_t from) {
     const void* attended = pass.a.data() + begin * width;
     if (compute == Compute::f32) {
       space.wide.need(rows * width);
-      std::transform(pass.a.data() + begin * width, pass.a.data() + (begin + rows) * width, space.wide.data(), from_bf16);
+      std::transform(pass.a.data() + begin * width, pass.a.data() + (begin + rows) * width, space.wide.data(),
+                     from_bf16);
       attended = space.wide.data();
     }
     weights.out.run(rows, attended, x, Then::add_f32, nullptr, inner);
@@ -183,18 +185,26 @@ void Model::State::check(std::span<const int32_t> tokens, const KVCache& cache, 
     if (tokens[i] < 0 || tokens[i] >= config.vocab_size)
       fail("forward: token ", i, " is ", tokens[i], "; 0 to ", config.vocab_size - 1, " are allowed");
   if (options.logits != Logits::targets) return;
-  if (options.targets.size() != tokens.size()) fail("forward: ", options.targets.size(), " targets for ", tokens.size(), " tokens");
+  if (options.targets.size() != tokens.size())
+    fail("forward: ", options.targets.size(), " targets for ", tokens.size(), " tokens");
   for (int32_t target : options.targets)
-    if (target < -1 || target >= config.vocab_size) fail("forward: target ", target, "; -1 to ", config.vocab_size - 1, " are allowed");
+    if (target < -1 || target >= config.vocab_size)
+      fail("forward: target ", target, "; -1 to ", config.vocab_size - 1, " are allowed");
 }
 
 void Model::State::chunk(std::span<const int32_t> tokens, int64_t done, KVCache& cache, Attention& attention,
                          const ForwardOptions& options, ForwardResult& result) {
-  const int64_t chunk = options.chunk ? options.chunk : ssize_of(tokens), count = (ssize_of(tokens) + chunk - 1) / chunk;
+  const int64_t chunk = options.chunk ? options.chunk : ssize_of(tokens),
+                count = (ssize_of(tokens) + chunk - 1) / chunk;
   const auto part = tokens.subspan(at(done), at(std::min(chunk, ssize_of(tokens) - done)));
   const int64_t rows = ssize_of(part), position = cache.length() + done;
-  Pass pass{part, cache, position, rope_table(rope, position, rows, threads), Buffer<float>(rows * config.hidden_size),
-            Buffer<uint16_t>(rows * q_width()), Buffer<uint16_t>(rows * q_width())};
+  Pass pass{part,
+            cache,
+            position,
+            rope_table(rope, position, rows, threads),
+            Buffer<float>(rows * config.hidden_size),
+            Buffer<uint16_t>(rows * q_width()),
+            Buffer<uint16_t>(rows * q_width())};
   embed(pass);
   const bool last_chunk = done + rows == ssize_of(tokens);
   const bool few = options.logits == Logits::none || options.logits == Logits::last;
@@ -208,7 +218,8 @@ void Model::State::chunk(std::span<const int32_t> tokens, int64_t done, KVCache&
   if (options.logits != Logits::last || last_chunk) logits(pass, done, options, result);
 }
 
-ForwardResult Model::forward(std::span<const int32_t> tokens, KVCache& cache, Attention& attention, const ForwardOptions& options) {
+ForwardResult Model::forward(std::span<const int32_t> tokens, KVCache& cache, Attention& attention,
+                             const ForwardOptions& options) {
   const double start = now();
   State& s = *state_;
   s.check(tokens, cache, options);

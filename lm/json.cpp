@@ -10,7 +10,8 @@ namespace {
 constexpr int kMaxDepth = 64;
 
 std::string shown(const Json& value) {
-  return in_quotes(value.is_structured() ? std::string(value.type_name()) : value.dump(-1, ' ', false, Json::error_handler_t::replace));
+  return in_quotes(value.is_structured() ? std::string(value.type_name())
+                                         : value.dump(-1, ' ', false, Json::error_handler_t::replace));
 }
 
 }  // namespace
@@ -116,7 +117,7 @@ std::string Fields::text(std::string_view name) const {
 }
 
 std::string Fields::text_or(std::string_view name, std::string otherwise) const {
-  return find(name) ? text(name) : otherwise;
+  return find(name) ? text(name) : std::move(otherwise);
 }
 
 }  // namespace sale::lm

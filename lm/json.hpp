@@ -22,7 +22,7 @@ Json read_json(const std::filesystem::path& path, int64_t max_bytes);
 
 // One JSON object, with the words that say where it is.
 class Fields {
- public:
+public:
   Fields(const Json& object, std::string where);
 
   // The field, or nullptr where it is absent or null.
@@ -41,7 +41,7 @@ class Fields {
 
   const std::string& where() const { return where_; }
 
- private:
+private:
   const Json* object_;
   std::string where_;
 };

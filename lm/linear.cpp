@@ -19,19 +19,19 @@ namespace {
 using Tag = dnnl::memory::format_tag;
 using Type = dnnl::memory::data_type;
 
-constexpr int64_t kPackRows = 256;         // the row count the packed weight layout is chosen for
-constexpr size_t kMaxPrimitives = 64;      // per layer: row counts times epilogues
-constexpr int64_t kWorthThreads = 4 << 20; // weights from here on are worth several threads even for one row
+constexpr int64_t kPackRows = 256;          // the row count the packed weight layout is chosen for
+constexpr size_t kMaxPrimitives = 64;       // per layer: row counts times epilogues
+constexpr int64_t kWorthThreads = 4 << 20;  // weights from here on are worth several threads even for one row
 
 dnnl::engine& engine() {
   static dnnl::engine cpu(dnnl::engine::kind::cpu, 0);
   return cpu;
 }
 
-// oneDNN takes its thread count from the calling thread's OpenMP setting; it is put back afterwards. Looked up at run time
-// so that whichever OpenMP runtime oneDNN brought along is the one that is told.
+// oneDNN takes its thread count from the calling thread's OpenMP setting; it is put back afterwards. Looked up at run
+// time so that whichever OpenMP runtime oneDNN brought along is the one that is told.
 class OneDnnThreads {
- public:
+public:
   explicit OneDnnThreads(int threads) : before_(get() ? get()() : 0) {
     if (set()) set()(threads);
   }
@@ -41,7 +41,7 @@ class OneDnnThreads {
   OneDnnThreads(const OneDnnThreads&) = delete;
   OneDnnThreads& operator=(const OneDnnThreads&) = delete;
 
- private:
+private:
   using Get = int (*)();
   using Set = void (*)(int);
   static Get get() {
@@ -86,7 +86,8 @@ struct Linear::State {
 
   dnnl::matmul::primitive_desc describe(int64_t rows, Then then, const dnnl::memory::desc& packed) const {
     const bool wide = then == Then::store_f32 || then == Then::add_f32;
-    const dnnl::memory::desc src({rows, in}, activation, Tag::ab), dst({rows, out}, wide ? Type::f32 : activation, Tag::ab);
+    const dnnl::memory::desc src({rows, in}, activation, Tag::ab),
+        dst({rows, out}, wide ? Type::f32 : activation, Tag::ab);
     dnnl::post_ops after;
     if (then == Then::add_f32) after.append_sum();
     if (then == Then::swish) after.append_eltwise(1.0f, dnnl::algorithm::eltwise_swish, 1.0f, 0.0f);
@@ -104,12 +105,14 @@ struct Linear::State {
     if (const auto it = ready.find(key); it != ready.end()) return it->second;
     if (ready.size() >= kMaxPrimitives) ready.clear();
     const auto description = describe(rows, then, weights.get_desc());
-    Ready made{dnnl::matmul(description), description.src_desc(), description.dst_desc(), description.scratchpad_desc()};
+    Ready made{dnnl::matmul(description), description.src_desc(), description.dst_desc(),
+               description.scratchpad_desc()};
     return ready.emplace(key, std::move(made)).first->second;
   }
 };
 
-Linear::Linear(Compute compute, int64_t in, int64_t out, const std::vector<float>& weights, const std::vector<float>& bias)
+Linear::Linear(Compute compute, int64_t in, int64_t out, const std::vector<float>& weights,
+               const std::vector<float>& bias)
     : state_(std::make_unique<State>()) {
   State& s = *state_;
   s.in = in;
@@ -146,10 +149,11 @@ void Linear::run(int64_t rows, const void* src, void* dst, Then then, const void
   const auto memory = [](const dnnl::memory::desc& desc, const void* data) {
     return dnnl::memory(desc, engine(), const_cast<void*>(data));
   };
-  std::unordered_map<int, dnnl::memory> arguments{{DNNL_ARG_SRC, memory(ready.src, src)},
-                                                  {DNNL_ARG_WEIGHTS, state_->weights},
-                                                  {DNNL_ARG_DST, memory(ready.dst, dst)},
-                                                  {DNNL_ARG_SCRATCHPAD, memory(ready.scratchpad, scratch(ready.scratchpad.get_size()))}};
+  std::unordered_map<int, dnnl::memory> arguments{
+      {DNNL_ARG_SRC, memory(ready.src, src)},
+      {DNNL_ARG_WEIGHTS, state_->weights},
+      {DNNL_ARG_DST, memory(ready.dst, dst)},
+      {DNNL_ARG_SCRATCHPAD, memory(ready.scratchpad, scratch(ready.scratchpad.get_size()))}};
   if (state_->bias) arguments.emplace(DNNL_ARG_BIAS, state_->bias);
   if (then == Then::multiply)
     arguments.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1, memory(ready.dst, other));

@@ -13,7 +13,7 @@ enum class Compute { automatic, bf16, f32 };
 Compute resolve(Compute wanted);
 
 class Linear {
- public:
+public:
   enum class Then {
     store_f32,  // dst f32 = y
     add_f32,    // dst f32 += y
@@ -23,19 +23,20 @@ class Linear {
   };
 
   // weights [out][in] row by row, converted and packed once; bias empty or [out].
-  Linear(Compute compute, int64_t in, int64_t out, const std::vector<float>& weights, const std::vector<float>& bias = {});
+  Linear(Compute compute, int64_t in, int64_t out, const std::vector<float>& weights,
+         const std::vector<float>& bias = {});
   ~Linear();
   Linear(Linear&&) noexcept;
   Linear& operator=(Linear&&) noexcept;
 
-  // src and other: [rows][in] and [rows][out] of activations (bf16 or f32, as the compute type says). May be called from
-  // several threads at once; `threads` is how many this call itself uses.
+  // src and other: [rows][in] and [rows][out] of activations (bf16 or f32, as the compute type says). May be called
+  // from several threads at once; `threads` is how many this call itself uses.
   void run(int64_t rows, const void* src, void* dst, Then then, const void* other = nullptr, int threads = 1) const;
 
   int64_t in() const;
   int64_t out() const;
 
- private:
+private:
   struct State;
   std::unique_ptr<State> state_;
 };

@@ -52,17 +52,18 @@ Model Model::load(const std::filesystem::path& folder, int threads, Compute comp
   };
   for (int64_t i = 0; i < s.config.layers; ++i) {
     const std::string prefix = "model.layers." + std::to_string(i) + ".";
-    s.layers.push_back({file.floats(prefix + "input_layernorm.weight", {hidden}),
-                        file.floats(prefix + "post_attention_layernorm.weight", {hidden}), joined_qkv(prefix + "self_attn."),
-                        linear(prefix + "self_attn.o_proj", q, hidden, s.config.out_bias),
-                        linear(prefix + "mlp.gate_proj", hidden, middle, false),
-                        linear(prefix + "mlp.up_proj", hidden, middle, false),
-                        linear(prefix + "mlp.down_proj", middle, hidden, false)});
+    s.layers.push_back(
+        {file.floats(prefix + "input_layernorm.weight", {hidden}),
+         file.floats(prefix + "post_attention_layernorm.weight", {hidden}), joined_qkv(prefix + "self_attn."),
+         linear(prefix + "self_attn.o_proj", q, hidden, s.config.out_bias),
+         linear(prefix + "mlp.gate_proj", hidden, middle, false), linear(prefix + "mlp.up_proj", hidden, middle, false),
+         linear(prefix + "mlp.down_proj", middle, hidden, false)});
   }
   s.final_norm = file.floats("model.norm.weight", {hidden});
   s.embedding_f32 = file.floats("model.embed_tokens.weight", {s.config.vocab_size, hidden});
-  s.head = std::make_unique<Linear>(s.config.tied_embeddings ? Linear(s.compute, hidden, s.config.vocab_size, s.embedding_f32)
-                                                             : linear("lm_head", hidden, s.config.vocab_size, false));
+  s.head = std::make_unique<Linear>(s.config.tied_embeddings
+                                        ? Linear(s.compute, hidden, s.config.vocab_size, s.embedding_f32)
+                                        : linear("lm_head", hidden, s.config.vocab_size, false));
   if (s.compute == Compute::bf16) {
     s.embedding_bf16.resize(s.embedding_f32.size());
     std::transform(s.embedding_f32.begin(), s.embedding_f32.end(), s.embedding_bf16.begin(), to_bf16);

@@ -23,7 +23,7 @@ namespace sale::lm {
 
 // Keys (after RoPE) and values of every layer, bf16, [kv_head][capacity][head_dim]. Memory is touched as it fills.
 class KVCache {
- public:
+public:
   KVCache(const Config& config, int64_t capacity);
   int64_t length() const { return length_; }
   int64_t capacity() const { return capacity_; }
@@ -32,7 +32,7 @@ class KVCache {
   // Forgets the tokens from n on. Tell the attention too where it remembers keys: Attention::truncate.
   void truncate(int64_t n);
 
- private:
+private:
   friend class Model;
   int64_t capacity_ = 0, length_ = 0;
   std::vector<Buffer<uint16_t>> layers_;
@@ -60,7 +60,7 @@ struct ForwardResult {
 };
 
 class Model {
- public:
+public:
   // A folder with config.json and safetensors.
   static Model load(const std::filesystem::path& folder, int threads, Compute compute = Compute::automatic);
   Model(Model&&) noexcept;
@@ -71,11 +71,12 @@ class Model {
   Compute compute() const;
   int threads() const;
 
-  // Runs the tokens at positions cache.length() on and appends them to the cache. On an exception the cache is as before.
-  // One call at a time.
-  ForwardResult forward(std::span<const int32_t> tokens, KVCache& cache, Attention& attention, const ForwardOptions& options = {});
+  // Runs the tokens at positions cache.length() on and appends them to the cache. On an exception the cache is as
+  // before. One call at a time.
+  ForwardResult forward(std::span<const int32_t> tokens, KVCache& cache, Attention& attention,
+                        const ForwardOptions& options = {});
 
- private:
+private:
   struct State;
   explicit Model(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
@@ -83,8 +84,8 @@ class Model {
 
 struct GenerateOptions {
   int64_t max_tokens = 64;
-  int64_t chunk = 0;            // of the prompt
-  std::vector<int32_t> stop = {}; // ids that end the text; empty: the model's end-of-text ids
+  int64_t chunk = 0;                              // of the prompt
+  std::vector<int32_t> stop = {};                 // ids that end the text; empty: the model's end-of-text ids
   std::function<bool(int32_t id)> on_token = {};  // false: stop here
   std::function<void(int64_t done, int64_t total)> progress = {};
 };

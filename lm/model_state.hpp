@@ -48,17 +48,19 @@ struct Model::State {
   int64_t kv_width() const { return int64_t{config.kv_heads} * config.head_dim; }
 
   void check(std::span<const int32_t> tokens, const KVCache& cache, const ForwardOptions& options) const;
-  void chunk(std::span<const int32_t> tokens, int64_t done, KVCache& cache, Attention& attention, const ForwardOptions& options,
-             ForwardResult& result);
+  void chunk(std::span<const int32_t> tokens, int64_t done, KVCache& cache, Attention& attention,
+             const ForwardOptions& options, ForwardResult& result);
   void embed(Pass& pass);
   void norm_row(const float* x, const std::vector<float>& weight, std::byte* out) const;
-  const std::byte* norm_tile(const Pass& pass, int64_t begin, int64_t rows, const std::vector<float>& weight, Workspace& space) const;
+  const std::byte* norm_tile(const Pass& pass, int64_t begin, int64_t rows, const std::vector<float>& weight,
+                             Workspace& space) const;
   void before_attention(Pass& pass, int64_t layer);
   void scatter_row(Pass& pass, int64_t layer, int64_t row, const float* qkv);
   double attend(Pass& pass, int64_t layer, Attention& attention, bool decode) const;
   void after_attention(Pass& pass, int64_t layer, int64_t from);
   void logits(const Pass& pass, int64_t done, const ForwardOptions& options, ForwardResult& result);
-  void tiles(int64_t from, int64_t to, int64_t tile, const std::function<void(int64_t begin, int64_t rows, Workspace&, int threads)>& work);
+  void tiles(int64_t from, int64_t to, int64_t tile,
+             const std::function<void(int64_t begin, int64_t rows, Workspace&, int threads)>& work);
 };
 
 }  // namespace sale::lm

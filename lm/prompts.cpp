@@ -14,15 +14,25 @@ constexpr int64_t kAnswerRoom = 24;
 constexpr int kMaxFacts = 256;
 
 constexpr std::string_view kCities[] = {
-    "Lisbon", "Oslo", "Vienna", "Prague", "Dublin", "Athens", "Helsinki", "Warsaw", "Madrid", "Naples", "Hamburg", "Lyon",
-    "Seville", "Krakow", "Riga", "Sofia", "Cairo", "Tunis", "Nairobi", "Accra", "Dakar", "Delhi", "Mumbai", "Lahore",
-    "Kathmandu", "Bangkok", "Hanoi", "Jakarta", "Manila", "Taipei", "Seoul", "Osaka", "Kyoto", "Sapporo", "Sydney",
-    "Perth", "Auckland", "Vancouver", "Toronto", "Montreal", "Boston", "Chicago", "Denver", "Seattle", "Houston", "Miami",
-    "Havana", "Lima", "Quito", "Santiago", "Montevideo", "Recife", "Glasgow", "Bristol", "Oxford", "Leeds"};
-constexpr std::string_view kAdjectives[] = {"amber", "bold", "calm", "dusty", "eager", "faint", "gentle", "hidden", "icy", "jolly",
-                                            "keen", "lucky", "misty", "noble", "odd", "patient", "quiet", "rapid", "silver", "tender"};
-constexpr std::string_view kNouns[] = {"anchor", "beacon", "candle", "desert", "engine", "falcon", "garden", "harbor", "island", "jacket",
-                                       "kettle", "lantern", "marble", "needle", "orchard", "pebble", "raven", "saddle", "timber", "violin"};
+    "Lisbon",    "Oslo",     "Vienna",     "Prague",  "Dublin",   "Athens",    "Helsinki", "Warsaw",
+    "Madrid",    "Naples",   "Hamburg",    "Lyon",    "Seville",  "Krakow",    "Riga",     "Sofia",
+    "Cairo",     "Tunis",    "Nairobi",    "Accra",   "Dakar",    "Delhi",     "Mumbai",   "Lahore",
+    "Kathmandu", "Bangkok",  "Hanoi",      "Jakarta", "Manila",   "Taipei",    "Seoul",    "Osaka",
+    "Kyoto",     "Sapporo",  "Sydney",     "Perth",   "Auckland", "Vancouver", "Toronto",  "Montreal",
+    "Boston",    "Chicago",  "Denver",     "Seattle", "Houston",  "Miami",     "Havana",   "Lima",
+    "Quito",     "Santiago", "Montevideo", "Recife",  "Glasgow",  "Bristol",   "Oxford",   "Leeds"};
+constexpr std::string_view kAdjectives[] = {"amber",  "bold",    "calm",  "dusty", "eager",  "faint", "gentle",
+                                            "hidden", "icy",     "jolly", "keen",  "lucky",  "misty", "noble",
+                                            "odd",    "patient", "quiet", "rapid", "silver", "tender"};
+constexpr std::string_view kNouns[] = {"anchor",  "beacon", "candle", "desert", "engine",  "falcon", "garden",
+                                       "harbor",  "island", "jacket", "kettle", "lantern", "marble", "needle",
+                                       "orchard", "pebble", "raven",  "saddle", "timber",  "violin"};
+
+std::string joined(std::initializer_list<std::string_view> parts) {
+  std::string text;
+  for (std::string_view part : parts) text += part;
+  return text;
+}
 
 template <size_t N>
 std::string_view pick(Random& random, const std::string_view (&list)[N]) {
@@ -31,15 +41,17 @@ std::string_view pick(Random& random, const std::string_view (&list)[N]) {
 
 std::string fresh_key(Random& random, std::set<std::string>& used) {
   for (;;) {
-    std::string key = random.below(3) ? std::string(pick(random, kCities))
-                                      : std::string(pick(random, kAdjectives)) + "-" + std::string(pick(random, kNouns));
+    std::string key = random.below(3)
+                          ? std::string(pick(random, kCities))
+                          : std::string(pick(random, kAdjectives)) + "-" + std::string(pick(random, kNouns));
     if (used.insert(key).second) return key;
   }
 }
 
 void check(const PromptSpec& spec) {
   if (spec.tokens < 64) fail("prompt of ", spec.tokens, " tokens; at least 64 are needed");
-  if (spec.facts < 1 || spec.facts > kMaxFacts) fail("prompt with ", spec.facts, " facts; 1 to ", kMaxFacts, " are allowed");
+  if (spec.facts < 1 || spec.facts > kMaxFacts)
+    fail("prompt with ", spec.facts, " facts; 1 to ", kMaxFacts, " are allowed");
   if (!spec.depths.empty() && spec.depths.size() != static_cast<size_t>(spec.facts))
     fail("prompt with ", spec.facts, " facts and ", spec.depths.size(), " depths; one depth for each is expected");
   for (double depth : spec.depths)
@@ -50,8 +62,8 @@ double depth_of(const PromptSpec& spec, int fact) {
   return spec.depths.empty() ? (fact + 0.5) / spec.facts : spec.depths[at(fact)];
 }
 
-// `count` tokens of the text from a random place, starting on a new line where there is one. Only as much of the text is
-// tokenized as is needed.
+// `count` tokens of the text from a random place, starting on a new line where there is one. Only as much of the text
+// is tokenized as is needed.
 std::vector<int32_t> haystack(const Tokenizer& tokenizer, std::string_view text, int64_t count, Random& random) {
   const int64_t size = ssize_of(text);
   const auto start_at = [&](int64_t byte) {
@@ -77,7 +89,8 @@ std::vector<int32_t> haystack(const Tokenizer& tokenizer, std::string_view text,
 
 bool ends_sentence(const Tokenizer& tokenizer, int32_t id) {
   std::string_view bytes = tokenizer.bytes_of(id);
-  while (!bytes.empty() && (bytes.back() == '"' || bytes.back() == '\'' || bytes.back() == '\n')) bytes.remove_suffix(1);
+  while (!bytes.empty() && (bytes.back() == '"' || bytes.back() == '\'' || bytes.back() == '\n'))
+    bytes.remove_suffix(1);
   return !bytes.empty() && (bytes.back() == '.' || bytes.back() == '!' || bytes.back() == '?');
 }
 
@@ -95,7 +108,8 @@ struct Insertion {
   double depth;
 };
 
-Prompt hide(const Tokenizer& tokenizer, std::string_view text, const PromptSpec& spec, std::vector<Insertion> insertions, Random& random) {
+Prompt hide(const Tokenizer& tokenizer, std::string_view text, const PromptSpec& spec,
+            std::vector<Insertion> insertions, Random& random) {
   int64_t taken = kAnswerRoom + ssize_of(tokenizer.prefix()), longest = 0;
   for (const Insertion& it : insertions) {
     taken += ssize_of(it.tokens);
@@ -104,7 +118,8 @@ Prompt hide(const Tokenizer& tokenizer, std::string_view text, const PromptSpec&
   const int64_t left = spec.tokens - taken - longest;
   if (left < 1) fail("prompt of ", spec.tokens, " tokens has no room for its facts (", taken + longest, " tokens)");
   const std::vector<int32_t> hay = haystack(tokenizer, text, left, random);
-  std::stable_sort(insertions.begin(), insertions.end(), [](const Insertion& a, const Insertion& b) { return a.depth < b.depth; });
+  std::stable_sort(insertions.begin(), insertions.end(),
+                   [](const Insertion& a, const Insertion& b) { return a.depth < b.depth; });
   Prompt prompt{tokenizer.prefix(), {}};
   int64_t done = 0;
   const auto copy_to = [&](int64_t end) {
@@ -160,10 +175,13 @@ Prompt needle_prompt(const Tokenizer& tokenizer, std::string_view text, const Pr
   std::vector<Insertion> insertions;
   for (int i = 0; i < spec.facts; ++i) {
     const std::string key = fresh_key(random, used), number = random.digits(7);
-    Insertion it{{}, tokenizer.encode(" The special magic number for " + key + " is " + number + ".", false), depth_of(spec, i)};
+    Insertion it{{},
+                 tokenizer.encode(joined({" The special magic number for ", key, " is ", number, "."}), false),
+                 depth_of(spec, i)};
     it.fact.key = key;
     it.fact.answer = " " + number + ".";
-    it.fact.question_text = " What is the special magic number for " + key + "? The special magic number for " + key + " is";
+    it.fact.question_text =
+        joined({" What is the special magic number for ", key, "? The special magic number for ", key, " is"});
     it.fact.question = tokenizer.encode(it.fact.question_text, false);
     insertions.push_back(std::move(it));
   }
@@ -175,7 +193,9 @@ Prompt passkey_prompt(const Tokenizer& tokenizer, std::string_view text, const P
   if (spec.facts != 1) fail("pass key prompt with ", spec.facts, " facts; 1 is allowed");
   Random random(spec.seed);
   const std::string number = random.digits(5);
-  Insertion it{{}, tokenizer.encode(" The pass key is " + number + ". Remember it. " + number + " is the pass key.", false), depth_of(spec, 0)};
+  Insertion it{{},
+               tokenizer.encode(" The pass key is " + number + ". Remember it. " + number + " is the pass key.", false),
+               depth_of(spec, 0)};
   it.fact.key = "pass key";
   it.fact.answer = " " + number + ".";
   it.fact.question_text = " What is the pass key? The pass key is";
@@ -194,10 +214,13 @@ Prompt json_prompt(const Tokenizer& tokenizer, const PromptSpec& spec) {
     int64_t begin, end;
   };
   Prompt prompt{tokenizer.prefix(), {}};
-  const auto append = [&](const std::vector<int32_t>& ids) { prompt.context.insert(prompt.context.end(), ids.begin(), ids.end()); };
+  const auto append = [&](const std::vector<int32_t>& ids) {
+    prompt.context.insert(prompt.context.end(), ids.begin(), ids.end());
+  };
   append(encode("JSON data:\n"));
   const int64_t first = ssize_of(prompt.context);
-  const int64_t question_room = ssize_of(encode("Key: \"\"\nValue: \"")) + 8, room = spec.tokens - question_room - kAnswerRoom - 4;
+  const int64_t question_room = ssize_of(encode("Key: \"\"\nValue: \"")) + 8,
+                room = spec.tokens - question_room - kAnswerRoom - 4;
   std::vector<Pair> pairs;
   std::set<std::string> used;
   // A line at a time: the pre-tokenizer cuts between '",\n' and ' "', so the ids are those of the whole text.
@@ -213,13 +236,15 @@ Prompt json_prompt(const Tokenizer& tokenizer, const PromptSpec& spec) {
     pair.end = ssize_of(prompt.context);
     pairs.push_back(std::move(pair));
   }
-  if (ssize_of(pairs) < spec.facts) fail("prompt of ", spec.tokens, " tokens holds ", pairs.size(), " JSON pairs; ", spec.facts, " are asked for");
+  if (ssize_of(pairs) < spec.facts)
+    fail("prompt of ", spec.tokens, " tokens holds ", pairs.size(), " JSON pairs; ", spec.facts, " are asked for");
   prompt.context.resize(at(pairs.back().begin));
   append(line(pairs.back(), "\"}\n\n"));
   pairs.back().end = ssize_of(prompt.context);
   for (int i = 0; i < spec.facts; ++i) {
     const double depth = depth_of(spec, i);
-    const Pair& pair = pairs[std::min(pairs.size() - 1, static_cast<size_t>(depth * static_cast<double>(pairs.size())))];
+    const Pair& pair =
+        pairs[std::min(pairs.size() - 1, static_cast<size_t>(depth * static_cast<double>(pairs.size())))];
     Fact fact{pair.key, pair.value + "\"", pair.begin, pair.end, {}, "Key: \"" + pair.key + "\"\nValue: \""};
     fact.question = encode(fact.question_text);
     prompt.facts.push_back(std::move(fact));

@@ -13,15 +13,15 @@ namespace sale::lm {
 
 // splitmix64.
 class Random {
- public:
+public:
   explicit Random(uint64_t seed) : state_(seed) {}
   uint64_t next();
-  int64_t below(int64_t n);          // uniform in [0, n), n >= 1
-  double fraction();                 // uniform in [0, 1)
-  std::string digits(int count);     // first digit not 0
+  int64_t below(int64_t n);       // uniform in [0, n), n >= 1
+  double fraction();              // uniform in [0, 1)
+  std::string digits(int count);  // first digit not 0
   std::string hex(int count);
 
- private:
+private:
   uint64_t state_;
 };
 
@@ -41,8 +41,8 @@ struct Prompt {
 };
 
 struct PromptSpec {
-  int64_t tokens = 4096;       // context, question and answer together
-  int facts = 1;               // needles or JSON questions
+  int64_t tokens = 4096;            // context, question and answer together
+  int facts = 1;                    // needles or JSON questions
   std::vector<double> depths = {};  // 0 (start) to 1 (end), one per fact; empty: evenly spread
   uint64_t seed = 1;
 };

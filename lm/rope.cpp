@@ -34,7 +34,8 @@ double yarn_mscale(double factor, double mscale) { return factor <= 1.0 ? 1.0 : 
 float yarn_attention_factor(const RopeConfig& config) {
   if (config.attention_factor) return static_cast<float>(*config.attention_factor);
   if (config.mscale != 0.0 && config.mscale_all_dim != 0.0)
-    return static_cast<float>(yarn_mscale(config.factor, config.mscale) / yarn_mscale(config.factor, config.mscale_all_dim));
+    return static_cast<float>(yarn_mscale(config.factor, config.mscale) /
+                              yarn_mscale(config.factor, config.mscale_all_dim));
   return static_cast<float>(yarn_mscale(config.factor, 1.0));
 }
 
@@ -77,7 +78,8 @@ Rope make_rope(const RopeConfig& config, int head_dim) {
 
 RopeTable rope_table(const Rope& rope, int64_t first, int64_t count, int threads) {
   const int64_t half = ssize_of(rope.inverse_frequencies), tile = 1024;
-  RopeTable table{Buffer<float>(checked_mul(count, half, "rope table")), Buffer<float>(checked_mul(count, half, "rope table"))};
+  RopeTable table{Buffer<float>(checked_mul(count, half, "rope table")),
+                  Buffer<float>(checked_mul(count, half, "rope table"))};
   for_each_index(threads, (count + tile - 1) / tile, [&](int64_t index, int) {
     for (int64_t row = index * tile; row < std::min(count, (index + 1) * tile); ++row)
       for (int64_t i = 0; i < half; ++i) {

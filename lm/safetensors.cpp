@@ -50,7 +50,8 @@ Tensor parse_tensor(const Json& entry, std::span<const std::byte> data, const st
   Tensor tensor;
   tensor.dtype = parse_type(fields.text("dtype"), where);
   const Json& shape = fields.array("shape");
-  if (ssize_of(shape) > kMaxRank) fail(where, ": shape has ", shape.size(), " dimensions; at most ", kMaxRank, " are allowed");
+  if (ssize_of(shape) > kMaxRank)
+    fail(where, ": shape has ", shape.size(), " dimensions; at most ", kMaxRank, " are allowed");
   int64_t bytes = size_of(tensor.dtype);
   for (const Json& n : shape) {
     tensor.shape.push_back(as_integer(n, where + ": shape", 0, INT64_MAX));
@@ -61,8 +62,8 @@ Tensor parse_tensor(const Json& entry, std::span<const std::byte> data, const st
   const int64_t end = as_integer(offsets[1], where + ": data_offsets end", 0, ssize_of(data));
   const int64_t begin = as_integer(offsets[0], where + ": data_offsets begin", 0, end);
   if (end - begin != bytes)
-    fail(where, ": data_offsets hold ", end - begin, " bytes; shape ", shape_text(tensor.shape), " of ", name_of(tensor.dtype),
-         " needs ", bytes);
+    fail(where, ": data_offsets hold ", end - begin, " bytes; shape ", shape_text(tensor.shape), " of ",
+         name_of(tensor.dtype), " needs ", bytes);
   tensor.bytes = data.subspan(at(begin), at(bytes));
   return tensor;
 }
@@ -107,7 +108,8 @@ SafeTensors::Tensors SafeTensors::read_header(std::span<const std::byte> file, c
   uint64_t length = 0;
   for (size_t i = 0; i < 8; ++i) length |= std::to_integer<uint64_t>(file[i]) << (8 * i);
   const auto most = static_cast<uint64_t>(std::min<int64_t>(kMaxHeader, ssize_of(file) - 8));
-  if (length < 2 || length > most) fail(where, ": header length is ", length, "; 2 to ", most, " are allowed in this file");
+  if (length < 2 || length > most)
+    fail(where, ": header length is ", length, "; 2 to ", most, " are allowed in this file");
   const auto* text = reinterpret_cast<const char*>(file.data()) + 8;
   if (*text != '{') fail(where, ": the header does not start with '{'");
   const Json header = parse_json({text, length}, where);
@@ -138,7 +140,8 @@ SafeTensors SafeTensors::open_index(const std::filesystem::path& index) {
     const std::string where = index.string() + ": weight_map " + in_quotes(name);
     const std::string file = shard.is_string() ? shard.get<std::string>() : "";
     // The name comes from outside: it may only point into the same folder.
-    if (file.empty() || file.find('/') != std::string::npos || file.find('\0') != std::string::npos || !file.ends_with(".safetensors"))
+    if (file.empty() || file.find('/') != std::string::npos || file.find('\0') != std::string::npos ||
+        !file.ends_with(".safetensors"))
       fail(where, " is ", in_quotes(shard.dump()), "; the name of a .safetensors file in the same folder is allowed");
     if (!shards.contains(file)) {
       if (shards.size() == kMaxShards) fail(where, ": more than ", kMaxShards, " shards");
@@ -176,7 +179,8 @@ std::vector<std::string> SafeTensors::names() const {
 std::vector<float> SafeTensors::floats(std::string_view name, const std::vector<int64_t>& shape) const {
   const Tensor& tensor = get(name);
   if (tensor.shape != shape)
-    fail(where_, ": tensor ", in_quotes(name), " has shape ", shape_text(tensor.shape), "; ", shape_text(shape), " is expected");
+    fail(where_, ": tensor ", in_quotes(name), " has shape ", shape_text(tensor.shape), "; ", shape_text(shape),
+         " is expected");
   std::vector<float> out(at(tensor.elements()));
   switch (tensor.dtype) {
     case DType::f32:
@@ -184,7 +188,8 @@ std::vector<float> SafeTensors::floats(std::string_view name, const std::vector<
       break;
     case DType::f16: widen_all<uint16_t, from_f16>(tensor.bytes, out); break;
     case DType::bf16: widen_all<uint16_t, from_bf16>(tensor.bytes, out); break;
-    default: fail(where_, ": tensor ", in_quotes(name), " is ", name_of(tensor.dtype), "; F32, F16 or BF16 is expected");
+    default:
+      fail(where_, ": tensor ", in_quotes(name), " is ", name_of(tensor.dtype), "; F32, F16 or BF16 is expected");
   }
   return out;
 }
@@ -196,9 +201,11 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<Name
     int64_t bytes = size_of(tensor.dtype);
     for (int64_t n : tensor.shape) bytes = checked_mul(bytes, n, tensor.name);
     if (bytes != ssize_of(tensor.bytes))
-      fail(path.string(), ": tensor ", in_quotes(tensor.name), " has ", tensor.bytes.size(), " bytes; its shape needs ", bytes);
+      fail(path.string(), ": tensor ", in_quotes(tensor.name), " has ", tensor.bytes.size(), " bytes; its shape needs ",
+           bytes);
     if (header.contains(tensor.name)) fail(path.string(), ": tensor ", in_quotes(tensor.name), " is given twice");
-    header[tensor.name] = {{"dtype", name_of(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {offset, offset + bytes}}};
+    header[tensor.name] = {
+        {"dtype", name_of(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {offset, offset + bytes}}};
     offset = checked_add(offset, bytes, tensor.name);
   }
   std::string text = header.dump();

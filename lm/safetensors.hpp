@@ -28,7 +28,7 @@ struct Tensor {
 };
 
 class SafeTensors {
- public:
+public:
   // A .safetensors file, a model.safetensors.index.json, or a folder that holds model.safetensors or the index.
   static SafeTensors open(const std::filesystem::path& path);
 
@@ -38,7 +38,7 @@ class SafeTensors {
   // A floating tensor of exactly this shape as float; anything else is an Error that says what was found.
   std::vector<float> floats(std::string_view name, const std::vector<int64_t>& shape) const;
 
- private:
+private:
   struct Mapping;
   using Tensors = std::map<std::string, Tensor, std::less<>>;
   static SafeTensors open_file(const std::filesystem::path& file);

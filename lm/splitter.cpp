@@ -31,13 +31,18 @@ std::string with_unicode_spaces(std::string_view pattern, const std::string& whe
     if (c == '\\' && i + 1 < pattern.size()) {
       const char escaped = pattern[++i];
       if (escaped == 'S' && in_class) fail(where, ": \\S within [ ] is not supported");
-      if (escaped == 's') (out += in_class ? "" : "[").append(spaces) += in_class ? "" : "]";
-      else if (escaped == 'S') (out += "[^").append(spaces) += "]";
-      else (out += c) += escaped;
+      if (escaped == 's')
+        (out += in_class ? "" : "[").append(spaces) += in_class ? "" : "]";
+      else if (escaped == 'S')
+        (out += "[^").append(spaces) += "]";
+      else
+        (out += c) += escaped;
       continue;
     }
-    if (c == '[' && !in_class) in_class = true;
-    else if (c == ']') in_class = false;
+    if (c == '[' && !in_class)
+      in_class = true;
+    else if (c == ']')
+      in_class = false;
     out += c;
   }
   return out;
@@ -67,7 +72,8 @@ struct MatchData {
 }  // namespace
 
 Splitter::Splitter(std::string_view pattern, const std::string& where) {
-  if (pattern.size() > kMaxPattern) fail(where, ": the pattern has ", pattern.size(), " bytes; at most ", kMaxPattern, " are allowed");
+  if (pattern.size() > kMaxPattern)
+    fail(where, ": the pattern has ", pattern.size(), " bytes; at most ", kMaxPattern, " are allowed");
   const std::string text = with_unicode_spaces(pattern, where);
   int error = 0;
   PCRE2_SIZE offset = 0;
@@ -75,7 +81,8 @@ Splitter::Splitter(std::string_view pattern, const std::string& where) {
                                    PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error, &offset, nullptr);
   if (!code) fail(where, ": the pattern ", in_quotes(pattern), " is refused: ", error_text(error));
   code_ = std::shared_ptr<const void>(code, [code](const void*) { pcre2_code_free(code); });
-  pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);  // where there is no JIT, matching is interpreted: slower, the same result
+  pcre2_jit_compile(code,
+                    PCRE2_JIT_COMPLETE);  // where there is no JIT, matching is interpreted: slower, the same result
 }
 
 void Splitter::split(std::string_view text, const std::function<void(std::string_view)>& word) const {
@@ -84,8 +91,8 @@ void Splitter::split(std::string_view text, const std::function<void(std::string
   const PCRE2_SIZE* found = pcre2_get_ovector_pointer(match.data);
   size_t done = 0, from = 0;
   while (from < text.size()) {
-    const int count = pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from, PCRE2_NO_UTF_CHECK,
-                                  match.data, match.context);
+    const int count = pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
+                                  PCRE2_NO_UTF_CHECK, match.data, match.context);
     if (count == PCRE2_ERROR_NOMATCH) break;
     if (count < 0) fail("splitting text at byte ", from, ": ", error_text(count));
     const size_t begin = found[0], end = found[1];

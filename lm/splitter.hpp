@@ -12,7 +12,7 @@ namespace sale::lm {
 extern const char* const kGpt2Pattern;
 
 class Splitter {
- public:
+public:
   // A pattern as tokenizer.json spells it. \s and \S are given their Unicode meaning (White_Space), which is not quite
   // PCRE2's. An Error says `where` the pattern came from.
   Splitter(std::string_view pattern, const std::string& where);
@@ -21,7 +21,7 @@ class Splitter {
   // must be valid UTF-8.
   void split(std::string_view text, const std::function<void(std::string_view)>& word) const;
 
- private:
+private:
   std::shared_ptr<const void> code_;
 };
 

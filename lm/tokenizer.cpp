@@ -41,13 +41,16 @@ size_t Tokenizer::added_at(std::string_view text, size_t position, int32_t& id) 
 }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, bool special) const {
-  if (text.size() > static_cast<size_t>(INT32_MAX)) fail("text of ", text.size(), " bytes; at most ", INT32_MAX, " are allowed");
-  if (const size_t bad = find_invalid_utf8(text); bad != std::string_view::npos) fail("text is not UTF-8 at byte ", bad);
+  if (text.size() > static_cast<size_t>(INT32_MAX))
+    fail("text of ", text.size(), " bytes; at most ", INT32_MAX, " are allowed");
+  if (const size_t bad = find_invalid_utf8(text); bad != std::string_view::npos)
+    fail("text is not UTF-8 at byte ", bad);
   if (nfc_)
     if (size_t doubt = find_nfc_doubt(text); doubt != std::string_view::npos) {
       const size_t where = doubt;
-      fail("the tokenizer asks for normal form C, which is not computed here: U+", std::hex, next_code_point(text, doubt), std::dec,
-           " at byte ", where, " might change; normalise the text first, or leave the character out");
+      fail("the tokenizer asks for normal form C, which is not computed here: U+", std::hex,
+           next_code_point(text, doubt), std::dec, " at byte ", where,
+           " might change; normalise the text first, or leave the character out");
     }
   std::vector<int32_t> out;
   out.reserve(text.size() / 3 + 8);
@@ -79,8 +82,10 @@ void Tokenizer::encode_plain(std::string_view text, std::vector<int32_t>& out, W
     }
     const size_t begin = out.size();
     const auto whole = ignore_merges_ ? words_.find(word) : words_.end();
-    if (whole != words_.end()) out.push_back(whole->second);
-    else merge_word(word, out);
+    if (whole != words_.end())
+      out.push_back(whole->second);
+    else
+      merge_word(word, out);
     cache.emplace(word, std::pair(begin, out.size()));
   });
 }

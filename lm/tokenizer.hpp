@@ -1,7 +1,8 @@
 // Byte-level BPE from tokenizer.json (Llama 3, Qwen2/2.5, GPT-2 style).
 //
-// Read: added tokens, NFC normalizer, pre-tokenizers ByteLevel and Sequence[Split(Regex, Isolated), ByteLevel], BPE with
-// or without ignore_merges, TemplateProcessing (tokens before and after). Anything else in the file is refused by name.
+// Read: added tokens, NFC normalizer, pre-tokenizers ByteLevel and Sequence[Split(Regex, Isolated), ByteLevel], BPE
+// with or without ignore_merges, TemplateProcessing (tokens before and after). Anything else in the file is refused by
+// name.
 //
 // Normal form C is not computed: where the file asks for it, text that could change under it (see nfc.hpp) is an Error
 // that names the code point. Unicode tables are PCRE2's: a letter newer than they are may be cut differently.
@@ -23,7 +24,7 @@
 namespace sale::lm {
 
 class Tokenizer {
- public:
+public:
   // The file, or the tokenizer.json of a folder.
   static Tokenizer load(const std::filesystem::path& path);
 
@@ -38,7 +39,7 @@ class Tokenizer {
   const std::string& bytes_of(int32_t id) const;
   const std::vector<int32_t>& prefix() const { return prefix_; }
 
- private:
+private:
   struct Loader;
   struct Hash {
     using is_transparent = void;
@@ -53,8 +54,8 @@ class Tokenizer {
   void encode_plain(std::string_view text, std::vector<int32_t>& out, WordCache& cache) const;
   void merge_word(std::string_view word, std::vector<int32_t>& out) const;
 
-  std::vector<std::string> bytes_;                                         // by id; what the token stands for
-  std::vector<bool> known_;                                                // by id; vocabularies may have holes
+  std::vector<std::string> bytes_;  // by id; what the token stands for
+  std::vector<bool> known_;         // by id; vocabularies may have holes
   int32_t byte_id_[256] = {};
   std::unordered_map<uint64_t, Merge> merges_;                             // (left id, right id)
   std::unordered_map<std::string, int32_t, Hash, std::equal_to<>> words_;  // only with ignore_merges

@@ -51,7 +51,8 @@ struct Tokenizer::Loader {
       to.bytes_.resize(at(id) + 1);
       to.known_.resize(at(id) + 1);
     }
-    if (to.known_[at(id)] && to.bytes_[at(id)] != bytes) fail(what, ": id ", id, " is already taken by ", in_quotes(to.bytes_[at(id)]));
+    if (to.known_[at(id)] && to.bytes_[at(id)] != bytes)
+      fail(what, ": id ", id, " is already taken by ", in_quotes(to.bytes_[at(id)]));
     to.known_[at(id)] = true;
     to.bytes_[at(id)] = std::move(bytes);
   }
@@ -63,14 +64,17 @@ struct Tokenizer::Loader {
   }
 
   // Ids may not be sparse to the point where a small file makes a large table.
-  int64_t id_limit(size_t tokens) const { return std::min<int64_t>(kMaxIds, 4 * static_cast<int64_t>(tokens) + 65'536); }
+  int64_t id_limit(size_t tokens) const {
+    return std::min<int64_t>(kMaxIds, 4 * static_cast<int64_t>(tokens) + 65'536);
+  }
 
   void read_vocab(const Json& json) {
     if (!json.is_object() || json.empty()) fail(file, ": model.vocab is not an object with tokens");
     const int64_t limit = id_limit(json.size());
     for (const auto& [spelled, value] : json.items()) {
       const std::string what = file + ": vocab " + in_quotes(spelled);
-      if (spelled.empty() || spelled.size() > kMaxToken) fail(what, ": ", spelled.size(), " bytes; 1 to ", kMaxToken, " are allowed");
+      if (spelled.empty() || spelled.size() > kMaxToken)
+        fail(what, ": ", spelled.size(), " bytes; 1 to ", kMaxToken, " are allowed");
       const auto id = static_cast<int32_t>(as_integer(value, what, 0, limit - 1));
       vocab.emplace(spelled, id);
       const auto bytes = token_bytes(spelled);
@@ -89,7 +93,8 @@ struct Tokenizer::Loader {
 
   void read_merges(const Json& json) {
     if (!json.is_array()) fail(file, ": model.merges is not an array");
-    if (json.size() > static_cast<size_t>(kMaxIds)) fail(file, ": model.merges has ", json.size(), " rows; at most ", kMaxIds, " are allowed");
+    if (json.size() > static_cast<size_t>(kMaxIds))
+      fail(file, ": model.merges has ", json.size(), " rows; at most ", kMaxIds, " are allowed");
     for (size_t i = 0; i < json.size(); ++i) {
       const std::string what = file + ": merge " + std::to_string(i);
       const auto [left, right] = parse_merge(json[i], what);
@@ -103,18 +108,21 @@ struct Tokenizer::Loader {
       return {json[0].get<std::string>(), json[1].get<std::string>()};
     const std::string text = json.is_string() ? json.get<std::string>() : "";
     const size_t space = text.find(' ');
-    if (space == std::string::npos || space == 0 || space + 1 == text.size() || text.find(' ', space + 1) != std::string::npos)
+    if (space == std::string::npos || space == 0 || space + 1 == text.size() ||
+        text.find(' ', space + 1) != std::string::npos)
       fail(what, " is ", in_quotes(json.dump()), "; \"a b\" or [\"a\", \"b\"] is expected");
     return {text.substr(0, space), text.substr(space + 1)};
   }
 
   void read_added(const Json& json) {
-    if (json.size() > kMaxAdded) fail(file, ": added_tokens has ", json.size(), " entries; at most ", kMaxAdded, " are allowed");
+    if (json.size() > kMaxAdded)
+      fail(file, ": added_tokens has ", json.size(), " entries; at most ", kMaxAdded, " are allowed");
     const int64_t limit = id_limit(json.size() + vocab.size());
     for (const Json& entry : json) {
       const Fields fields(entry, file + ": added_tokens");
       const std::string content = fields.text("content"), what = file + ": added token " + in_quotes(content);
-      if (content.empty() || content.size() > kMaxToken) fail(what, ": ", content.size(), " bytes; 1 to ", kMaxToken, " are allowed");
+      if (content.empty() || content.size() > kMaxToken)
+        fail(what, ": ", content.size(), " bytes; 1 to ", kMaxToken, " are allowed");
       for (const char* option : {"single_word", "lstrip", "rstrip"})
         if (fields.boolean_or(option, false)) fail(what, ": ", option, " is not supported");
       const auto id = static_cast<int32_t>(fields.integer("id", 0, limit - 1));
@@ -127,7 +135,8 @@ struct Tokenizer::Loader {
       to.added_[content.front()].push_back(id);
     }
     for (auto& [first, ids] : to.added_)
-      std::sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) { return to.bytes_[at(a)].size() > to.bytes_[at(b)].size(); });
+      std::sort(ids.begin(), ids.end(),
+                [&](int32_t a, int32_t b) { return to.bytes_[at(a)].size() > to.bytes_[at(b)].size(); });
   }
 
   void read_byte_level(const Fields& fields, bool may_cut) {
@@ -143,10 +152,12 @@ struct Tokenizer::Loader {
       read_byte_level(fields, true);
     } else if (type == "Sequence") {
       const Json& parts = fields.array("pretokenizers");
-      if (parts.size() != 2) fail(fields.where(), ": ", parts.size(), " pre-tokenizers; Split and ByteLevel are supported");
+      if (parts.size() != 2)
+        fail(fields.where(), ": ", parts.size(), " pre-tokenizers; Split and ByteLevel are supported");
       const Fields split(parts[0], fields.where() + ": first"), bytes(parts[1], fields.where() + ": second");
       if (split.text("type") != "Split" || bytes.text("type") != "ByteLevel")
-        fail(fields.where(), ": ", in_quotes(split.text("type")), " and ", in_quotes(bytes.text("type")), "; Split and ByteLevel are supported");
+        fail(fields.where(), ": ", in_quotes(split.text("type")), " and ", in_quotes(bytes.text("type")),
+             "; Split and ByteLevel are supported");
       if (split.text("behavior") != "Isolated" || split.boolean_or("invert", false))
         fail(split.where(), ": behavior ", in_quotes(split.text("behavior")), "; Isolated, not inverted, is supported");
       to.splitter_.emplace(split.object("pattern").text("Regex"), split.where());
@@ -196,8 +207,10 @@ struct Tokenizer::Loader {
       to.nfc_ = true;
     }
     const Fields model = top.object("model");
-    if (const std::string type = model.text_or("type", "BPE"); type != "BPE") fail(file, ": model.type is ", in_quotes(type), "; BPE is supported");
-    if (model.boolean_or("byte_fallback", false)) fail(file, ": model.byte_fallback (a SentencePiece tokenizer) is not supported");
+    if (const std::string type = model.text_or("type", "BPE"); type != "BPE")
+      fail(file, ": model.type is ", in_quotes(type), "; BPE is supported");
+    if (model.boolean_or("byte_fallback", false))
+      fail(file, ": model.byte_fallback (a SentencePiece tokenizer) is not supported");
     for (const char* option : {"continuing_subword_prefix", "end_of_word_suffix"})
       if (!model.text_or(option, "").empty()) fail(file, ": model.", option, " is not supported");
     to.ignore_merges_ = model.boolean_or("ignore_merges", false);

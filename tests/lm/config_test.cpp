@@ -40,7 +40,11 @@ TEST(Config, OlderSpellingsAndDefaults) {
   j.erase("num_key_value_heads");
   j["rope_theta"] = 500000.0;
   j["eos_token_id"] = {1, 2};
-  j["rope_scaling"] = {{"type", "llama3"}, {"factor", 8.0}, {"low_freq_factor", 1.0}, {"high_freq_factor", 4.0}, {"original_max_position_embeddings", 8192}};
+  j["rope_scaling"] = {{"type", "llama3"},
+                       {"factor", 8.0},
+                       {"low_freq_factor", 1.0},
+                       {"high_freq_factor", 4.0},
+                       {"original_max_position_embeddings", 8192}};
   const Config c = read(j);
   EXPECT_EQ(c.rope.theta, 500000.0);
   EXPECT_EQ(c.rope.type, RopeType::llama3);
@@ -99,7 +103,11 @@ TEST(Config, EveryWrongFieldIsNamed) {
       {"rope_parameters", {{"rope_theta", -1.0}}, {"rope_theta"}},
       {"rope_parameters", {{"partial_rotary_factor", 0.5}}, {"partial_rotary_factor"}},
       {"rope_parameters",
-       {{"rope_type", "llama3"}, {"factor", 8}, {"low_freq_factor", 4}, {"high_freq_factor", 4}, {"original_max_position_embeddings", 8192}},
+       {{"rope_type", "llama3"},
+        {"factor", 8},
+        {"low_freq_factor", 4},
+        {"high_freq_factor", 4},
+        {"original_max_position_embeddings", 8192}},
        {"high_freq_factor"}},
   };
   for (const Wrong& wrong : cases) {

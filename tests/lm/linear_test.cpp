@@ -24,8 +24,10 @@ std::vector<std::byte> as_activations(const std::vector<float>& values, Compute 
   std::vector<std::byte> out(values.size() * (compute == Compute::bf16 ? 2 : 4));
   for (size_t i = 0; i < values.size(); ++i) {
     const uint16_t half = to_bf16(values[i]);
-    if (compute == Compute::bf16) std::memcpy(&out[i * 2], &half, 2);
-    else std::memcpy(&out[i * 4], &values[i], 4);
+    if (compute == Compute::bf16)
+      std::memcpy(&out[i * 2], &half, 2);
+    else
+      std::memcpy(&out[i * 4], &values[i], 4);
   }
   return out;
 }
@@ -33,8 +35,10 @@ std::vector<std::byte> as_activations(const std::vector<float>& values, Compute 
 float activation(const std::byte* from, size_t i, Compute compute) {
   uint16_t half = 0;
   float value = 0;
-  if (compute == Compute::bf16) std::memcpy(&half, from + i * 2, 2);
-  else std::memcpy(&value, from + i * 4, 4);
+  if (compute == Compute::bf16)
+    std::memcpy(&half, from + i * 2, 2);
+  else
+    std::memcpy(&value, from + i * 4, 4);
   return compute == Compute::bf16 ? from_bf16(half) : value;
 }
 
@@ -77,7 +81,13 @@ TEST(Workers, EveryIndexOnceAndTheFirstErrorComesOut) {
   });
   for (auto& n : seen) EXPECT_EQ(n, 1);
   for_each_index(4, 0, [](int64_t, int) { FAIL(); });
-  expect_error([] { for_each_index(3, 50, [](int64_t i, int) { if (i == 7) fail("seven"); }); }, {"seven"});
+  expect_error(
+      [] {
+        for_each_index(3, 50, [](int64_t i, int) {
+          if (i == 7) fail("seven");
+        });
+      },
+      {"seven"});
 }
 
 TEST(Buffer, RefusesImpossibleSizes) {

@@ -13,7 +13,7 @@
 namespace {
 
 class NoAttention : public sale::lm::Attention {
- public:
+public:
   void run(const sale::lm::AttentionCall& call) override {
     for (int64_t i = 0; i < call.q_len * call.out_token_stride; ++i) call.out[i] = call.q[i];
   }
@@ -40,7 +40,8 @@ int measure(int threads, int64_t tokens, const std::string& path) {
   for (int round = 0; round < 3; ++round) {
     KVCache cache(model.config(), tokens + 64);
     const auto result = model.forward(ids, cache, attention);
-    const auto made = generate_greedy(model, std::vector<int32_t>{1, 2}, cache, attention, {.max_tokens = 50, .stop = {-1}});
+    const auto made =
+        generate_greedy(model, std::vector<int32_t>{1, 2}, cache, attention, {.max_tokens = 50, .stop = {-1}});
     std::printf("forward, %d threads: %ld tokens, %.3f s without attention; decode %.2f ms a token\n", threads,
                 static_cast<long>(tokens), result.seconds - result.attention_seconds, made.decode_seconds * 1e3 / 50);
   }

@@ -36,10 +36,12 @@ std::vector<float> run(Model& model, const Reference& reference, int64_t chunk =
   return rows_of(model.forward(reference.ids, cache, attention, {.logits = Logits::all, .chunk = chunk}), reference);
 }
 
-Model bundled(Compute compute = Compute::automatic, int threads = 2) { return Model::load(kModelDir, threads, compute); }
+Model bundled(Compute compute = Compute::automatic, int threads = 2) {
+  return Model::load(kModelDir, threads, compute);
+}
 
-// Attention's tensors are bf16 in both: over eight layers that rounding turns differences of 1e-6 into differences of its
-// own size (0.0075 on average, in transformers too), over one layer it does not.
+// Attention's tensors are bf16 in both: over eight layers that rounding turns differences of 1e-6 into differences of
+// its own size (0.0075 on average, in transformers too), over one layer it does not.
 TEST(Model, F32AgreesWithTransformers) {
   const Reference reference(kDataDir / "logits.bin");
   Model model = bundled(Compute::f32);
@@ -53,7 +55,8 @@ TEST(Model, F32AgreesWithTransformers) {
 
 TEST(Model, OneLayerInF32AgreesStrictly) {
   const Scratch scratch;
-  std::filesystem::create_symlink(std::filesystem::absolute(kModelDir / "model.safetensors"), scratch.path() / "model.safetensors");
+  std::filesystem::create_symlink(std::filesystem::absolute(kModelDir / "model.safetensors"),
+                                  scratch.path() / "model.safetensors");
   std::string config = slurp(kModelDir / "config.json");
   config[config.find("\"num_hidden_layers\": 8") + 21] = '1';
   scratch.write("config.json", config);
@@ -158,7 +161,8 @@ TEST(Model, AnswersANeedleAtTwoThousandTokens) {
     model.forward(prompt.context, cache, attention, {.logits = Logits::none});
     for (const Fact& fact : prompt.facts) {
       const auto made = generate_greedy(model, fact.question, cache, attention, {.max_tokens = 12});
-      EXPECT_TRUE(answers(fact, tokenizer.decode(made.ids))) << fact.question_text << tokenizer.decode(made.ids) << " | " << fact.answer;
+      EXPECT_TRUE(answers(fact, tokenizer.decode(made.ids)))
+          << fact.question_text << tokenizer.decode(made.ids) << " | " << fact.answer;
       cache.truncate(ssize_of(prompt.context));
     }
   }
@@ -175,11 +179,14 @@ TEST(Model, GenerationStops) {
   cache.truncate(0);
   EXPECT_TRUE(generate_greedy(model, prompt, cache, attention, {.max_tokens = 6, .stop = {free.ids[0]}}).ids.empty());
   cache.truncate(0);
-  EXPECT_EQ(generate_greedy(model, prompt, cache, attention, {.max_tokens = 6, .on_token = [](int32_t) { return false; }}).ids.size(), 1u);
+  EXPECT_EQ(
+      generate_greedy(model, prompt, cache, attention, {.max_tokens = 6, .on_token = [](int32_t) { return false; }})
+          .ids.size(),
+      1u);
 }
 
 class Failing : public PlainAttention {
- public:
+public:
   void run(const AttentionCall& call) override {
     if (call.layer == 5) fail("layer five");
     PlainAttention::run(call);
@@ -202,7 +209,9 @@ TEST(Model, WrongArguments) {
   Model model = bundled();
   PlainAttention attention;
   KVCache cache(model.config(), 8);
-  const auto forward = [&](std::vector<int32_t> ids, ForwardOptions options = {}) { model.forward(ids, cache, attention, options); };
+  const auto forward = [&](std::vector<int32_t> ids, ForwardOptions options = {}) {
+    model.forward(ids, cache, attention, options);
+  };
   expect_error([&] { forward({}); }, {"no tokens"});
   expect_error([&] { forward({1, 4096}); }, {"token 1", "4096", "4095"});
   expect_error([&] { forward({-1}); }, {"-1"});
@@ -213,13 +222,15 @@ TEST(Model, WrongArguments) {
   expect_error([&] { KVCache(model.config(), 0); }, {"KV cache of 0"});
   expect_error([&] { Model::load(kModelDir, 0); }, {"threads is 0"});
   KVCache full(model.config(), 131072);
-  expect_error([&] { model.forward(std::vector<int32_t>(131073, 1), full, attention); }, {"131073", "131072", "max_position_embeddings"});
+  expect_error([&] { model.forward(std::vector<int32_t>(131073, 1), full, attention); },
+               {"131073", "131072", "max_position_embeddings"});
   EXPECT_EQ(attention.calls, 0);
 }
 
 TEST(Model, WrongShapesInTheFolderAreNamed) {
   const Scratch scratch;
-  std::filesystem::create_symlink(std::filesystem::absolute(kModelDir / "model.safetensors"), scratch.path() / "model.safetensors");
+  std::filesystem::create_symlink(std::filesystem::absolute(kModelDir / "model.safetensors"),
+                                  scratch.path() / "model.safetensors");
   std::string config = slurp(kModelDir / "config.json");
   config.replace(config.find("1152"), 4, "1151");
   scratch.write("config.json", config);

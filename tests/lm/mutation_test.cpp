@@ -1,5 +1,5 @@
-// Damaged files: whatever the bytes, a reader gives a good object or an Error; nothing else leaves it. Run these with the
-// address and undefined-behaviour sanitizers to see what they are for.
+// Damaged files: whatever the bytes, a reader gives a good object or an Error; nothing else leaves it. Run these with
+// the address and undefined-behaviour sanitizers to see what they are for.
 #include <functional>
 
 #include "lm/config.hpp"
@@ -13,7 +13,8 @@ namespace {
 
 // One to four edits: a byte changed, a stretch cut out or doubled, a number made extreme, JSON's own signs swapped.
 std::string damaged(std::string text, Random& random) {
-  static const char* const extremes[] = {"-1", "0", "18446744073709551615", "9223372036854775807", "1e308", "null", "[]", "{}", "\"\""};
+  static const char* const extremes[] = {
+      "-1", "0", "18446744073709551615", "9223372036854775807", "1e308", "null", "[]", "{}", "\"\""};
   for (int64_t edits = 1 + random.below(4); edits > 0 && !text.empty(); --edits) {
     const size_t where = at(random.below(ssize_of(text))), length = at(1 + random.below(8));
     switch (random.below(5)) {
@@ -31,7 +32,8 @@ std::string damaged(std::string text, Random& random) {
   return text;
 }
 
-void try_all(const std::string& good, const std::string& name, int rounds, const std::function<void(const std::filesystem::path&)>& use) {
+void try_all(const std::string& good, const std::string& name, int rounds,
+             const std::function<void(const std::filesystem::path&)>& use) {
   const Scratch scratch;
   Random random(2024);
   int refused = 0;

@@ -12,7 +12,8 @@ const Tokenizer& tokenizer() {
 
 std::string book() {
   std::string text;
-  for (int i = 0; i < 3000; ++i) text += "Sentence " + std::to_string(i) + " of a dull book, with \u201cquotes\u201d and nothing in it. \n";
+  for (int i = 0; i < 3000; ++i)
+    text += "Sentence " + std::to_string(i) + " of a dull book, with \u201cquotes\u201d and nothing in it. \n";
   return text;
 }
 
@@ -41,7 +42,8 @@ TEST(Prompts, NeedlesAreWhereTheySayTheyAre) {
 }
 
 TEST(Prompts, SameSeedSamePrompt) {
-  const PromptSpec a{.tokens = 1000, .facts = 2, .depths = {}, .seed = 5}, b{.tokens = 1000, .facts = 2, .depths = {}, .seed = 6};
+  const PromptSpec a{.tokens = 1000, .facts = 2, .depths = {}, .seed = 5},
+      b{.tokens = 1000, .facts = 2, .depths = {}, .seed = 6};
   EXPECT_EQ(needle_prompt(tokenizer(), book(), a).context, needle_prompt(tokenizer(), book(), a).context);
   EXPECT_NE(needle_prompt(tokenizer(), book(), a).context, needle_prompt(tokenizer(), book(), b).context);
   // The generator itself is fixed: first outputs of splitmix64 from seed 0.

@@ -46,8 +46,8 @@ TEST(Rope, TableAndRotation) {
 
 TEST(Bf16, RoundsToNearestEvenAndKeepsNans) {
   EXPECT_EQ(to_bf16(1.0f), 0x3f80);
-  EXPECT_EQ(to_bf16(1.00390625f), 0x3f80);                     // halfway: to even
-  EXPECT_EQ(to_bf16(1.01171875f), 0x3f82);                     // halfway: to even
+  EXPECT_EQ(to_bf16(1.00390625f), 0x3f80);                        // halfway: to even
+  EXPECT_EQ(to_bf16(1.01171875f), 0x3f82);                        // halfway: to even
   EXPECT_EQ(to_bf16(std::bit_cast<float>(0x3f808001u)), 0x3f81);  // just above halfway
   EXPECT_EQ(to_bf16(INFINITY), 0x7f80);
   EXPECT_TRUE(std::isnan(from_bf16(to_bf16(std::bit_cast<float>(0x7f800001u)))));

@@ -113,7 +113,9 @@ TEST(SafeTensors, HostileIndexes) {
   const Scratch scratch;
   const std::vector<float> f = {1};
   write_safetensors(scratch.path() / "a.safetensors", {{"f", DType::f32, {1}, bytes_of(f)}});
-  const auto index = [&](const std::string& text) { SafeTensors::open(scratch.write("model.safetensors.index.json", text)); };
+  const auto index = [&](const std::string& text) {
+    SafeTensors::open(scratch.write("model.safetensors.index.json", text));
+  };
   index(R"({"weight_map": {"f": "a.safetensors"}})");
   expect_error([&] { index("{}"); }, {"weight_map", "missing"});
   expect_error([&] { index(R"({"weight_map": []})"); }, {"weight_map"});

@@ -23,7 +23,7 @@ inline const std::filesystem::path kDataDir = SALE_LM_DATA_DIR;
 
 // A folder of its own for each test, removed at the end.
 class Scratch {
- public:
+public:
   Scratch() {
     const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
     path_ = std::filesystem::temp_directory_path() /
@@ -40,7 +40,7 @@ class Scratch {
   }
   const std::filesystem::path& path() const { return path_; }
 
- private:
+private:
   std::filesystem::path path_;
 };
 
@@ -64,7 +64,7 @@ void expect_error(Call call, const std::vector<std::string>& words) {
 
 // Causal attention as it is written in books: all scores of a query, softmax, weighted sum; float.
 class PlainAttention : public Attention {
- public:
+public:
   void run(const AttentionCall& c) override {
     ++calls;
     for (int h = 0; h < c.q_heads; ++h) {
@@ -77,17 +77,19 @@ class PlainAttention : public Attention {
   int calls = 0;
   int64_t truncated_to = -1;
 
- private:
+private:
   static std::vector<float> widen(const uint16_t* from, const AttentionCall& c) {
     std::vector<float> out;
     for (int64_t j = 0; j < c.k_len; ++j)
       for (int64_t d = 0; d < c.head_dim; ++d) out.push_back(from_bf16(from[j * c.kv_token_stride + d]));
     return out;
   }
-  static void one_query(const AttentionCall& c, int h, int64_t i, const std::vector<float>& k, const std::vector<float>& v) {
+  static void one_query(const AttentionCall& c, int h, int64_t i, const std::vector<float>& k,
+                        const std::vector<float>& v) {
     const int64_t seen = c.k_len - c.q_len + i + 1, dim = c.head_dim;
     std::vector<float> q(at(dim)), p(at(seen)), sum(at(dim));
-    for (int64_t d = 0; d < dim; ++d) q[at(d)] = from_bf16(c.q[i * c.q_token_stride + h * c.q_head_stride + d]) * c.scale;
+    for (int64_t d = 0; d < dim; ++d)
+      q[at(d)] = from_bf16(c.q[i * c.q_token_stride + h * c.q_head_stride + d]) * c.scale;
     float top = -INFINITY, total = 0;
     for (int64_t j = 0; j < seen; ++j) {
       float lane[16] = {};
@@ -99,7 +101,8 @@ class PlainAttention : public Attention {
     for (float& x : p) total += x = std::exp(x - top);
     for (int64_t j = 0; j < seen; ++j)
       for (int64_t d = 0; d < dim; ++d) sum[at(d)] += p[at(j)] * v[at(j * dim + d)];
-    for (int64_t d = 0; d < dim; ++d) c.out[i * c.out_token_stride + h * c.out_head_stride + d] = to_bf16(sum[at(d)] / total);
+    for (int64_t d = 0; d < dim; ++d)
+      c.out[i * c.out_token_stride + h * c.out_head_stride + d] = to_bf16(sum[at(d)] / total);
   }
 };
 

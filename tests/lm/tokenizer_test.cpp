@@ -58,7 +58,8 @@ TEST(Tokenizer, SplitterKeepsEveryByte) {
   expect_error([] { Splitter("[\\S]", "here"); }, {"here", "not supported"});
   expect_error([] { Splitter(std::string(20'000, 'a'), "here"); }, {"at most"});
   // Exponential backtracking ends in an error, not in a hang.
-  expect_error([] { Splitter("(a+)+$", "here").split(std::string(64, 'a') + "b", [](std::string_view) {}); }, {"splitting text"});
+  expect_error([] { Splitter("(a+)+$", "here").split(std::string(64, 'a') + "b", [](std::string_view) {}); },
+               {"splitting text"});
 }
 
 TEST(Tokenizer, LongRunsTakeLinearTimeAndStack) {
@@ -90,7 +91,8 @@ TEST(Tokenizer, AddedTokens) {
   add("<|x|>", 5000);  // a hole up to here
   add("<|x|>y", 5001);
   const Tokenizer tokenizer = load(j);
-  EXPECT_EQ(tokenizer.encode("a<|x|>y<|x|>", false), (std::vector<int32_t>{tokenizer.encode("a", false)[0], 5001, 5000}));
+  EXPECT_EQ(tokenizer.encode("a<|x|>y<|x|>", false),
+            (std::vector<int32_t>{tokenizer.encode("a", false)[0], 5001, 5000}));
   EXPECT_EQ(tokenizer.id_of_added("<|x|>"), 5000);
   EXPECT_EQ(tokenizer.id_of_added("<|z|>"), std::nullopt);
   EXPECT_EQ(tokenizer.decode(std::vector<int32_t>{5001}), "<|x|>y");
@@ -100,7 +102,8 @@ TEST(Tokenizer, AddedTokens) {
 
 TEST(Tokenizer, TextMustBeUtf8) {
   const Tokenizer tokenizer = Tokenizer::load(kModelDir);
-  for (const char* bad : {"ab\xff", "\x80", "\xc0\xaf", "\xe2\x82", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xf8\x88\x80\x80\x80"})
+  for (const char* bad :
+       {"ab\xff", "\x80", "\xc0\xaf", "\xe2\x82", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xf8\x88\x80\x80\x80"})
     expect_error([&] { tokenizer.encode(bad); }, {"not UTF-8 at byte"});
 }
 
@@ -134,8 +137,14 @@ TEST(Tokenizer, HostileFiles) {
       {[](Json& j) { j["model"]["vocab"].erase("!"); }, {"byte 33"}},
       {[](Json& j) { j["model"]["vocab"][std::string(5000, 'a')] = 4096; }, {"5000 bytes"}},
       {[](Json& j) { j["model"]["vocab"][""] = 4096; }, {"0 bytes"}},
-      {[](Json& j) { j["model"]["merges"].push_back({"q", "zzzz"}); }, {"merge", "'zzzz'", "not in the vocabulary"}},
-      {[](Json& j) { j["model"]["merges"].push_back({"q", "#"}); }, {"merge", "'q#'"}},
+      {[](Json& j) {
+         j["model"]["merges"].push_back({"q", "zzzz"});
+       },
+       {"merge", "'zzzz'", "not in the vocabulary"}},
+      {[](Json& j) {
+         j["model"]["merges"].push_back({"q", "#"});
+       },
+       {"merge", "'q#'"}},
       {[](Json& j) { j["model"]["merges"].push_back("a b c"); }, {"merge", "a b c"}},
       {[](Json& j) { j["model"]["merges"].push_back("ab"); }, {"merge"}},
       {[](Json& j) { j["model"]["merges"].push_back(7); }, {"merge", "'7'"}},
@@ -144,14 +153,23 @@ TEST(Tokenizer, HostileFiles) {
       {[](Json& j) { j["added_tokens"][0]["id"] = 99; }, {"begin_of_text", "99"}},
       {[](Json& j) { j["added_tokens"][0]["content"] = ""; }, {"0 bytes"}},
       {[](Json& j) { j["added_tokens"][0]["lstrip"] = true; }, {"lstrip"}},
-      {[](Json& j) { j["added_tokens"].push_back({{"id", 2000000}, {"content", "<far>"}}); }, {"added_tokens", "2000000"}},
+      {[](Json& j) {
+         j["added_tokens"].push_back({{"id", 2000000}, {"content", "<far>"}});
+       },
+       {"added_tokens", "2000000"}},
       {[](Json& j) { j["added_tokens"] = "x"; }, {"added_tokens", "array"}},
-      {[](Json& j) { j["normalizer"] = {{"type", "Lowercase"}}; }, {"normalizer", "Lowercase"}},
+      {[](Json& j) {
+         j["normalizer"] = {{"type", "Lowercase"}};
+       },
+       {"normalizer", "Lowercase"}},
       {[](Json& j) { j["pre_tokenizer"] = nullptr; }, {"pre_tokenizer"}},
       {[](Json& j) { j["pre_tokenizer"]["type"] = "Metaspace"; }, {"Metaspace"}},
       {[](Json& j) { j["pre_tokenizer"]["pretokenizers"].erase(1); }, {"1 pre-tokenizers"}},
       {[](Json& j) { j["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "Removed"; }, {"Removed", "Isolated"}},
-      {[](Json& j) { j["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {{"String", " "}}; }, {"Regex", "missing"}},
+      {[](Json& j) {
+         j["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {{"String", " "}};
+       },
+       {"Regex", "missing"}},
       {[](Json& j) { j["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "("; }, {"refused"}},
       {[](Json& j) { j["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = true; }, {"add_prefix_space"}},
       {[](Json& j) { j["post_processor"]["type"] = "BertProcessing"; }, {"BertProcessing"}},
