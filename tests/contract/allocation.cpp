@@ -1,0 +1,189 @@
+// Memory: none taken by the calls, and every failure to get some while making things leaves nothing behind.
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "contract.hpp"
+#include "heap.hpp"
+
+namespace sale_contract {
+namespace {
+
+#define NEEDS_WATCHED_HEAP \
+  if (!heap_is_watched()) GTEST_SKIP() << "the sanitizer brings its own heap"
+
+TEST(Allocation, TheWatchSeesAllocations) {
+  NEEDS_WATCHED_HEAP;
+  const int64_t before = heap_calls();
+  const std::unique_ptr<std::vector<int>> v(new std::vector<int>(100));
+  EXPECT_GE(heap_calls(), before + 2);
+  fail_allocation(1);
+  EXPECT_THROW(v->resize(100000), std::bad_alloc);
+  EXPECT_TRUE(allocation_failed());
+  fail_allocation(0);
+}
+
+TEST(Allocation, NoneInTheCalls) {
+  NEEDS_WATCHED_HEAP;
+  for (const std::string text : {"", "estimator=int4", "estimator=int8:32", "type=f16 compute=int8", "type=f32"}) {
+    for (int32_t i = 0; i < sale_backend_count(); ++i) {
+      if (*sale_backend_why_not(i) != '\0') continue;
+      for (const bool with_index : {false, true}) {
+        Good g(text);
+        g.options.backend = sale_backend_name(i);
+        Arguments a(g, with_index);
+        ASSERT_EQ(a.run(), SALE_OK) << sale_last_error();
+        const int64_t before = heap_calls();
+        const sale_status run = a.run(), select = a.select(), attend = a.attend();
+        const int64_t after = heap_calls();
+        EXPECT_EQ(run, SALE_OK);
+        EXPECT_EQ(select, SALE_OK);
+        EXPECT_EQ(attend, SALE_OK);
+        EXPECT_EQ(after, before) << sale_backend_name(i) << " " << text << ": the calls allocate";
+      }
+    }
+  }
+}
+
+// Fails the 1st, 2nd, 3rd ... allocation of `make` until one run meets no failure.
+void fail_each(const char* what, const std::function<sale_status()>& make, const std::function<void()>& unmake) {
+  ASSERT_EQ(make(), SALE_OK) << sale_last_error();
+  unmake();  // whatever is made once and kept is there now
+  int64_t n = 1;
+  for (; n < 10'000; ++n) {
+    const int64_t before = heap_live();
+    fail_allocation(n);
+    const sale_status status = make();
+    const bool hit = allocation_failed();
+    fail_allocation(0);
+    if (!hit) {
+      EXPECT_EQ(status, SALE_OK);
+      unmake();
+      break;
+    }
+    // Some failures are survived (a stable sort without its buffer); the others have one name.
+    if (status == SALE_OK) {
+      unmake();
+    } else {
+      EXPECT_EQ(status, SALE_OUT_OF_MEMORY) << what << ": allocation " << n << ": " << sale_last_error();
+      EXPECT_STRNE(sale_last_error(), "");
+    }
+    EXPECT_EQ(heap_live(), before) << what << ": allocation " << n << " failed and something leaks";
+  }
+  EXPECT_GT(n, 1) << what << " allocates nothing?";
+  std::printf("%s: %lld allocations, each failed once\n", what, static_cast<long long>(n - 1));
+}
+
+TEST(Allocation, EveryFailureWhileMakingAPlan) {
+  NEEDS_WATCHED_HEAP;
+  for (const char* line : {"", "estimator=int8:32", "estimator=int4"}) {
+    Good g(line);
+    g.options.threads = 1;
+    sale_plan* const sentinel = reinterpret_cast<sale_plan*>(0x40);
+    sale_plan* plan = sentinel;
+    fail_each(
+        (std::string("plan ") + line).c_str(),
+        [&] {
+          plan = sentinel;
+          const sale_status s = sale_plan_create(&g.problem, &g.options, 0, &plan);
+          if (s != SALE_OK && plan != sentinel) ADD_FAILURE() << "the output was touched";
+          return s;
+        },
+        [&] { sale_plan_destroy(plan); });
+  }
+}
+
+TEST(Allocation, EveryFailureWhileMakingAPlanWithThreads) {
+  NEEDS_WATCHED_HEAP;
+  Good g;
+  g.options.threads = 3;
+  sale_plan* plan = nullptr;
+  fail_each("plan with 3 threads", [&] { return sale_plan_create(&g.problem, &g.options, 1, &plan); }, [&] { sale_plan_destroy(plan); });
+}
+
+TEST(Allocation, EveryFailureWhileMakingAnIndex) {
+  NEEDS_WATCHED_HEAP;
+  Good g("estimator=int8:32");
+  g.options.threads = 1;
+  sale_index* index = nullptr;
+  fail_each("index", [&] { return sale_index_create(&g.problem, &g.options, 1000, &index); }, [&] { sale_index_destroy(index); });
+}
+
+TEST(Allocation, EveryFailureWhileMakingBlocks) {
+  NEEDS_WATCHED_HEAP;
+  Good g;
+  sale_plan* plan = g.plan();
+  sale_blocks* blocks = nullptr;
+  fail_each("blocks", [&] { return sale_blocks_create(plan, &blocks); }, [&] { sale_blocks_destroy(blocks); });
+}
+
+// Refusals may allocate for their message; when that fails too, the status is still the truth.
+TEST(Allocation, EveryFailureWhileRefusing) {
+  NEEDS_WATCHED_HEAP;
+  Good g;
+  g.problem.head_dim = 24;
+  sale_plan* plan = nullptr;
+  for (int64_t n = 1; n < 1000; ++n) {
+    const int64_t before = heap_live();
+    fail_allocation(n);
+    const sale_status status = sale_plan_create(&g.problem, &g.options, 0, &plan);
+    const bool hit = allocation_failed();
+    fail_allocation(0);
+    EXPECT_TRUE(status == SALE_INVALID_ARGUMENT || status == SALE_OUT_OF_MEMORY) << sale_status_name(status);
+    EXPECT_EQ(heap_live(), before);
+    EXPECT_EQ(plan, nullptr);
+    if (!hit) break;
+  }
+}
+
+// Sizes that pass every single limit and together ask for more than there is. In a process of its own with 3 GB of
+// address space: the answer must be a status, soon, and neither a signal nor an endless computation.
+int status_within_3_gb(const sale_problem& problem, const sale_options& options) {
+  const pid_t child = fork();
+  if (child == 0) {
+    const rlimit limit{rlim_t{3} << 30, rlim_t{3} << 30};
+    setrlimit(RLIMIT_AS, &limit);
+    alarm(60);
+    sale_plan* plan = nullptr;
+    const sale_status status = sale_plan_create(&problem, &options, 0, &plan);
+    const size_t total = status == SALE_OK ? sale_plan_workspace(plan).total : 0;
+    // A size that wrapped around is the worst of all answers: 2^31 rows need 2^31 keys' index, and more.
+    _exit(status == SALE_OK && total < (size_t{1} << 34) ? 100 : static_cast<int>(status));
+  }
+  int how = 0;
+  waitpid(child, &how, 0);
+  return WIFEXITED(how) ? WEXITSTATUS(how) : -WTERMSIG(how);
+}
+
+TEST(Allocation, SizesBeyondAnyMemory) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers need more address space than this test allows";
+#endif
+  const int64_t most = int64_t{1} << 31;
+  const struct {
+    const char* what;
+    int32_t batch, heads;
+    int64_t tokens;
+    int32_t d;
+  } shapes[] = {{"2^31 tokens", 1, 1, most, 64},        {"2^31 tokens, 64 heads", 1, 64, most, 128},
+                {"65536 heads", 1, 65536, 1 << 20, 64}, {"2^31 tokens, 1024 heads, batch 16", 16, 1024, most, 16},
+                {"65536 sequences", 65536, 16, 1 << 20, 64}};
+  for (const auto& s : shapes) {
+    Good g;
+    g.options.threads = 1;
+    g.problem.batch = s.batch;
+    g.problem.q_heads = g.problem.kv_heads = s.heads;
+    g.problem.head_dim = s.d;
+    g.problem.q_len = g.problem.k_len = s.tokens;
+    g.problem.q = g.problem.k = g.problem.v = g.problem.out = {s.d * s.tokens * s.heads, s.d * s.tokens, s.d};
+    for (const sale_format f : {SALE_INT8, SALE_INT4}) {
+      g.options.format = f;
+      const int status = status_within_3_gb(g.problem, g.options);
+      EXPECT_TRUE(status == SALE_OK || status == SALE_INVALID_ARGUMENT || status == SALE_UNSUPPORTED || status == SALE_OUT_OF_MEMORY)
+          << s.what << ", INT" << static_cast<int>(f) << ": " << (status == 100 ? "a workspace size that wrapped around" : std::to_string(status));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sale_contract
