@@ -11,7 +11,7 @@ all:
 	@cmake --build $(BUILD)
 
 demo: all
-	$(BUILD)/cli/sale demo --out build/demo $(ARGS)
+	$(BUILD)/cli/sale demo --report build/demo $(ARGS)
 
 test:
 	@scripts/setup.sh test

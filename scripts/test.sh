@@ -81,7 +81,7 @@ package() {
 
 # The main job, smaller than a user's: its exit status says whether every answer is right.
 demo() {
-  "$build/test/cli/sale" demo --tokens 16k --out "$build/demo-test"
+  "$build/test/cli/sale" demo --tokens 16k --report "$build/demo-test"
   test -s "$build/demo-test/report.html"
   test -s "$build/demo-test/report.json"
 }
