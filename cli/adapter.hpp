@@ -1,0 +1,78 @@
+// The model's attention computed by SALE: a key index per layer that grows with the KV cache, plans made once per shape,
+// one workspace. Prefill (questions included) is sparse, decode is dense, and "dense" is the same path with every block kept.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "lm/attention.hpp"
+#include "lm/config.hpp"
+#include "sale/calibration.hpp"
+#include "sale/sale.hpp"
+
+namespace sale::cli {
+
+struct AttentionSettings {
+  bool dense = false;
+  float tau = 0.004f;  // when there is no calibration
+  sale_format format = SALE_INT8;
+  const Calibration* calibration = nullptr;  // outlives the attention
+  // Ignore the calibration's thresholds and use tau; its projections stay.
+  bool tau_over_calibration = false;
+  std::string backend;
+  int32_t threads = 0;
+
+  Options options(int layer) const;
+};
+
+struct AttentionTotals {
+  double index_s = 0, select_s = 0, attend_s = 0;
+  double watch_s = 0;  // spent in the watcher, not in attention
+  std::vector<sale_head_stats> heads;  // [layers * q_heads], prefill only
+  double density() const;
+  double density(size_t head) const;
+};
+
+// Sees every prefill call after it was computed, with the blocks it kept.
+class Watcher {
+ public:
+  virtual ~Watcher() = default;
+  virtual void saw(const lm::AttentionCall& call, const BlockList& blocks) = 0;
+};
+
+class SaleAttention : public lm::Attention {
+ public:
+  // capacity: of the KV cache.
+  SaleAttention(const lm::Config& config, AttentionSettings settings, int64_t capacity);
+  void run(const lm::AttentionCall& call) override;
+  void truncate(int64_t tokens) override;
+
+  void watch(Watcher* watcher) { watcher_ = watcher; }
+  const AttentionTotals& totals() const { return totals_; }
+  void reset_totals();
+  const std::string& backend() const { return backend_; }
+
+ private:
+  using Key = std::tuple<int, bool, int64_t, int64_t>;  // layer, dense, q_len, k_len
+  const Plan& plan_for(const lm::AttentionCall& call, bool dense);
+  KeyIndex& index_for(const lm::AttentionCall& call, Stats& stats);
+  void run_sparse(const lm::AttentionCall& call);
+
+  int q_heads_;
+  AttentionSettings settings_;
+  int64_t capacity_;
+  std::map<Key, Plan> plans_;
+  std::vector<std::unique_ptr<KeyIndex>> indexes_;  // by layer
+  Workspace workspace_;
+  AttentionTotals totals_;
+  Watcher* watcher_ = nullptr;
+  std::string backend_;
+};
+
+Problem problem_of(const lm::AttentionCall& call);
+inline Tensors tensors_of(const lm::AttentionCall& call) { return {call.q, call.k, call.v, call.out, nullptr}; }
+
+}  // namespace sale::cli

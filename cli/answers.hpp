@@ -1,0 +1,41 @@
+// A finished run or comparison, and how it is shown: table, JSON, report.
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+
+#include "picture.hpp"
+#include "quality.hpp"
+#include "session.hpp"
+
+namespace sale::cli {
+
+using Json = nlohmann::ordered_json;
+
+struct Findings {
+  std::string title, model, prompt, estimator, calibration, thresholds;
+  const Task* task = nullptr;
+  const lm::Config* config = nullptr;
+  int threads = 0;
+  Outcome sale;
+  std::optional<Outcome> dense;
+  const Quality* quality = nullptr;    // each may be absent
+  const Pictures* pictures = nullptr;
+  const Finders* finders = nullptr;
+};
+
+// The one table.
+std::string table_of(const Findings& f);
+Json json_of(const Findings& f);
+// Self-contained HTML.
+std::string html_of(const Findings& f);
+// report.html and report.json.
+void write_report(const std::filesystem::path& folder, const Findings& f);
+
+// json_out.cpp: "schema", "command", "library", "machine" first.
+Json json_head(const std::string& command);
+void write_json(const std::filesystem::path& path, const Json& json);
+
+}  // namespace sale::cli

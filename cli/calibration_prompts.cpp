@@ -1,0 +1,94 @@
+#include "calibration_prompts.hpp"
+
+#include <filesystem>
+
+#include "lm/prompts.hpp"
+#include "progress.hpp"
+#include "text.hpp"
+
+namespace sale::cli {
+namespace {
+
+void add_windows(const CalibrationArguments& a, const std::string& path, const LoadedModel& m, int64_t tokens, std::vector<CalibrationPrompt>& to) {
+  const std::string name = std::filesystem::path(path).filename().string();
+  const std::vector<int32_t> all = m.tokenizer.encode(read_text(path), false);
+  const std::vector<int32_t>& prefix = m.tokenizer.prefix();
+  const int64_t need = tokens - static_cast<int64_t>(prefix.size()), spare = static_cast<int64_t>(all.size()) - need;
+  if (spare < 0) refuse("--text: {} has {} tokens; --tokens asks for {}", path, all.size(), tokens);
+  for (int w = 0; w < a.windows; ++w) {
+    const int64_t from = a.windows > 1 ? spare * w / (a.windows - 1) : 0;
+    CalibrationPrompt prompt{fmt::format("{} from token {}", name, from), prefix};
+    prompt.tokens.insert(prompt.tokens.end(), all.begin() + from, all.begin() + from + need);
+    to.push_back(std::move(prompt));
+  }
+}
+
+// Context, then every question with its answer: the rows where retrieval happens are in the prompt.
+CalibrationPrompt joined(std::string name, const lm::Prompt& prompt, const LoadedModel& m) {
+  CalibrationPrompt p{std::move(name), prompt.context};
+  for (const lm::Fact& fact : prompt.facts) {
+    p.tokens.insert(p.tokens.end(), fact.question.begin(), fact.question.end());
+    const auto answer = m.tokenizer.encode(fact.answer, false);
+    p.tokens.insert(p.tokens.end(), answer.begin(), answer.end());
+  }
+  return p;
+}
+
+}  // namespace
+
+void add_prompt_options(CLI::App& command, CalibrationArguments& a) {
+  command.add_option("--model", a.model, "folder with config.json, tokenizer.json and safetensors")->capture_default_str();
+  command.add_option("--text", a.texts, "book to take windows from, may be repeated")->required()->take_all();
+  command.add_option("--tokens", a.tokens, "length of each prompt")->capture_default_str();
+  command.add_option("--windows", a.windows, "windows of each text, evenly spread")->check(CLI::Range(1, 100))->capture_default_str();
+  command.add_option("--needles", a.needles, "prompts with numbers hidden in the first text")->check(CLI::Range(0, 100))->capture_default_str();
+  command.add_option("--json-prompts", a.json, "prompts of JSON key-value pairs")->check(CLI::Range(0, 100))->capture_default_str();
+  command.add_option("--backend", a.backend, "backend to use; see sale info");
+  command.add_option("--threads", a.threads, "threads; 0 = one per CPU")->check(CLI::Range(0, 1024));
+  command.add_option("--seed", a.seed, "of the built prompts and the sampled rows")->capture_default_str();
+  command.add_flag("--quiet", a.quiet, "no progress on stderr");
+}
+
+std::vector<CalibrationPrompt> make_prompts(const CalibrationArguments& a, const LoadedModel& m) {
+  constexpr int facts = 8;
+  constexpr int64_t room = 1024;  // for the questions and answers of built prompts
+  const int64_t tokens = parse_count("--tokens", a.tokens, 4096, m.model.config().max_positions - room);
+  std::vector<CalibrationPrompt> prompts;
+  for (const std::string& path : a.texts) add_windows(a, path, m, tokens, prompts);
+  lm::PromptSpec spec;
+  spec.tokens = tokens;
+  spec.facts = facts;
+  for (int i = 0; i < a.needles; ++i) {
+    spec.seed = a.seed + static_cast<uint64_t>(i);
+    prompts.push_back(joined(std::filesystem::path(a.texts[0]).filename().string() + " with needles", lm::needle_prompt(m.tokenizer, read_text(a.texts[0]), spec), m));
+  }
+  for (int i = 0; i < a.json; ++i) {
+    spec.seed = a.seed + static_cast<uint64_t>(i);
+    prompts.push_back(joined("JSON key-value pairs", lm::json_prompt(m.tokenizer, spec), m));
+  }
+  return prompts;
+}
+
+Calibration start_calibration(const ModelIdentity& model, const std::vector<CalibrationPrompt>& prompts, const std::string& command) {
+  Calibration c;
+  c.library = sale_version();
+  c.model = model;
+  c.command = command;
+  c.date = today();
+  for (const CalibrationPrompt& p : prompts) c.prompts.push_back({p.name, static_cast<int64_t>(p.tokens.size())});
+  return c;
+}
+
+void run_prompts(LoadedModel& m, const std::vector<CalibrationPrompt>& prompts, lm::KVCache& cache, lm::Attention& attention, bool quiet) {
+  for (const CalibrationPrompt& p : prompts) {
+    cache.truncate(0);
+    attention.truncate(0);
+    Progress progress(p.name, quiet);
+    lm::ForwardOptions options;
+    options.logits = lm::Logits::none;
+    options.progress = progress.callback();
+    m.model.forward(p.tokens, cache, attention, options);
+  }
+}
+
+}  // namespace sale::cli

@@ -1,0 +1,36 @@
+// The prompts that projections and thresholds are made from.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "command.hpp"
+#include "model_files.hpp"
+
+namespace sale::cli {
+
+struct CalibrationArguments {
+  std::string model = default_model, tokens = "16k", out;
+  std::vector<std::string> texts;
+  int windows = 1, needles = 0, json = 1;
+  int threads = 0;
+  std::string backend;
+  uint64_t seed = 1;
+  bool quiet = false;
+};
+void add_prompt_options(CLI::App& command, CalibrationArguments& arguments);
+
+struct CalibrationPrompt {
+  std::string name;  // "moby_dick.txt from token 0"
+  std::vector<int32_t> tokens;
+};
+// Windows of each text, evenly spread; then the built prompts, their questions and answers put after them.
+std::vector<CalibrationPrompt> make_prompts(const CalibrationArguments& arguments, const LoadedModel& model);
+
+// Model, prompts and settings of a calibration file that is about to be written.
+Calibration start_calibration(const ModelIdentity& model, const std::vector<CalibrationPrompt>& prompts, const std::string& command);
+
+// Runs each prompt once through the model with this attention.
+void run_prompts(LoadedModel& model, const std::vector<CalibrationPrompt>& prompts, lm::KVCache& cache, lm::Attention& attention, bool quiet);
+
+}  // namespace sale::cli

@@ -1,0 +1,41 @@
+// What the subcommands share: how they are added, how they fail, what they leave with.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+#include <functional>
+#include <stdexcept>
+#include <string>
+
+#include "sale/sale.hpp"
+
+namespace sale::cli {
+
+enum Exit { good = 0, check_failed = 1, bad_input = 2, unsupported = 3, internal_error = 4 };
+
+// Something the caller gave is wrong; the message names it.
+struct InputError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+template <class... Args>
+[[noreturn]] void refuse(fmt::format_string<Args...> format, Args&&... args) {
+  throw InputError(fmt::format(format, std::forward<Args>(args)...));
+}
+
+// A subcommand adds itself to the program and leaves its work in `action`, which runs once everything is parsed.
+using Action = std::function<int()>;
+void add_run(CLI::App& program, Action& action);
+void add_demo(CLI::App& program, Action& action);
+void add_info(CLI::App& program, Action& action);
+void add_check(CLI::App& program, Action& action);
+void add_bench(CLI::App& program, Action& action);
+void add_explain(CLI::App& program, Action& action);
+void add_mask(CLI::App& program, Action& action);
+void add_project(CLI::App& program, Action& action);
+void add_calibrate(CLI::App& program, Action& action);
+void add_perplexity(CLI::App& program, Action& action);
+
+constexpr const char* default_model = "models/tiny-llama-128k";
+constexpr const char* default_text = "models/text/middlemarch.txt";
+
+}  // namespace sale::cli

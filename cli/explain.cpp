@@ -1,0 +1,84 @@
+// sale explain: what would happen to a problem line, without doing it.
+#include "case/instance.hpp"
+#include "command.hpp"
+#include "problem_lines.hpp"
+#include "text.hpp"
+
+namespace sale::cli {
+
+CasePlan::CasePlan(const sale_problem& problem, sale_options options, const std::string& backend, bool dense) {
+  if (!backend.empty()) options.backend = backend.c_str();
+  if (dense) options.dense_below = INT64_MAX;
+  sale_plan* raw = nullptr;
+  sale::check(sale_plan_create(&problem, &options, 0, &raw));
+  handle_.reset(raw);
+}
+
+
+std::string joined(const std::vector<std::string>& words) {
+  std::string line;
+  for (const std::string& w : words) line += (line.empty() ? "" : " ") + w;
+  return line;
+}
+
+std::vector<std::string> lines_of(const std::vector<std::string>& words, const std::string& file) {
+  if (words.empty() == file.empty()) refuse("problem: give a problem line or --file with lines of them; one of the two");
+  return file.empty() ? std::vector<std::string>{joined(words)} : read_lines(file);
+}
+
+void add_line_options(CLI::App& command, std::vector<std::string>& words, std::string& file) {
+  command.add_option("problem", words, "problem line: words key=value, see below");
+  command.add_option("--file", file, "file of problem lines; # starts a comment");
+  command.footer("Problem lines are made of these words:\n" + sale_case::grammar() + "\n");
+}
+
+namespace {
+
+// The case's plan without its tensors: those of a million tokens need not fit in memory to be explained.
+CasePlan plan_of(const sale_case::Case& c) {
+  sale_problem p = sale_problem_init(c.batch, c.q_heads, c.kv_heads, c.q_len, c.k_len, c.head_dim, c.dtype);
+  const auto array = [&](const std::vector<int64_t>& list) { return list.empty() ? nullptr : list.data(); };
+  p.q_offset = c.q_offset, p.scale = c.scale;
+  p.q_lens = array(c.q_lens), p.k_lens = array(c.k_lens), p.q_offsets = array(c.q_offsets);
+  sale_options o = sale_options_init();
+  o.thresholds = c.taus.data(), o.n_thresholds = static_cast<int64_t>(c.taus.size());
+  o.format = c.format, o.rank = c.rank, o.sink = c.sink, o.local = c.local, o.dense_below = c.dense_below;
+  o.compute = c.compute, o.threads = c.threads;
+  std::vector<float> projections;
+  if (c.rank > 0 && c.rank < c.head_dim && c.head_dim <= 256 && c.kv_heads > 0 && c.kv_heads <= 4096) {
+    projections.resize(static_cast<size_t>(int64_t{c.kv_heads} * c.head_dim * c.rank));
+    o.q_projection = o.k_projection = projections.data();
+  }
+  return CasePlan(p, o, c.backend);
+}
+
+}  // namespace
+
+void add_explain(CLI::App& program, Action& action) {
+  CLI::App* command = program.add_subcommand("explain", "Say which backend would run a problem line, why the others would not, and what it needs");
+  auto words = std::make_shared<std::vector<std::string>>();
+  auto file = std::make_shared<std::string>();
+  auto json = std::make_shared<std::string>();
+  add_line_options(*command, *words, *file);
+  command->add_option("--json", *json, "write the result there");
+  command->callback([=, &action] {
+    action = [=] {
+      Json all = json_head("explain");
+      all["problems"] = Json::array();
+      for (const std::string& line : lines_of(*words, *file)) {
+        const sale_case::Case c = sale_case::parse(line);
+        const CasePlan plan = plan_of(c);
+        fmt::print("problem    {}\n{}\n", sale_case::print(c), sale_plan_explain(plan.get()));
+        const sale_workspace w = sale_plan_workspace(plan.get());
+        all["problems"].push_back({{"problem", sale_case::print(c)},
+                                   {"backend", sale_plan_backend(plan.get())},
+                                   {"workspace_bytes", w.total},
+                                   {"explanation", sale_plan_explain(plan.get())}});
+      }
+      if (!json->empty()) write_json(*json, all);
+      return int{good};
+    };
+  });
+}
+
+}  // namespace sale::cli

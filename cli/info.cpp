@@ -1,0 +1,101 @@
+// sale info: machine, backends and why each can or cannot be used; the support table of the documentation.
+#include "answers.hpp"
+#include "command.hpp"
+
+namespace sale::cli {
+namespace {
+
+const char* name_of(sale_dtype t) { return t == SALE_F32 ? "f32" : t == SALE_F16 ? "f16" : "bf16"; }
+const char* name_of(sale_compute c) { return c == SALE_COMPUTE_EXACT ? "exact" : "int8"; }
+
+struct Estimate {
+  const char* name;
+  sale_format format;
+  int32_t rank;
+};
+constexpr Estimate estimates[] = {{"int8", SALE_INT8, 0}, {"int4", SALE_INT4, 0}, {"int8:16", SALE_INT8, 16}, {"int8:32", SALE_INT8, 32}, {"int8:64", SALE_INT8, 64}};
+constexpr int32_t head_dims[] = {16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256};
+constexpr sale_dtype dtypes[] = {SALE_F32, SALE_F16, SALE_BF16};
+constexpr sale_compute computes[] = {SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8};
+
+// Why not, or "" - for a problem of ordinary size.
+std::string why_not_for(int32_t backend, sale_dtype dtype, int32_t head_dim, const Estimate& e, sale_compute compute) {
+  const Problem problem(1, 8, 2, 4096, 4096, head_dim, dtype);
+  Options options;
+  options.compute(compute);
+  const std::vector<float> projection(static_cast<size_t>(2 * head_dim * e.rank));
+  if (e.rank == 0) options.estimator(e.format);
+  else options.estimator(e.format, e.rank, projection, projection);
+  return why_not(backend, problem, options);
+}
+
+// Head dimensions that work, in words: "all", "none" or the list.
+std::string dims_of(int32_t backend, sale_dtype dtype, const Estimate& e, sale_compute compute) {
+  std::string list;
+  bool all = true;
+  for (int32_t d : head_dims) {
+    if (e.rank >= d) continue;  // not a reduced estimate there
+    if (why_not_for(backend, dtype, d, e, compute).empty()) list += (list.empty() ? "" : ", ") + std::to_string(d);
+    else all = false;
+  }
+  return list.empty() ? "–" : all ? "all" : list;
+}
+
+std::string support_table() {
+  std::string text = "| backend | tensors | products |";
+  for (const Estimate& e : estimates) text += fmt::format(" {} |", e.name);
+  text += "\n|---|---|---|" + std::string(std::size(estimates) * 4, '-');
+  for (size_t i = 0; i < std::size(estimates); ++i) text[text.size() - 4 * i - 1] = '|';
+  text += "\n";
+  std::string notes;
+  for (int32_t i = 0; i < sale_backend_count(); ++i) {
+    const std::string missing = sale_backend_why_not(i), name = sale_backend_name(i);
+    if (!missing.empty()) {
+      notes += fmt::format("- `{}` cannot be asked on this machine: {}\n", name, missing);
+      continue;
+    }
+    for (sale_dtype dtype : dtypes)
+      for (sale_compute compute : computes) {
+        text += fmt::format("| {} | {} | {} |", name, name_of(dtype), name_of(compute));
+        for (const Estimate& e : estimates) text += fmt::format(" {} |", dims_of(i, dtype, e, compute));
+        text += "\n";
+      }
+  }
+  text += fmt::format("\nCells: head dimensions that run, of {}", head_dims[0]);
+  for (size_t i = 1; i < std::size(head_dims); ++i) text += fmt::format(", {}", head_dims[i]);
+  return text + ".\n" + notes;
+}
+
+int show_info(const std::string& json) {
+  fmt::print("sale       {}\nmachine    {}\n", sale_version(), sale_machine());
+  Json j = json_head("info");
+  j["backends"] = Json::array();
+  bool first = true;
+  for (const BackendInfo& b : backends()) {
+    const bool usable = b.why_not.empty();
+    fmt::print("{:<10} {:<10} {}\n{:<10} {:<10} {}\n", first ? "backends" : "", b.name, b.summary, "", "", usable ? "usable" : "not usable: " + b.why_not);
+    j["backends"].push_back({{"name", b.name}, {"summary", b.summary}, {"usable", usable}, {"why_not", b.why_not}});
+    first = false;
+  }
+  if (!json.empty()) write_json(json, j);
+  return good;
+}
+
+}  // namespace
+
+void add_info(CLI::App& program, Action& action) {
+  CLI::App* command = program.add_subcommand("info", "This machine, the backends and why each can or cannot be used here");
+  auto table = std::make_shared<bool>(false);
+  auto json = std::make_shared<std::string>();
+  command->add_flag("--table", *table, "the support table in Markdown instead, found by asking the library");
+  command->add_option("--json", *json, "write the result there");
+  command->callback([=, &action] {
+    action = [=] {
+      if (!*table) return show_info(*json);
+      fmt::print("{}", support_table());
+      return int{good};
+    };
+  });
+}
+
+}  // namespace sale::cli

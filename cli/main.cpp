@@ -1,0 +1,70 @@
+// The program `sale`: subcommands, and one line for every failure.
+#include <cstdio>
+#include <fmt/format.h>
+#include <new>
+
+#include "case/case.hpp"
+#include "command.hpp"
+#include "lm/error.hpp"
+
+namespace {
+
+using namespace sale::cli;
+
+constexpr const char* footer =
+    "Exit codes: 0 good, 1 a check failed, 2 bad usage or input, 3 not supported on this machine, 4 internal error.\n"
+    "Documentation of the method and its numbers: docs/.";
+
+int fail(int code, const char* message) {
+  std::fflush(stdout);
+  fmt::print(stderr, "sale: {}\n", message);
+  return code;
+}
+
+int code_of(sale_status status) {
+  return status == SALE_UNSUPPORTED ? unsupported : status == SALE_INVALID_ARGUMENT ? bad_input : internal_error;
+}
+
+int perform(const Action& action) {
+  try {
+    return action();
+  } catch (const sale::Error& e) {
+    return fail(code_of(e.status()), e.what());
+  } catch (const InputError& e) {
+    return fail(bad_input, e.what());
+  } catch (const sale::lm::Error& e) {
+    return fail(bad_input, e.what());
+  } catch (const sale_case::Error& e) {
+    return fail(bad_input, e.what());
+  } catch (const std::bad_alloc&) {
+    return fail(internal_error, "out of memory");
+  } catch (const std::exception& e) {
+    return fail(internal_error, e.what());
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App program{"Sparse attention by low-bit estimation for long prompts: run it, measure it, check it."};
+  program.name("sale");
+  program.require_subcommand(1);
+  program.set_version_flag("--version", std::string("sale ") + sale_version());
+  program.footer(footer);
+  program.option_defaults()->group("Options");
+  Action action;
+  for (auto* add : {add_demo, add_run, add_info, add_check, add_bench, add_explain, add_mask, add_project, add_calibrate, add_perplexity})
+    add(program, action);
+  for (CLI::App* command : program.get_subcommands([](CLI::App*) { return true; }))
+    command->footer(command->get_footer() + footer);
+  try {
+    program.parse(argc, argv);
+  } catch (const CLI::Success& e) {
+    return program.exit(e) == 0 ? good : bad_input;  // --help, --version
+  } catch (const CLI::ParseError& e) {
+    if (argc > 1 && argv[1][0] != '-' && program.get_subcommand_no_throw(argv[1]) == nullptr)
+      return fail(bad_input, fmt::format("'{}' is not a subcommand; sale --help lists them", argv[1]).c_str());
+    return fail(bad_input, e.what());
+  }
+  return perform(action);
+}

@@ -1,0 +1,91 @@
+#include "model_files.hpp"
+
+#include <cmath>
+#include <thread>
+
+#include "command.hpp"
+#include "lm/safetensors.hpp"
+#include "text.hpp"
+
+namespace sale::cli {
+namespace {
+
+const char* safetensors_name(lm::DType type) {
+  switch (type) {
+    case lm::DType::f32: return "F32";
+    case lm::DType::f16: return "F16";
+    case lm::DType::bf16: return "BF16";
+    case lm::DType::i8: return "I8";
+    case lm::DType::u8: return "U8";
+    case lm::DType::i32: return "I32";
+    case lm::DType::i64: return "I64";
+  }
+  return "?";
+}
+
+}  // namespace
+
+int thread_count(int asked) { return asked > 0 ? asked : static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
+
+ModelIdentity identify(const std::filesystem::path& folder) {
+  const lm::Config config = lm::read_config(folder);
+  const lm::SafeTensors file = lm::SafeTensors::open(folder);
+  ModelIdentity m;
+  m.name = std::filesystem::weakly_canonical(folder).filename().string();
+  m.layers = static_cast<int32_t>(config.layers);
+  m.q_heads = config.q_heads, m.kv_heads = config.kv_heads, m.head_dim = config.head_dim;
+  std::vector<std::string> names = file.names();
+  std::sort(names.begin(), names.end());
+  Fingerprint hash;
+  for (const std::string& name : names) {
+    const lm::Tensor& t = file.get(name);
+    hash.tensor(name, safetensors_name(t.dtype), t.shape, t.bytes);
+  }
+  m.fingerprint = hash.value();
+  return m;
+}
+
+LoadedModel load_model(const std::filesystem::path& folder, int threads) {
+  return {lm::Model::load(folder, thread_count(threads)), lm::Tokenizer::load(folder), identify(folder)};
+}
+
+void add_sparse_options(CLI::App& command, SparseArguments& a, const char* calibration_default) {
+  command.add_option("--backend", a.backend, "backend to use; see sale info (default: the fastest usable one)");
+  command.add_option("--threads", a.threads, "threads; 0 = one per CPU")->check(CLI::Range(0, 1024));
+  command.add_option("--tau", a.tau, "threshold for every head, instead of the calibration's; 0 = dense")->check(CLI::Range(0.0, 1e6));
+  command.add_option("--estimator", a.estimator, "int8, int4 or int8:RANK; a rank must be the calibration's");
+  command.add_option("--calibration", a.calibration,
+                     fmt::format("calibration file, or none (default: {})", calibration_default));
+}
+
+std::string Sparse::estimator_name(int head_dim) const {
+  return calibration ? print_estimator(calibration->format, calibration->rank, head_dim) : print_estimator(settings.format, 0, head_dim);
+}
+
+void resolve(const SparseArguments& a, const ModelIdentity& model, Sparse& to) {
+  AttentionSettings& s = to.settings;
+  s.backend = a.backend, s.threads = a.threads;
+  std::optional<EstimatorName> estimator;
+  if (!a.estimator.empty()) estimator = parse_estimator("--estimator", a.estimator);
+  if (estimator) s.format = estimator->format;
+  if (a.tau >= 0) s.tau = static_cast<float>(a.tau), s.tau_over_calibration = true;
+  if (a.calibration.empty() || a.calibration == "none") {
+    if (estimator && estimator->rank != 0 && estimator->rank != model.head_dim)
+      refuse("--estimator: {} needs projections; give --calibration a file that has them", a.estimator);
+    return;
+  }
+  Calibration c = read_calibration(a.calibration);
+  check_model(c, model);
+  if (estimator) {
+    const int32_t rank = estimator->rank == 0 ? model.head_dim : estimator->rank;
+    const bool all = rank == model.head_dim;
+    if (!all && (rank != c.rank || estimator->format != c.format))
+      refuse("--estimator: {} is not what {} was made for, {}", a.estimator, a.calibration, print_estimator(c.format, c.rank, c.model.head_dim));
+    // All coordinates need nothing of the file but its thresholds.
+    if (all) c.format = estimator->format, c.rank = rank, c.q_projections.clear(), c.k_projections.clear();
+  }
+  to.calibration = std::move(c);
+  s.calibration = &*to.calibration;
+}
+
+}  // namespace sale::cli

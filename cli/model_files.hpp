@@ -1,0 +1,47 @@
+// A model folder as the program uses it: the runner, the tokenizer, who it is, and its calibration.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "adapter.hpp"
+#include "lm/model.hpp"
+#include "lm/tokenizer.hpp"
+#include "sale/calibration.hpp"
+
+namespace sale::cli {
+
+// From the safetensors headers and config.json; reads hardly anything of the weights.
+ModelIdentity identify(const std::filesystem::path& folder);
+
+struct LoadedModel {
+  lm::Model model;
+  lm::Tokenizer tokenizer;
+  ModelIdentity identity;
+};
+// threads: 0 = one per CPU.
+LoadedModel load_model(const std::filesystem::path& folder, int threads);
+int thread_count(int asked);
+
+// The options by which a command line says how SALE is to run.
+struct SparseArguments {
+  std::string backend, estimator, calibration;
+  double tau = -1;  // below 0: not given
+  int threads = 0;
+};
+void add_sparse_options(CLI::App& command, SparseArguments& arguments, const char* calibration_default);
+
+// Those arguments with the calibration read and checked against the model. Not copyable: settings point into it.
+struct Sparse {
+  std::optional<Calibration> calibration;
+  AttentionSettings settings;
+  std::string estimator_name(int head_dim) const;
+  Sparse() = default;
+  Sparse(const Sparse&) = delete;
+  Sparse& operator=(const Sparse&) = delete;
+};
+void resolve(const SparseArguments& arguments, const ModelIdentity& model, Sparse& to);
+
+}  // namespace sale::cli

@@ -1,0 +1,25 @@
+// What sale run and sale demo share.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <string>
+
+#include "command.hpp"
+#include "session.hpp"
+
+namespace sale::cli {
+
+struct RunArguments {
+  std::string model = default_model, chunk = "0", json, report;
+  PromptArguments prompt;
+  SparseArguments sparse;
+  bool compare = false, measure = false, quiet = false;
+  bool answers_decide = false;  // a wrong answer to a built prompt makes the exit code 1
+};
+
+// `given`, else calibration.json beside the model, else "none".
+std::string calibration_for(const std::string& given, const std::filesystem::path& model);
+void add_run_options(CLI::App& command, RunArguments& arguments);
+int run_and_report(RunArguments& arguments, const std::string& title);
+
+}  // namespace sale::cli

@@ -1,0 +1,63 @@
+// One long prompt, prefilled dense or sparse, and questions asked after it, each from the same cache.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "adapter.hpp"
+#include "lm/prompts.hpp"
+#include "model_files.hpp"
+
+namespace sale::cli {
+
+struct Question {
+  std::string text;
+  std::vector<int32_t> ids;
+  std::optional<lm::Fact> fact;  // with the expected answer, when there is one
+};
+
+struct Task {
+  std::vector<int32_t> context;
+  std::vector<Question> questions;
+  int64_t new_tokens = 24;
+  // KV cache: the context, the longest question, its answer.
+  int64_t capacity() const;
+};
+
+struct PromptArguments {
+  std::string tokens = "64k", prompt_file, text = "", build = "needles", new_tokens = "24";
+  std::vector<std::string> questions;
+  int facts = 5;
+  uint64_t seed = 1;
+};
+// A file's text cut to `tokens`, with free questions; or a built prompt of that length with known answers.
+Task make_task(const PromptArguments& arguments, const LoadedModel& model);
+
+struct Answer {
+  std::string text;
+  std::optional<bool> right;  // when the expected answer is known
+};
+
+// What one way of running the task gave.
+struct Outcome {
+  double prefill_s = 0, attention_s = 0, questions_s = 0;
+  AttentionTotals totals;  // of the prefill
+  std::string backend;
+  std::vector<Answer> answers;
+  bool all_right() const;
+};
+
+struct SessionOptions {
+  int64_t chunk = 0;
+  bool quiet = false;
+  std::string label;                                      // "dense", "SALE": for the progress line
+  Watcher* prefill_watcher = nullptr;                     // sees the context
+  Watcher* question_watcher = nullptr;                    // sees the questions
+  std::function<void(const Question&)> before_question = {};
+};
+// The cache is emptied first.
+Outcome run_task(LoadedModel& model, const Task& task, lm::KVCache& cache, const AttentionSettings& settings, const SessionOptions& options);
+
+}  // namespace sale::cli

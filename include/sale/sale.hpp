@@ -1,0 +1,360 @@
+// SALE for C++20: a thin layer over sale.h. Owners instead of handles, one exception type instead of statuses.
+//
+//     sale::Problem problem(1, 32, 8, tokens, tokens, 128, SALE_BF16);   // shapes: see sale_problem in sale.h
+//     sale::Plan plan(problem, sale::Options().threshold(0.004f));      // checks, picks a backend
+//     sale::Workspace workspace(plan.workspace().total);
+//     plan.run({.q = q, .k = k, .v = v, .out = out}, workspace);
+//
+// Everything here is inline over the C functions; units, limits and layouts are those of sale.h: sizes, strides and
+// offsets in elements, "bytes" where bytes are meant, tensors [batch, head, token, head_dim].
+//
+// Errors: every member may throw sale::Error with the library's status and sentence; std::bad_alloc stays std::bad_alloc.
+// Threads: a Plan may be used by any number of threads at once, each with its own Workspace. A KeyIndex or BlockList has
+// one writer, or many readers, at a time. Problem, Options and Workspace are plain values.
+#ifndef SALE_SALE_HPP
+#define SALE_SALE_HPP
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <new>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "sale/sale.h"
+
+namespace sale {
+// The inline namespace keeps these names apart from those inside the library when both end up in one program.
+inline namespace v0 {
+
+// What every failure throws. what() names the argument, its value and what is allowed.
+class Error : public std::runtime_error {
+ public:
+  Error(sale_status status, const std::string& message) : std::runtime_error(message), status_(status) {}
+  sale_status status() const noexcept { return status_; }
+
+ private:
+  sale_status status_;
+};
+
+// Throws what the last C call on this thread left behind.
+inline void check(sale_status status) {
+  if (status != SALE_OK) throw Error(status, sale_last_error());
+}
+
+// ---- what is asked ---------------------------------------------------------------------------------------------
+
+// A sale_problem that owns its arrays. Setters return the problem, so they chain.
+class Problem {
+ public:
+  // Contiguous [batch, heads, tokens, head_dim] tensors, causal, the queries at the end of the keys.
+  Problem(int32_t batch, int32_t q_heads, int32_t kv_heads, int64_t q_len, int64_t k_len, int32_t head_dim, sale_dtype dtype)
+      : problem_(sale_problem_init(batch, q_heads, kv_heads, q_len, k_len, head_dim, dtype)) {}
+
+  Problem& q_offset(int64_t position) { return problem_.q_offset = position, *this; }
+  Problem& not_causal() { return q_offset(problem_.k_len); }
+  Problem& scale(float s) { return problem_.scale = s, *this; }
+  Problem& strides(sale_strides q, sale_strides k, sale_strides v, sale_strides out) {
+    problem_.q = q, problem_.k = k, problem_.v = v, problem_.out = out;
+    return *this;
+  }
+  // Ragged batches; each array [batch], copied. See sale_problem.
+  Problem& q_lens(std::span<const int64_t> n) { return keep(q_lens_, n, "q_lens"); }
+  Problem& k_lens(std::span<const int64_t> n) { return keep(k_lens_, n, "k_lens"); }
+  Problem& q_offsets(std::span<const int64_t> n) { return keep(q_offsets_, n, "q_offsets"); }
+  Problem& q_starts(std::span<const int64_t> n) { return keep(q_starts_, n, "q_starts"); }
+  Problem& k_starts(std::span<const int64_t> n) { return keep(k_starts_, n, "k_starts"); }
+
+  // For the C functions; valid while this problem lives and is not changed.
+  sale_problem c() const {
+    sale_problem p = problem_;
+    p.q_lens = at(q_lens_), p.k_lens = at(k_lens_), p.q_offsets = at(q_offsets_);
+    p.q_starts = at(q_starts_), p.k_starts = at(k_starts_);
+    return p;
+  }
+
+ private:
+  using Array = std::vector<int64_t>;
+  static const int64_t* at(const Array& a) { return a.empty() ? nullptr : a.data(); }
+  // The C side cannot see how long an array is.
+  Problem& keep(Array& to, std::span<const int64_t> from, const char* name) {
+    if (!std::in_range<int32_t>(from.size()) || static_cast<int32_t>(from.size()) != problem_.batch)
+      throw Error(SALE_INVALID_ARGUMENT, std::string(name) + " has " + std::to_string(from.size()) +
+                                             " entries; one per sequence is needed, " + std::to_string(problem_.batch));
+    to.assign(from.begin(), from.end());
+    return *this;
+  }
+  sale_problem problem_;
+  Array q_lens_, k_lens_, q_offsets_, q_starts_, k_starts_;
+};
+
+// ---- how it is to be done --------------------------------------------------------------------------------------
+
+// sale_options that own their arrays; starts from the defaults of sale_options_init.
+class Options {
+ public:
+  Options() : options_(sale_options_init()) {}
+
+  // tau: one for all heads, or one per query head (copied). 0 = dense head.
+  Options& threshold(float tau) { return thresholds_.assign(1, tau), *this; }
+  Options& thresholds(std::span<const float> taus) {
+    if (taus.empty()) throw Error(SALE_INVALID_ARGUMENT, "thresholds: none given; 1 or one per query head are allowed");
+    return thresholds_.assign(taus.begin(), taus.end()), *this;
+  }
+  // All coordinates, without projection.
+  Options& estimator(sale_format format) {
+    options_.format = format, options_.rank = 0;
+    q_projection_.clear(), k_projection_.clear();
+    return *this;
+  }
+  // `rank` coordinates; projections [kv_heads, head_dim, rank] each, copied.
+  Options& estimator(sale_format format, int32_t rank, std::span<const float> q_projection, std::span<const float> k_projection) {
+    if (q_projection.size() != k_projection.size())
+      throw Error(SALE_INVALID_ARGUMENT, "q_projection has " + std::to_string(q_projection.size()) + " numbers and k_projection " +
+                                             std::to_string(k_projection.size()) + "; both are [kv_heads, head_dim, rank]");
+    options_.format = format, options_.rank = rank;
+    q_projection_.assign(q_projection.begin(), q_projection.end());
+    k_projection_.assign(k_projection.begin(), k_projection.end());
+    return *this;
+  }
+  Options& sink(int32_t keys) { return options_.sink = keys, *this; }
+  Options& local(int32_t keys) { return options_.local = keys, *this; }
+  Options& dense_below(int64_t keys) { return options_.dense_below = keys, *this; }
+  // Attention over every key: no estimate, no selection, the same kernel.
+  Options& dense() { return dense_below(std::numeric_limits<int64_t>::max()); }
+  Options& compute(sale_compute c) { return options_.compute = c, *this; }
+  Options& backend(std::string name) { return backend_ = std::move(name), *this; }  // "" = the library's choice
+  Options& threads(int32_t n) { return options_.threads = n, *this; }                // 0 = one per CPU
+
+  // Whether projections of the right size were given is checked here, since the C side sees pointers only.
+  sale_options c(int32_t kv_heads, int32_t head_dim) const {
+    const auto needed = static_cast<uint64_t>(kv_heads) * static_cast<uint64_t>(head_dim) * static_cast<uint64_t>(options_.rank);
+    if (!q_projection_.empty() && q_projection_.size() != needed)
+      throw Error(SALE_INVALID_ARGUMENT, "q_projection has " + std::to_string(q_projection_.size()) + " numbers; " +
+                                             std::to_string(needed) + " are needed ([kv_heads, head_dim, rank])");
+    sale_options o = options_;
+    if (!thresholds_.empty()) o.thresholds = thresholds_.data(), o.n_thresholds = static_cast<int64_t>(thresholds_.size());
+    if (!q_projection_.empty()) o.q_projection = q_projection_.data(), o.k_projection = k_projection_.data();
+    if (!backend_.empty()) o.backend = backend_.c_str();
+    return o;
+  }
+  sale_options c(const Problem& problem) const {
+    const sale_problem p = problem.c();
+    return c(p.kv_heads, p.head_dim);
+  }
+
+ private:
+  sale_options options_;
+  std::vector<float> thresholds_, q_projection_, k_projection_;
+  std::string backend_;
+};
+
+// ---- memory ----------------------------------------------------------------------------------------------------
+
+// Uninitialised bytes, aligned to 64. Keep one per thread and let it grow.
+class Workspace {
+ public:
+  Workspace() = default;
+  explicit Workspace(size_t bytes) { need(bytes); }
+  // At least `bytes`; the contents are lost when it grows.
+  void need(size_t bytes) {
+    if (bytes <= size_) return;
+    data_.reset(), size_ = 0;
+    data_.reset(static_cast<std::byte*>(::operator new(bytes, std::align_val_t{64})));
+    size_ = bytes;
+  }
+  void* data() const noexcept { return data_.get(); }
+  size_t size() const noexcept { return size_; }
+
+ private:
+  struct Free {
+    void operator()(std::byte* p) const { ::operator delete(p, std::align_val_t{64}); }
+  };
+  std::unique_ptr<std::byte, Free> data_;
+  size_t size_ = 0;
+};
+
+// What a run reports. heads: [batch * q_heads], sequence-major; filled when `per_head` is set beforehand.
+struct Stats {
+  bool per_head = false;
+  double index_s = 0, select_s = 0, attend_s = 0;
+  int64_t kept_blocks = 0, visible_blocks = 0;
+  std::vector<sale_head_stats> heads;
+  double density() const { return visible_blocks > 0 ? static_cast<double>(kept_blocks) / static_cast<double>(visible_blocks) : 1; }
+};
+
+// ---- key index and block list ----------------------------------------------------------------------------------
+
+// The low-bit codes of one sequence's keys, kept beside the KV cache.
+class KeyIndex {
+ public:
+  KeyIndex(const Problem& problem, const Options& options, int64_t capacity) {
+    const sale_problem p = problem.c();
+    const sale_options o = options.c(problem);
+    sale_index* raw = nullptr;
+    check(sale_index_create(&p, &o, capacity, &raw));
+    handle_.reset(raw);
+    smoothing_size_ = static_cast<size_t>(p.kv_heads) * static_cast<size_t>(p.head_dim);
+  }
+  // k: the sequence's first key; k_len: keys there are now. See sale_index_update.
+  void update(const void* k, sale_strides k_strides, int64_t k_len) { check(sale_index_update(get(), k, k_strides, k_len)); }
+  // [kv_heads, head_dim]; before the first update.
+  void set_smoothing(std::span<const float> vectors) {
+    if (vectors.size() != smoothing_size_)
+      throw Error(SALE_INVALID_ARGUMENT, "smoothing vectors: " + std::to_string(vectors.size()) + " numbers; " +
+                                             std::to_string(smoothing_size_) + " are needed ([kv_heads, head_dim])");
+    check(sale_index_set_smoothing(get(), vectors.data()));
+  }
+  void truncate(int64_t k_len) { check(sale_index_truncate(get(), k_len)); }
+  int64_t length() const { return sale_index_length(get()); }
+  size_t bytes() const { return sale_index_bytes(get()); }
+  sale_index* get() const noexcept { return handle_.get(); }
+
+ private:
+  struct Free {
+    void operator()(sale_index* p) const { sale_index_destroy(p); }
+  };
+  std::unique_ptr<sale_index, Free> handle_;
+  size_t smoothing_size_ = 0;
+};
+
+class Plan;
+
+// The kept key blocks of every (sequence, query head, query tile); all of them until a selection is written to it.
+class BlockList {
+ public:
+  explicit BlockList(const Plan& plan);
+  struct Row {
+    std::vector<int32_t> kept;  // ascending
+    int64_t visible = 0;
+  };
+  Row row(int32_t sequence, int32_t head, int64_t tile) const {
+    int64_t kept = 0, visible = 0;
+    check(sale_blocks_row(get(), sequence, head, tile, nullptr, 0, &kept, &visible));
+    Row row{std::vector<int32_t>(static_cast<size_t>(kept)), visible};
+    check(sale_blocks_row(get(), sequence, head, tile, row.kept.data(), kept, &kept, &visible));
+    return row;
+  }
+  void set_row(int32_t sequence, int32_t head, int64_t tile, std::span<const int32_t> kept) {
+    check(sale_blocks_set_row(get(), sequence, head, tile, kept.data(), static_cast<int64_t>(kept.size())));
+  }
+  sale_blocks* get() const noexcept { return handle_.get(); }
+
+ private:
+  struct Free {
+    void operator()(sale_blocks* p) const { sale_blocks_destroy(p); }
+  };
+  std::unique_ptr<sale_blocks, Free> handle_;
+};
+
+// ---- plan ------------------------------------------------------------------------------------------------------
+
+struct Tensors {
+  const void *q = nullptr, *k = nullptr, *v = nullptr;
+  void* out = nullptr;
+  float* lse = nullptr;  // NULL, or [batch, q_heads, longest q_len]
+};
+// One per sequence: {index.get(), ...}.
+using Indexes = std::span<const sale_index* const>;
+
+class Plan {
+ public:
+  enum class Keys { indexed_each_run, have_an_index };
+  Plan(const Problem& problem, const Options& options, Keys keys = Keys::indexed_each_run) {
+    const sale_problem p = problem.c();
+    const sale_options o = options.c(problem);
+    sale_plan* raw = nullptr;
+    check(sale_plan_create(&p, &o, keys == Keys::have_an_index ? 1 : 0, &raw));
+    handle_.reset(raw);
+    indexes_ = keys == Keys::have_an_index ? static_cast<size_t>(p.batch) : 0;
+    heads_ = static_cast<size_t>(p.batch) * static_cast<size_t>(p.q_heads);
+  }
+  sale_workspace workspace() const { return sale_plan_workspace(get()); }
+  std::string backend() const { return sale_plan_backend(get()); }
+  std::string explain() const { return sale_plan_explain(get()); }
+
+  // Index (unless given), select, attend.
+  void run(const Tensors& t, const Workspace& workspace, Indexes indexes = {}, Stats* stats = nullptr) const {
+    Filling fill(*this, stats);
+    check(sale_run(get(), t.q, t.k, t.v, t.out, t.lse, list(indexes), workspace.data(), workspace.size(), fill.c()));
+    fill.done();
+  }
+  // The stages on their own; t.v, t.out and t.lse are not used by select.
+  void select(const Tensors& t, BlockList& blocks, const Workspace& workspace, Indexes indexes = {}, Stats* stats = nullptr) const {
+    Filling fill(*this, stats);
+    check(sale_select(get(), t.q, t.k, list(indexes), blocks.get(), workspace.data(), workspace.size(), fill.c()));
+    fill.done();
+  }
+  void attend(const Tensors& t, const BlockList& blocks, const Workspace& workspace, Stats* stats = nullptr) const {
+    Filling fill(*this, stats);
+    check(sale_attend(get(), t.q, t.k, t.v, blocks.get(), t.out, t.lse, workspace.data(), workspace.size(), fill.c()));
+    fill.done();
+  }
+  sale_plan* get() const noexcept { return handle_.get(); }
+
+ private:
+  // Carries a Stats over the C call.
+  class Filling {
+   public:
+    Filling(const Plan& plan, Stats* to) : to_(to) {
+      if (to == nullptr) return;
+      to->heads.assign(to->per_head ? plan.heads_ : 0, sale_head_stats{});
+      stats_.heads = to->heads.empty() ? nullptr : to->heads.data();
+    }
+    sale_stats* c() { return to_ == nullptr ? nullptr : &stats_; }
+    void done() {
+      if (to_ == nullptr) return;
+      to_->index_s = stats_.index_s, to_->select_s = stats_.select_s, to_->attend_s = stats_.attend_s;
+      to_->kept_blocks = stats_.kept_blocks, to_->visible_blocks = stats_.visible_blocks;
+    }
+
+   private:
+    Stats* to_;
+    sale_stats stats_{};
+  };
+  const sale_index* const* list(Indexes indexes) const {
+    if (indexes.size() != indexes_)
+      throw Error(SALE_INVALID_ARGUMENT, "indexes: " + std::to_string(indexes.size()) + " given; this plan takes " +
+                                             std::to_string(indexes_) + (indexes_ == 0 ? " (it makes its own)" : ", one per sequence"));
+    return indexes.empty() ? nullptr : indexes.data();
+  }
+  struct Free {
+    void operator()(sale_plan* p) const { sale_plan_destroy(p); }
+  };
+  std::unique_ptr<sale_plan, Free> handle_;
+  size_t indexes_ = 0, heads_ = 0;
+};
+
+inline BlockList::BlockList(const Plan& plan) {
+  sale_blocks* raw = nullptr;
+  check(sale_blocks_create(plan.get(), &raw));
+  handle_.reset(raw);
+}
+
+// ---- backends --------------------------------------------------------------------------------------------------
+
+struct BackendInfo {
+  std::string name, summary, why_not;  // why_not: "" when this machine can run it
+};
+inline std::vector<BackendInfo> backends() {
+  std::vector<BackendInfo> all;
+  for (int32_t i = 0; i < sale_backend_count(); ++i)
+    all.push_back({sale_backend_name(i), sale_backend_summary(i), sale_backend_why_not(i)});
+  return all;
+}
+// "" when backend i of the list can run this on this machine, else the first reason.
+inline std::string why_not(int32_t i, const Problem& problem, const Options& options) {
+  const sale_problem p = problem.c();
+  const sale_options o = options.c(problem);
+  return sale_backend_why_not_problem(i, &p, &o);
+}
+
+}  // namespace v0
+}  // namespace sale
+
+#endif  // SALE_SALE_HPP
