@@ -303,9 +303,10 @@ struct Attend {
       sum = sum * shrink;
       for (int32_t i = 0; i < d; i += 16) store(o + i, load(o + i) * shrink);
     }
-    const F16 base = splat(m);
+    const F16 base = splat(-m);
     for (int j = 0; j < columns; j += 32) {
-      const F16 a = exp2<Mix::degree>(load(s + j) * c - base), b = exp2<Mix::degree>(load(s + j + 16) * c - base);
+      const F16 a = exp2<Mix::degree>(fused(load(s + j), c, base)),
+                b = exp2<Mix::degree>(fused(load(s + j + 16), c, base));
       sum = sum + (a + b);
       Mix::put(p + j, a, b);
     }

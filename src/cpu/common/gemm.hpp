@@ -21,7 +21,7 @@ struct DotF32 {
   using Acc = F16;
   using Word = float;
   SALE_INLINE Acc zero() { return splat(0.0f); }
-  SALE_INLINE Acc step(const Acc& acc, float a, const float* b) { return acc + splat(a) * load(b); }
+  SALE_INLINE Acc step(const Acc& acc, float a, const float* b) { return fused(splat(a), load(b), acc); }
 };
 
 #if defined(__AVX512BF16__)

@@ -86,6 +86,19 @@ SALE_INLINE F16 operator*(const F16& a, const F16& b) {
   SALE_EACH r.p[i] = a.p[i] * b.p[i];
   return r;
 }
+// a * b + c, in one rounding where the machine can. Kernel files are compiled with -ffp-contract=off: what is not written
+// with this is rounded step by step.
+SALE_INLINE F16 fused(const F16& a, const F16& b, const F16& c) {
+  F16 r;
+#if defined(__AVX512F__)
+  r.p[0] = (vf)_mm512_fmadd_ps((__m512)a.p[0], (__m512)b.p[0], (__m512)c.p[0]);
+#elif defined(__FMA__)
+  SALE_EACH r.p[i] = (vf)_mm256_fmadd_ps((__m256)a.p[i], (__m256)b.p[i], (__m256)c.p[i]);
+#else
+  SALE_EACH r.p[i] = a.p[i] * b.p[i] + c.p[i];
+#endif
+  return r;
+}
 SALE_INLINE I16 operator+(const I16& a, const I16& b) {
   I16 r;
   SALE_EACH r.p[i] = a.p[i] + b.p[i];
@@ -276,8 +289,8 @@ SALE_INLINE uint16_t to_f16(float x) {
 
 // 2^x for x <= 0, and for x up to 126; NaN stays NaN, 2^0 is 1 exactly. Minimax polynomials on [-1/2, 1/2], found by a
 // weighted fit. No rounding or scaling instruction: those take two slots where an addition takes one.
-//   degree 6  relative error 2e-9 before rounding; 0 for x < -126
-//   degree 4  relative error 3e-6; below 2^-126 a denormal, which conversion to bf16 and its products take for 0
+//   degree 6  relative error 2e-9 before rounding, never fused (thresholds use it); 0 for x < -126
+//   degree 4  relative error 3e-6, fused; below 2^-126 a denormal, which conversion to bf16 and its products take for 0
 template <int degree>
 SALE_INLINE F16 exp2(F16 x) {
   constexpr float magic = 12582912.0f;  // 1.5 * 2^23
@@ -286,19 +299,18 @@ SALE_INLINE F16 exp2(F16 x) {
   const F16 f = x - (shifted - splat(magic));
   F16 y;
   if constexpr (degree == 4) {
-    y = splat(9.582853232e-03f);
-    y = y * f + splat(5.590642566e-02f);
-    y = y * f + splat(2.402409861e-01f);
-    y = y * f + splat(6.931241933e-01f);
+    y = fused(splat(9.582853232e-03f), f, splat(5.590642566e-02f));
+    y = fused(y, f, splat(2.402409861e-01f));
+    y = fused(y, f, splat(6.931241933e-01f));
+    y = fused(y, f, splat(1.0f));
   } else {
-    y = splat(1.535336206e-04f);
-    y = y * f + splat(1.339887452e-03f);
+    y = splat(1.535336206e-04f) * f + splat(1.339887452e-03f);
     y = y * f + splat(9.618437358e-03f);
     y = y * f + splat(5.550332471e-02f);
     y = y * f + splat(2.402264791e-01f);
     y = y * f + splat(6.931472029e-01f);
+    y = y * f + splat(1.0f);
   }
-  y = y * f + splat(1.0f);
   // The low bits of `shifted` are the integer; its other bits leave by the shift.
   F16 r = as_float(bits(y) + shift_left<23>(bits(shifted)));
   if constexpr (degree != 4) {
