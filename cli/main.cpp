@@ -62,7 +62,8 @@ int main(int argc, char** argv) {
   } catch (const CLI::Success& e) {
     return program.exit(e) == 0 ? good : bad_input;  // --help, --version
   } catch (const CLI::ParseError& e) {
-    if (argc > 1 && argv[1][0] != '-' && program.get_subcommand_no_throw(argv[1]) == nullptr)
+    const auto named = [&](const CLI::App* command) { return command->get_name() == argv[1]; };
+    if (argc > 1 && argv[1][0] != '-' && static_cast<const CLI::App&>(program).get_subcommands(named).empty())
       return fail(bad_input, fmt::format("'{}' is not a subcommand; sale --help lists them", argv[1]).c_str());
     return fail(bad_input, e.what());
   }

@@ -15,7 +15,7 @@ struct Arguments {
 
 void save(const Arguments& a, const KeptGrid& grid, const std::vector<KeyMark>& marks, int64_t keys) {
   const std::string extension = std::filesystem::path(a.out).extension().string();
-  write_text(a.out, extension == ".svg" ? svg_of(grid, marks, keys) : png_of(grid, marks, keys));
+  write_text(a.out, extension == ".svg" ? svg_of(grid, marks, keys) : png_of(grid, marks, keys, a.cells));
   fmt::print("picture: {}\n", a.out);
 }
 

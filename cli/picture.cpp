@@ -91,15 +91,17 @@ std::vector<bool> marked_columns(const KeptGrid& grid, const std::vector<KeyMark
 
 }  // namespace
 
-std::string png_of(const KeptGrid& grid, const std::vector<KeyMark>& marks, int64_t keys) {
+std::string png_of(const KeptGrid& grid, const std::vector<KeyMark>& marks, int64_t keys, int pixels) {
+  const int wide = std::max(1, pixels / grid.columns()), high = std::max(1, pixels / grid.rows());
   const std::vector<bool> marked = marked_columns(grid, marks, keys);
-  Image image(grid.columns(), grid.rows());
+  Image image(wide * grid.columns(), high * grid.rows());
   for (int r = 0; r < grid.rows(); ++r)
     for (int c = 0; c < grid.columns(); ++c) {
       const double share = grid.share(r, c);
       Colour colour = share < 0 ? outside : mix(paper, ink, shade(share));
       if (marked[static_cast<size_t>(c)]) colour = share > 0 ? mark : mix(colour, mark, 0.35);
-      image.set(c, r, colour);
+      for (int y = 0; y < high; ++y)
+        for (int x = 0; x < wide; ++x) image.set(wide * c + x, high * r + y, colour);
     }
   return image.png();
 }

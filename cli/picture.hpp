@@ -61,8 +61,9 @@ class Finders : public Watcher {
 struct KeyMark {
   int64_t begin, end;  // keys
 };
-// RGB PNG; kept blocks dark on light, marked keys as coloured columns. `keys`: of the whole grid.
-std::string png_of(const KeptGrid& grid, const std::vector<KeyMark>& marks, int64_t keys);
+// RGB PNG; kept blocks dark on light, marked keys as coloured columns. `keys`: of the whole grid. A cell becomes as many
+// whole pixels as bring each side near `pixels`, at least one.
+std::string png_of(const KeptGrid& grid, const std::vector<KeyMark>& marks, int64_t keys, int pixels = 1);
 std::string svg_of(const KeptGrid& grid, const std::vector<KeyMark>& marks, int64_t keys);
 
 }  // namespace sale::cli

@@ -1,0 +1,103 @@
+// Subcommands that need no model.
+#include "program.hpp"
+
+namespace sale_test {
+namespace {
+
+TEST(Cli, HelpAndVersion) {
+  EXPECT_EQ(sale("--help").code, 0);
+  EXPECT_TRUE(sale("--help").says("Exit codes: 0 good, 1 a check failed, 2 bad usage"));
+  EXPECT_TRUE(sale("--version").says("sale "));
+  for (const char* command : {"run", "demo", "info", "check", "bench", "explain", "mask", "project", "calibrate", "perplexity"}) {
+    const Said s = sale(std::string(command) + " --help");
+    EXPECT_EQ(s.code, 0) << command;
+    EXPECT_TRUE(s.says("Exit codes")) << command;
+  }
+}
+
+TEST(Cli, BadUsageIsRefusedInOneLine) {
+  refused("", 2, "subcommand");
+  refused("walk", 2, "'walk' is not a subcommand");
+  refused("info --loud", 2, "--loud");
+  refused("check", 2, "give a problem line");
+  refused("check k=2k --file x", 2, "one of the two");
+  refused("check --file /absent", 2, "/absent: no such file");
+  refused("check k=2k colour=red", 2, "colour=red");
+  refused("check k=0", 2, "=0");
+  refused("explain k=2k d=24", 2, "head_dim: 24");
+  refused("explain k=9999999m", 2, "q_len");
+  refused("bench k=2k --backend best", 2, "'best' is not a backend");
+  refused("bench k=2k --repeats 0", 2, "--repeats");
+  refused("bench k=2k --baseline /absent", 2, "/absent: no such file");
+  refused("mask k=2k --out picture.bmp", 2, "picture.bmp");
+  refused("mask k=2k --head 5 --out /tmp/x.png", 2, "--head: 5 is not in 0 .. 0");
+  refused("info --json /absent/folder/x.json", 2, "/absent/folder/x.json: cannot be written");
+}
+
+TEST(Cli, UnusableBackendIsUnsupported) {
+  const Said info = sale("info", "SALE_HIDE=avx512");
+  const Said s = sale("check k=2k --backend avx512", "SALE_HIDE=avx512");
+  if (!info.says("SALE_HIDE=")) GTEST_SKIP() << "this machine has nothing to hide";
+  EXPECT_EQ(s.code, 3) << s.err;
+}
+
+TEST(Cli, Info) {
+  const Folder folder;
+  const Said s = sale("info --json " + folder / "i.json");
+  EXPECT_EQ(s.code, 0);
+  EXPECT_TRUE(s.says("portable"));
+  const Json j = json_at(folder / "i.json", "info");
+  EXPECT_EQ(j.at("backends").back().at("name"), "portable");
+  EXPECT_EQ(j.at("backends").back().at("usable"), true);
+  const Said table = sale("info --table");
+  EXPECT_EQ(table.code, 0);
+  EXPECT_TRUE(table.says("| portable | bf16 | exact |"));
+}
+
+TEST(Cli, Explain) {
+  const Folder folder;
+  const Said s = sale("explain batch=2 qheads=32 kvheads=8 k=1m d=128 type=bf16 estimator=int8:64 --json " + folder / "e.json");
+  EXPECT_EQ(s.code, 0) << s.err;
+  EXPECT_TRUE(s.says("workspace"));
+  EXPECT_GT(json_at(folder / "e.json", "explain").at("problems")[0].at("workspace_bytes").get<int64_t>(), 0);
+}
+
+TEST(Cli, Check) {
+  const Folder folder;
+  std::ofstream(folder / "lines") << "# two lines\nqheads=2 kvheads=1 k=1500 d=32 type=bf16 tau=0.02\n\nk=1100 q=300 d=64 type=f32 data=nan-v\n";
+  const Said s = sale("check --file " + folder / "lines" + " --json " + folder / "c.json");
+  EXPECT_EQ(s.code, 0) << s.out << s.err;
+  EXPECT_TRUE(s.says("0 failed"));
+  const Json j = json_at(folder / "c.json", "check");
+  EXPECT_GE(j.at("rows").size(), 2u);
+  for (const Json& row : j.at("rows")) EXPECT_EQ(row.at("good"), true);
+  EXPECT_TRUE(sale("check k=1100 d=32 --backend portable").says("1 runs, 0 failed"));
+}
+
+TEST(Cli, Bench) {
+  const Folder folder;
+  const std::string line = "qheads=2 kvheads=1 k=1100 d=32 type=bf16 --backend portable --repeats 3 --quiet";
+  const Said s = sale("bench " + line + " --json " + folder / "b.json");
+  EXPECT_EQ(s.code, 0) << s.err;
+  EXPECT_EQ(s.err, "");
+  EXPECT_EQ(s.out.rfind("| problem |", 0), 0u);
+  const Json row = json_at(folder / "b.json", "bench").at("rows")[0];
+  EXPECT_EQ(row.at("sale_samples_s").size(), 3u);
+  EXPECT_GT(row.at("sale_s").get<double>(), 0);
+  EXPECT_TRUE(sale("bench " + line + " --baseline " + folder / "b.json").says("against baseline"));
+  std::ofstream(folder / "not") << "{\"schema\": 1}";
+  refused("bench " + line + " --baseline " + folder / "not", 2, "was not written by sale bench");
+}
+
+TEST(Cli, Mask) {
+  const Folder folder;
+  const Said s = sale("mask qheads=2 kvheads=1 k=4k d=32 --head 1 --out " + folder / "m.png" + " --json " + folder / "m.json");
+  EXPECT_EQ(s.code, 0) << s.err;
+  EXPECT_EQ(contents(folder / "m.png").substr(1, 3), "PNG");
+  EXPECT_EQ(json_at(folder / "m.json", "mask").at("density_of_heads").size(), 2u);
+  EXPECT_EQ(sale("mask k=4k d=32 --out " + folder / "m.svg").code, 0);
+  EXPECT_EQ(contents(folder / "m.svg").rfind("<svg", 0), 0u);
+}
+
+}  // namespace
+}  // namespace sale_test

@@ -1,0 +1,97 @@
+// Subcommands that run the bundled model, on short prompts.
+#include "program.hpp"
+
+namespace sale_test {
+namespace {
+
+TEST(CliModel, BadInputIsRefusedInOneLine) {
+  refused("run --model /absent", 2, "/absent");
+  refused("run --prompt-file /absent", 2, "/absent: no such file");
+  refused("run --tokens many", 2, "--tokens: 'many' is not a count");
+  refused("run --tokens 1m", 2, "--tokens: 1m is not in 16 .. 131072");
+  refused("run --tokens 4k --question why", 2, "--question: only with --prompt-file");
+  refused("run --tokens 4k --estimator int3", 2, "'int3' is not an estimator");
+  refused("run --tokens 4k --calibration none --estimator int8:32", 2, "int8:32 needs projections");
+  refused("run --tokens 4k --calibration /absent", 2, "/absent: no such file");
+  refused("run --tokens 4k --calibration models/tiny-llama-128k/config.json", 2, "config.json");
+  refused("run --build poem", 2, "poem");
+  refused("demo --tau -1", 2, "--tau");
+  refused("run --tokens 4k --backend best --quiet", 2, "best");
+  refused("project --text models/text/moby_dick.txt --tokens 4k --rank 40 --out /tmp/x.json", 2, "--rank: 40");
+  refused("perplexity --tokens 4k --text /absent", 2, "/absent: no such file");
+  refused("mask --layer 9 --tokens 2k --out /tmp/x.png", 2, "--layer: 9 is not in 0 .. 7");
+}
+
+TEST(CliModel, DemoAnswersAndReports) {
+  const Folder folder;
+  const Said s = sale("demo --tokens 4k --quiet --report " + folder / "demo");
+  EXPECT_EQ(s.code, 0) << s.out << s.err;
+  EXPECT_EQ(s.err, "");
+  const Json j = json_at(folder / "demo/report.json", "demo");
+  for (const char* name : {"tokens", "backend", "machine", "relative_l1_error", "retained_mass"}) EXPECT_TRUE(j.contains(name)) << name;
+  for (const char* name : {"prefill_s", "attention_s"}) EXPECT_GT(j.at("dense").at(name).get<double>(), 0) << name;
+  for (const char* name : {"prefill_s", "attention_s", "index_s", "select_s", "attend_s", "density"}) EXPECT_GT(j.at("sale").at(name).get<double>(), 0) << name;
+  ASSERT_EQ(j.at("answers").size(), 5u);
+  for (const Json& a : j.at("answers")) {
+    EXPECT_EQ(a.at("dense"), a.at("expected"));
+    EXPECT_EQ(a.at("sale"), a.at("expected"));
+  }
+  const std::string html = contents(folder / "demo/report.html");
+  EXPECT_NE(html.find("prefers-color-scheme: dark"), std::string::npos);
+  EXPECT_NE(html.find("data:image/png;base64,"), std::string::npos);
+  EXPECT_EQ(html.find("http://"), std::string::npos);
+  EXPECT_EQ(html.find("https://"), std::string::npos);
+}
+
+// The model cannot count to seven digits after a threshold that drops nearly everything.
+TEST(CliModel, WrongAnswersDecideTheDemo) {
+  const Folder folder;
+  EXPECT_EQ(sale("demo --tokens 4k --quiet --calibration none --tau 1000000 --report " + folder / "demo").code, 1);
+}
+
+TEST(CliModel, ChunksAndTauZeroChangeNoAnswer) {
+  const Folder folder;
+  for (const char* extra : {"--chunk 700", "--calibration none --tau 0", "--calibration none --estimator int4", "--build json", "--build passkey --compare"}) {
+    const Said s = sale(std::string("run --tokens 3k --quiet --json ") + folder / "r.json " + extra);
+    EXPECT_EQ(s.code, 0) << extra << s.err;
+    for (const Json& a : json_at(folder / "r.json", "run").at("answers")) EXPECT_EQ(a.at("sale"), a.at("expected")) << extra;
+  }
+}
+
+TEST(CliModel, OwnPromptAndQuestions) {
+  const Folder folder;
+  const Said s = sale("run --prompt-file models/text/moby_dick.txt --tokens 2k --quiet --new-tokens 8 --question ' The whale' --question ' He said' --json " + folder / "r.json");
+  EXPECT_EQ(s.code, 0) << s.err;
+  const Json j = json_at(folder / "r.json", "run");
+  EXPECT_EQ(j.at("answers").size(), 2u);
+  EXPECT_TRUE(j.at("answers")[0].at("expected").is_null());
+}
+
+TEST(CliModel, ProjectCalibrateRun) {
+  const Folder folder;
+  const std::string text = "--text models/text/moby_dick.txt --tokens 4k --json-prompts 0 --quiet";
+  Said s = sale("project " + text + " --rank 32 --out " + folder / "p.json");
+  ASSERT_EQ(s.code, 0) << s.err;
+  s = sale("calibrate " + text + " --limit 0.1 --rows 8 --calibration " + folder / "p.json" + " --out " + folder / "c.json");
+  ASSERT_EQ(s.code, 0) << s.err;
+  s = sale("perplexity --tokens 3k --quiet --most 20 --calibration " + folder / "c.json" + " --json " + folder / "x.json");
+  EXPECT_EQ(s.code, 0) << s.out << s.err;
+  EXPECT_LT(json_at(folder / "x.json", "perplexity").at("density").get<double>(), 1);
+  refused("run --tokens 2k --estimator int8:64 --calibration " + folder / "c.json", 2, "int8:32");
+
+  Json other = Json::parse(contents(folder / "c.json"));
+  other["model"]["fingerprint"] = "0000000000000000";
+  std::ofstream(folder / "other.json") << other.dump();
+  refused("run --tokens 2k --calibration " + folder / "other.json", 2, "fingerprint 0000000000000000");
+}
+
+TEST(CliModel, MaskOfAPrompt) {
+  const Folder folder;
+  const Said s = sale("mask --tokens 2k --quiet --layer 6 --head 3 --out " + folder / "m.svg");
+  EXPECT_EQ(s.code, 0) << s.err;
+  EXPECT_TRUE(s.says("layer"));
+  EXPECT_FALSE(contents(folder / "m.svg").empty());
+}
+
+}  // namespace
+}  // namespace sale_test
