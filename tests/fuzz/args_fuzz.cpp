@@ -91,7 +91,8 @@ struct Lists {
     p.q_offsets = which & 4 ? fill(q_offsets, in, batch) : nullptr;
     p.q_starts = which & 8 ? fill(q_starts, in, batch) : nullptr;
     p.k_starts = which & 16 ? fill(k_starts, in, batch) : nullptr;
-    o.thresholds = which & 32 ? nullptr : fill(thresholds, in, most_entries);
+    const size_t heads = static_cast<size_t>(std::clamp<int64_t>(o.n_thresholds, 1, most_entries));
+    o.thresholds = which & 32 ? nullptr : fill(thresholds, in, heads);
     const int64_t sizes[]{p.kv_heads, p.head_dim, o.rank};
     __int128 matrix = 1;
     for (int64_t n : sizes) matrix *= std::max<int64_t>(n, 0);
