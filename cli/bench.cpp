@@ -18,7 +18,8 @@ BackendChoice backends_for(const sale_case::Instance& in, const std::string& for
     const std::string name = sale_backend_name(i);
     if (!only.empty() && only != name) continue;
     known = true;
-    const std::string why = sale_backend_why_not_problem(i, &in.problem, &in.options);
+    std::string why = sale_backend_why_not(i);
+    if (why.empty()) why = sale_backend_why_not_problem(i, &in.problem, &in.options);
     if (why.empty()) choice.usable.push_back(name);
     else choice.refused.emplace_back(name, why);
   }

@@ -1,4 +1,6 @@
 // sale info: machine, backends and why each can or cannot be used; the support table of the documentation.
+#include <algorithm>
+
 #include "answers.hpp"
 #include "command.hpp"
 
@@ -47,23 +49,22 @@ std::string support_table() {
   text += "\n|---|---|---|" + std::string(std::size(estimates) * 4, '-');
   for (size_t i = 0; i < std::size(estimates); ++i) text[text.size() - 4 * i - 1] = '|';
   text += "\n";
-  std::string notes;
   for (int32_t i = 0; i < sale_backend_count(); ++i) {
-    const std::string missing = sale_backend_why_not(i), name = sale_backend_name(i);
-    if (!missing.empty()) {
-      notes += fmt::format("- `{}` cannot be asked on this machine: {}\n", name, missing);
-      continue;
-    }
+    const std::string name = sale_backend_name(i);
+    std::vector<std::string> rows, cells;  // one row for all types and products when they do not differ
     for (sale_dtype dtype : dtypes)
       for (sale_compute compute : computes) {
-        text += fmt::format("| {} | {} | {} |", name, name_of(dtype), name_of(compute));
-        for (const Estimate& e : estimates) text += fmt::format(" {} |", dims_of(i, dtype, e, compute));
-        text += "\n";
+        cells.emplace_back();
+        for (const Estimate& e : estimates) cells.back() += fmt::format(" {} |", dims_of(i, dtype, e, compute));
+        rows.push_back(fmt::format("| {} | {} | {} |{}\n", name, name_of(dtype), name_of(compute), cells.back()));
       }
+    const bool same = std::all_of(cells.begin(), cells.end(), [&](const std::string& c) { return c == cells.front(); });
+    if (same) rows = {fmt::format("| {} | f32, f16, bf16 | exact, int8 |{}\n", name, cells.front())};
+    for (const std::string& row : rows) text += row;
   }
   text += fmt::format("\nCells: head dimensions that run, of {}", head_dims[0]);
   for (size_t i = 1; i < std::size(head_dims); ++i) text += fmt::format(", {}", head_dims[i]);
-  return text + ".\n" + notes;
+  return text + ".\n";
 }
 
 int show_info(const std::string& json) {

@@ -79,6 +79,18 @@ package() {
   "$prefix/sub/consumer"
 }
 
+# Pages that repeat what the code says.
+docs() {
+  "$build/test/cli/sale" info --table >"$build/support"
+  python3 - "$build/support" <<'PY'
+import sys
+table, page = open(sys.argv[1]).read().strip(), open("docs/support.md").read()
+assert table in page, "docs/support.md is stale: put in what `sale info --table` prints"
+example, readme = open("examples/attention.cpp").read().strip(), open("README.md").read()
+assert example in readme, "README.md: the example differs from examples/attention.cpp"
+PY
+}
+
 # The main job, smaller than a user's: its exit status says whether every answer is right.
 demo() {
   "$build/test/cli/sale" demo --tokens 16k --report "$build/demo-test"
@@ -87,7 +99,7 @@ demo() {
 }
 
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(format release symbols emulated address thread fuzz package demo)
+[ ${#stages[@]} -gt 0 ] || stages=(format release symbols emulated address thread fuzz package docs demo)
 for stage in "${stages[@]}"; do
   echo "==== $stage"
   start=$SECONDS

@@ -226,7 +226,8 @@ SALE_API const char *sale_backend_name(int32_t i);
 SALE_API const char *sale_backend_summary(int32_t i); /* one line: what it runs on and with which instructions */
 /* "" when backend i can run on this machine, else the reason in words. Valid until the next call on this thread. */
 SALE_API const char *sale_backend_why_not(int32_t i);
-/* "" when backend i can run this problem with these options on this machine, else the first reason. */
+/* "" when backend i can run this problem with these options wherever it runs at all, else the first reason. Whether it runs
+ * on this machine is sale_backend_why_not's question. */
 SALE_API const char *sale_backend_why_not_problem(int32_t i, const sale_problem *problem, const sale_options *options);
 /* CPU name, features used by SALE, features hidden by SALE_HIDE; one line. */
 SALE_API const char *sale_machine(void);

@@ -347,7 +347,7 @@ inline std::vector<BackendInfo> backends() {
     all.push_back({sale_backend_name(i), sale_backend_summary(i), sale_backend_why_not(i)});
   return all;
 }
-// "" when backend i of the list can run this on this machine, else the first reason.
+// "" when backend i of the list can run this wherever it runs at all, else the first reason.
 inline std::string why_not(int32_t i, const Problem& problem, const Options& options) {
   const sale_problem p = problem.c();
   const sale_options o = options.c(problem);

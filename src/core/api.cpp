@@ -356,8 +356,7 @@ const char* sale_backend_why_not_problem(int32_t i, const sale_problem* problem,
   if (problem == nullptr || options == nullptr) return "problem or options: null";
   const sale_status status = guarded([&] {
     check_heads(*problem);
-    reason_text = backend(i).why_not_machine(machine());
-    if (reason_text.empty()) reason_text = backend(i).why_not(*problem, *options);
+    reason_text = backend(i).why_not(*problem, *options);
   });
   return status == SALE_OK ? reason_text.c_str() : sale_last_error();
 }

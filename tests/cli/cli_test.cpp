@@ -51,7 +51,7 @@ TEST(Cli, Info) {
   EXPECT_EQ(j.at("backends").back().at("usable"), true);
   const Said table = sale("info --table");
   EXPECT_EQ(table.code, 0);
-  EXPECT_TRUE(table.says("| portable | bf16 | exact |"));
+  EXPECT_TRUE(table.says("| portable | f32, f16, bf16 | exact, int8 |"));
 }
 
 TEST(Cli, Explain) {

@@ -72,7 +72,7 @@ std::vector<std::string> backends_for(const Instance& in) {
   for (int32_t i = 0; i < sale_backend_count(); ++i) {
     const std::string name = sale_backend_name(i);
     if (!in.c.backend.empty() && in.c.backend != name) continue;
-    if (*sale_backend_why_not_problem(i, &in.problem, &in.options) == '\0') names.push_back(name);
+    if (*sale_backend_why_not(i) == '\0' && *sale_backend_why_not_problem(i, &in.problem, &in.options) == '\0') names.push_back(name);
   }
   return names;
 }
