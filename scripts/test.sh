@@ -79,6 +79,15 @@ package() {
   "$prefix/sub/consumer"
 }
 
+# The portable backend for arm64: cross-compiled, and run once in an emulator.
+arm64() {
+  cmake -S tests/package/consumer -B "$build/arm64" -G Ninja -DSALE_SOURCE="$root" -DCMAKE_BUILD_TYPE=Release \
+    -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+    -DCMAKE_EXE_LINKER_FLAGS=-static >/dev/null
+  cmake --build "$build/arm64" >/dev/null
+  qemu-aarch64 "$build/arm64/consumer"
+}
+
 # Pages that repeat what the code says.
 docs() {
   "$build/test/cli/sale" info --table >"$build/support"
@@ -99,7 +108,7 @@ demo() {
 }
 
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(format release symbols emulated address thread fuzz package docs demo)
+[ ${#stages[@]} -gt 0 ] || stages=(format release symbols emulated address thread fuzz package arm64 docs demo)
 for stage in "${stages[@]}"; do
   echo "==== $stage"
   start=$SECONDS

@@ -76,7 +76,7 @@ static double natural_log(double x) {
   std::memcpy(&w, &x, 8);
   int64_t e = (w >> 52) - 1023;
   w = (w & 0xfffffffffffff) | 0x3ff0000000000000;
-  double z;
+  double z = 0;
   std::memcpy(&z, &w, 8);
   if (z >= 1.4142135623730951) {
     z *= 0.5;
