@@ -96,7 +96,7 @@ void SaleAttention::run_sparse(const lm::AttentionCall& call) {
 }
 
 void SaleAttention::run(const lm::AttentionCall& call) {
-  if (!settings_.dense && !call.decode) return run_sparse(call);
+  if (!settings_.dense && (!call.decode || settings_.sparse_decode)) return run_sparse(call);
   const Plan& plan = plan_for(call, true);
   Stats stats;
   plan.run(tensors_of(call), workspace_, {}, &stats);

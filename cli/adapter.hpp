@@ -1,5 +1,5 @@
 // The model's attention computed by SALE: a key index per layer that grows with the KV cache, plans made once per shape,
-// one workspace. Prefill (questions included) is sparse, decode is dense, and "dense" is the same path with every block kept.
+// one workspace. Prefill (questions included) is sparse, decode is dense unless asked otherwise, and "dense" is the same path with every block kept.
 #pragma once
 
 #include <map>
@@ -22,6 +22,7 @@ struct AttentionSettings {
   const Calibration* calibration = nullptr;  // outlives the attention
   // Ignore the calibration's thresholds and use tau; its projections stay.
   bool tau_over_calibration = false;
+  bool sparse_decode = false;  // tokens generated one by one select blocks too
   std::string backend;
   int32_t threads = 0;
 

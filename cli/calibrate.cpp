@@ -222,8 +222,9 @@ void add_calibrate(CLI::App& program, Action& action) {
   command->add_option("--out", a->out, "calibration file to write")->required();
   command->callback([a, &action] {
     action = [a] {
-      return run(*a, fmt::format("sale calibrate --tokens {} --windows {} --needles {} --json-prompts {} --limit {} --rows {}", a->tokens, a->windows,
-                                 a->needles, a->json, fmt::join(a->limits, " --limit "), a->rows));
+      const std::string estimator = a->calibration.empty() ? "--estimator " + a->estimator
+                                                           : "--calibration " + std::filesystem::path(a->calibration).filename().string();
+      return run(*a, fmt::format("sale calibrate {} --limit {} --rows {} {}", prompt_words(*a), fmt::join(a->limits, " --limit "), a->rows, estimator));
     };
   });
 }

@@ -49,6 +49,12 @@ void add_prompt_options(CLI::App& command, CalibrationArguments& a) {
   command.add_flag("--quiet", a.quiet, "no progress on stderr");
 }
 
+std::string prompt_words(const CalibrationArguments& a) {
+  std::string words;
+  for (const std::string& text : a.texts) words += fmt::format("--text {} ", std::filesystem::path(text).filename().string());
+  return words + fmt::format("--tokens {} --windows {} --needles {} --json-prompts {} --seed {}", a.tokens, a.windows, a.needles, a.json, a.seed);
+}
+
 std::vector<CalibrationPrompt> make_prompts(const CalibrationArguments& a, const LoadedModel& m) {
   constexpr int facts = 8;
   constexpr int64_t room = 1024;  // for the questions and answers of built prompts

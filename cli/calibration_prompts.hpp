@@ -20,6 +20,9 @@ struct CalibrationArguments {
 };
 void add_prompt_options(CLI::App& command, CalibrationArguments& arguments);
 
+// The words that make the same prompts again, for the file's provenance.
+std::string prompt_words(const CalibrationArguments& arguments);
+
 struct CalibrationPrompt {
   std::string name;  // "moby_dick.txt from token 0"
   std::vector<int32_t> tokens;

@@ -75,6 +75,8 @@ Json json_of(const Findings& f) {
 }
 
 void write_report(const std::filesystem::path& folder, const Findings& f) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);  // a failure shows when the files are written
   write_text(folder / "report.html", html_of(f));
   write_json(folder / "report.json", json_of(f));
 }

@@ -64,7 +64,7 @@ std::string Sparse::estimator_name(int head_dim) const {
 
 void resolve(const SparseArguments& a, const ModelIdentity& model, Sparse& to) {
   AttentionSettings& s = to.settings;
-  s.backend = a.backend, s.threads = a.threads;
+  s.backend = a.backend, s.threads = a.threads, s.sparse_decode = a.sparse_decode;
   std::optional<EstimatorName> estimator;
   if (!a.estimator.empty()) estimator = parse_estimator("--estimator", a.estimator);
   if (estimator) s.format = estimator->format;

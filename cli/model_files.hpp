@@ -29,6 +29,7 @@ int thread_count(int asked);
 struct SparseArguments {
   std::string backend, estimator, calibration;
   double tau = -1;  // below 0: not given
+  bool sparse_decode = false;
   int threads = 0;
 };
 void add_sparse_options(CLI::App& command, SparseArguments& arguments, const char* calibration_default);

@@ -49,8 +49,7 @@ void add_project(CLI::App& program, Action& action) {
   command->add_option("--out", a->out, "calibration file to write; projections beside it as .safetensors")->required();
   command->callback([a, &action] {
     action = [a] {
-      return run(*a, fmt::format("sale project --tokens {} --windows {} --needles {} --json-prompts {} --rank {}", a->tokens, a->windows, a->needles,
-                                 a->json, a->rank));
+      return run(*a, fmt::format("sale project {} --rank {}", prompt_words(*a), a->rank));
     };
   });
 }

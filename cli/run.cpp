@@ -38,6 +38,7 @@ void add_run_options(CLI::App& command, RunArguments& a) {
   command.add_option("--seed", a.prompt.seed, "of the built prompt")->capture_default_str();
   command.add_option("--chunk", a.chunk, "prefill in chunks of this many tokens; 0 = whole")->capture_default_str();
   command.add_option("--new-tokens", a.prompt.new_tokens, "most tokens of an answer")->capture_default_str();
+  command.add_flag("--sparse-decode", a.sparse.sparse_decode, "answers are generated sparsely too, not only prefilled: the stricter test");
   command.add_flag("--quiet", a.quiet, "no progress on stderr");
   command.add_option("--json", a.json, "write the result there");
   add_sparse_options(command, a.sparse, "calibration.json in the model's folder, if there is one");

@@ -22,6 +22,7 @@ TEST(Cli, BadUsageIsRefusedInOneLine) {
   refused("check", 2, "give a problem line");
   refused("check k=2k --file x", 2, "one of the two");
   refused("check --file /absent", 2, "/absent: no such file");
+  refused("check --file /tmp", 2, "/tmp: not a file");
   refused("check k=2k colour=red", 2, "colour=red");
   refused("check k=0", 2, "=0");
   refused("explain k=2k d=24", 2, "head_dim: 24");
