@@ -34,13 +34,20 @@
 #define SALE_VERSION_MINOR 1
 #define SALE_VERSION_PATCH 0
 
+/* Enumerations hold any int, so that a wrong value is an argument to refuse and not undefined behaviour. */
+#ifdef __cplusplus
+#define SALE_INT : int
+#else
+#define SALE_INT
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
 
 /* ---- status ------------------------------------------------------------------------------------------------- */
 
-typedef enum sale_status {
+typedef enum sale_status SALE_INT {
   SALE_OK = 0,
   SALE_INVALID_ARGUMENT = 1, /* an argument is wrong; the message names it */
   SALE_UNSUPPORTED = 2,      /* a valid request that this library, build or machine cannot honour; says which and why */
@@ -57,10 +64,11 @@ SALE_API const char *sale_version(void);
 
 /* ---- what is asked ------------------------------------------------------------------------------------------ */
 
-typedef enum sale_dtype { SALE_F32 = 0, SALE_F16 = 1, SALE_BF16 = 2 } sale_dtype;
+typedef enum sale_dtype SALE_INT { SALE_F32 = 0, SALE_F16 = 1, SALE_BF16 = 2 } sale_dtype;
 
 /* Element strides of a tensor [batch, head, token, head_dim]; head_dim is contiguous. Any order of the first three is
- * fine ([B,H,L,D], [B,L,H,D], views into a fused QKV buffer). A stride may be 0 only where the extent is 1. */
+ * fine ([B,H,L,D], [B,L,H,D], views into a fused QKV buffer). Strides of out may not make two elements share a place; those of
+ * q, k and v may be 0 on the batch and head axes to repeat a tensor. */
 typedef struct sale_strides {
   int64_t batch, head, token;
 } sale_strides;
@@ -96,9 +104,9 @@ SALE_API sale_problem sale_problem_init(int32_t batch, int32_t q_heads, int32_t 
 
 /* ---- how it is to be done ------------------------------------------------------------------------------------ */
 
-typedef enum sale_format { SALE_INT4 = 4, SALE_INT8 = 8 } sale_format;
+typedef enum sale_format SALE_INT { SALE_INT4 = 4, SALE_INT8 = 8 } sale_format;
 
-typedef enum sale_compute {
+typedef enum sale_compute SALE_INT {
   SALE_COMPUTE_EXACT = 0, /* bf16 products for bf16 tensors, f32 products for f16 and f32; f32 accumulation */
   SALE_COMPUTE_INT8 = 1   /* Q K^T from INT8 codes (SageAttention style), P V as above */
 } sale_compute;

@@ -43,6 +43,11 @@ void check_workspace(const Plan& plan, const void* workspace, size_t bytes) {
           " this plan needs");
 }
 
+Extent workspace_extent(const Plan& plan, const void* workspace) {
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(workspace);
+  return {"workspace", begin, begin + plan.workspace.total};
+}
+
 bool same_projection(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * 4) == 0);
 }
@@ -100,8 +105,7 @@ void check_outputs(const Plan& plan, const Extent& q, const Extent& k, const Ext
                    const void* workspace) {
   const sale_problem& p = plan.problem;
   const Extent o = extent("out", out, p.out, plan, p.q_heads, false);
-  const uintptr_t w = reinterpret_cast<uintptr_t>(workspace);
-  const Extent space{"workspace", w, w + plan.workspace.total};
+  const Extent space = workspace_extent(plan, workspace);
   for (const Extent& other : {q, k, v}) {
     check_apart(o, other);
     check_apart(space, other);
@@ -293,11 +297,14 @@ sale_status sale_select(const sale_plan* plan, const void* q, const void* k, con
   return guarded([&] {
     require(plan != nullptr, "plan: null");
     const Plan& p = *plan->plan;
-    extent("q", q, p.problem.q, p, p.problem.q_heads, false);
-    extent("k", k, p.problem.k, p, p.problem.kv_heads, true);
+    const Extent eq = extent("q", q, p.problem.q, p, p.problem.q_heads, false);
+    const Extent ek = extent("k", k, p.problem.k, p, p.problem.kv_heads, true);
     require(blocks != nullptr, "blocks: null");
     require(same_blocks(*blocks->plan, p), "blocks: made for another problem than the plan's");
     check_workspace(p, workspace, workspace_bytes);
+    const Extent space = workspace_extent(p, workspace);
+    check_apart(space, eq);
+    check_apart(space, ek);
     check_indexes(p, indexes);
     const Call call = make_call(p, q, k, nullptr, nullptr, nullptr, indexes, workspace, blocks->bits.data());
     const auto t0 = Clock::now();

@@ -14,14 +14,21 @@ void check_regions(const sale_options& o);
 
 namespace {
 
-constexpr size_t alignment = 64;
+constexpr int64_t alignment = 64;
 
 size_t aligned(int64_t bytes) { return static_cast<size_t>(round_up(bytes, alignment)); }
 
 void lay_out_bits(Plan& plan) {
-  int64_t at = 0;
+  constexpr int64_t most = int64_t{1} << 24;  // keeps a plan's own memory within some hundred MB
+  Checked pairs = 0;
   for (Sequence& s : plan.sequences) {
     s.tiles = ceil_div(s.q_len, q_block);
+    pairs = pairs + Checked(s.tiles) * Checked(plan.problem.kv_heads);
+  }
+  require(pairs.ok() && pairs.value() <= most, "problem: ", pairs.value(), " pairs of a query tile and a kv head are more than the ",
+          most, " one plan can hold; split the batch or the heads");
+  int64_t at = 0;
+  for (Sequence& s : plan.sequences) {
     s.row_word.resize(static_cast<size_t>(s.tiles) + 1);
     for (int64_t t = 0; t < s.tiles; ++t)
       s.row_word[static_cast<size_t>(t) + 1] = s.row_word[static_cast<size_t>(t)] + ceil_div(s.visible_blocks(t), 64);
@@ -61,17 +68,19 @@ void lay_out_workspace(Plan& plan) {
   WorkspaceMap& w = plan.workspace;
   const sale_problem& p = plan.problem;
   size_t at = 0;
-  for (Sequence& s : plan.sequences) {
-    s.index_at = at;
-    if (!plan.with_index && !s.dense) at += index_map(p.kv_heads, p.head_dim, plan.estimator, s.k_len).total;
-  }
-  const auto area = [&](int64_t bytes) {
+  const auto area = [&](Checked bytes) {
     const size_t start = at;
-    at += aligned(bytes);
+    const Checked end = Checked(static_cast<int64_t>(at)) + bytes + Checked(alignment);
+    require(end.ok(), "problem: the workspace would exceed 2^62 bytes");
+    at += aligned(bytes.value());
     return start;
   };
+  for (Sequence& s : plan.sequences) {
+    const bool own = !plan.with_index && !s.dense;
+    s.index_at = area(own ? static_cast<int64_t>(index_map(p.kv_heads, p.head_dim, plan.estimator, s.k_len).total) : 0);
+  }
   const bool int4 = plan.estimator.format == SALE_INT4, int8_products = plan.compute == SALE_COMPUTE_INT8;
-  w.bits_at = area(plan.bits_words * 8);
+  w.bits_at = area(Checked(plan.bits_words) * Checked(8));
   w.q_means_at = area(int4 ? int64_t{p.batch} * p.q_heads * p.head_dim * 4 : 0);
   w.k_means_at = area(int8_products ? int64_t{p.batch} * p.kv_heads * p.head_dim * 4 : 0);
   w.bias_at = at;
@@ -83,7 +92,8 @@ void lay_out_workspace(Plan& plan) {
   const Shape shape = plan.shape();
   w.scratch_per_thread = aligned(static_cast<int64_t>(std::max(plan.kernels->select_scratch(shape, plan.tiles_per_item),
                                                                plan.kernels->attend_scratch(shape, plan.tiles_per_item))));
-  w.total = at + w.scratch_per_thread * static_cast<size_t>(plan.pool->threads());
+  area(static_cast<int64_t>(w.scratch_per_thread * static_cast<size_t>(plan.pool->threads())));
+  w.total = at;
 }
 
 std::string explain(const Plan& plan, const std::string& notes) {

@@ -347,7 +347,9 @@ struct Attend {
     const int32_t d = h.shape.head_dim;
     for (int64_t r = 0; r < lane.rows; ++r) {
       float* o = lane.o + r * d;
-      const float l = sum_lanes(load(lane.l + r * 16));
+      float l = sum_lanes(load(lane.l + r * 16));
+      // No key, or every score -infinity: what the exponential leaves of nothing is not a weight. (NaN stays.)
+      if (lane.m[r] == empty_maximum && l < 1.0f) l = 0;
       const F16 inverse = splat(l == 0 ? 0.0f : 1.0f / l);
       for (int32_t i = 0; i < d; i += 16) store(o + i, load(o + i) * inverse);
       const int64_t row = lane.tile * q_block + r;
@@ -355,7 +357,7 @@ struct Attend {
       if (h.lse == nullptr) continue;
       float& lse = h.lse[lane.head * h.lse_head + row];
       lse = l == 0 ? -__builtin_inff() : (lane.m[r] + __builtin_log2f(l)) * ln2;
-      if (h.k_mean == nullptr) continue;
+      if (h.k_mean == nullptr || l == 0) continue;
       alignas(64) float q[256];
       load_row(h.q, h.shape.dtype, lane.head * h.q_head + row * h.q_token, d, q);
       float shift = 0;

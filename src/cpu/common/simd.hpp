@@ -29,6 +29,7 @@ constexpr int parts = 16 / register_floats;
 
 typedef float vf __attribute__((vector_size(4 * register_floats)));
 typedef int32_t vi __attribute__((vector_size(4 * register_floats)));
+typedef uint32_t vu __attribute__((vector_size(4 * register_floats)));  // sums that may wrap
 
 struct I16 {
   vi p[parts];
@@ -101,12 +102,12 @@ SALE_INLINE F16 fused(const F16& a, const F16& b, const F16& c) {
 }
 SALE_INLINE I16 operator+(const I16& a, const I16& b) {
   I16 r;
-  SALE_EACH r.p[i] = a.p[i] + b.p[i];
+  SALE_EACH r.p[i] = (vi)((vu)a.p[i] + (vu)b.p[i]);
   return r;
 }
 SALE_INLINE I16 operator-(const I16& a, const I16& b) {
   I16 r;
-  SALE_EACH r.p[i] = a.p[i] - b.p[i];
+  SALE_EACH r.p[i] = (vi)((vu)a.p[i] - (vu)b.p[i]);
   return r;
 }
 SALE_INLINE I16 operator&(const I16& a, const I16& b) {
@@ -117,7 +118,7 @@ SALE_INLINE I16 operator&(const I16& a, const I16& b) {
 template <int n>
 SALE_INLINE I16 shift_left(const I16& a) {
   I16 r;
-  SALE_EACH r.p[i] = a.p[i] << n;
+  SALE_EACH r.p[i] = (vi)((vu)a.p[i] << n);
   return r;
 }
 template <int n>
