@@ -12,14 +12,18 @@ double since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-double ratio(int64_t kept, int64_t visible) { return visible > 0 ? static_cast<double>(kept) / static_cast<double>(visible) : 1; }
+double ratio(int64_t kept, int64_t visible) {
+  return visible > 0 ? static_cast<double>(kept) / static_cast<double>(visible) : 1;
+}
 
 }  // namespace
 
 Options AttentionSettings::options(int layer) const {
   Options o;
-  if (calibration != nullptr) o = calibration->options(layer);
-  else o.estimator(format);
+  if (calibration != nullptr)
+    o = calibration->options(layer);
+  else
+    o.estimator(format);
   if (calibration == nullptr || tau_over_calibration) o.threshold(tau);
   return o.backend(backend).threads(threads);
 }
@@ -29,7 +33,9 @@ double AttentionTotals::density() const {
   for (const sale_head_stats& h : heads) kept += h.kept_blocks, visible += h.visible_blocks;
   return ratio(kept, visible);
 }
-double AttentionTotals::density(size_t head) const { return ratio(heads[head].kept_blocks, heads[head].visible_blocks); }
+double AttentionTotals::density(size_t head) const {
+  return ratio(heads[head].kept_blocks, heads[head].visible_blocks);
+}
 
 Problem problem_of(const lm::AttentionCall& c) {
   Problem problem(1, c.q_heads, c.kv_heads, c.q_len, c.k_len, c.head_dim, SALE_BF16);
@@ -39,7 +45,10 @@ Problem problem_of(const lm::AttentionCall& c) {
 }
 
 SaleAttention::SaleAttention(const lm::Config& config, AttentionSettings settings, int64_t capacity)
-    : q_heads_(config.q_heads), settings_(std::move(settings)), capacity_(capacity), indexes_(static_cast<size_t>(config.layers)) {
+    : q_heads_(config.q_heads),
+      settings_(std::move(settings)),
+      capacity_(capacity),
+      indexes_(static_cast<size_t>(config.layers)) {
   totals_.heads.resize(static_cast<size_t>(config.layers * config.q_heads));
 }
 
@@ -106,8 +115,10 @@ void SaleAttention::run(const lm::AttentionCall& call) {
 void SaleAttention::truncate(int64_t tokens) {
   // At length 0 another prompt begins, and with it other smoothing vectors.
   for (auto& index : indexes_) {
-    if (index && tokens == 0) index.reset();
-    else if (index && index->length() > tokens) index->truncate(tokens);
+    if (index && tokens == 0)
+      index.reset();
+    else if (index && index->length() > tokens)
+      index->truncate(tokens);
   }
 }
 

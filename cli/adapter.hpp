@@ -1,5 +1,6 @@
-// The model's attention computed by SALE: a key index per layer that grows with the KV cache, plans made once per shape,
-// one workspace. Prefill (questions included) is sparse, decode is dense unless asked otherwise, and "dense" is the same path with every block kept.
+// The model's attention computed by SALE: a key index per layer that grows with the KV cache, plans made once per
+// shape, one workspace. Prefill (questions included) is sparse, decode is dense unless asked otherwise, and "dense" is
+// the same path with every block kept.
 #pragma once
 
 #include <map>
@@ -31,7 +32,7 @@ struct AttentionSettings {
 
 struct AttentionTotals {
   double index_s = 0, select_s = 0, attend_s = 0;
-  double watch_s = 0;  // spent in the watcher, not in attention
+  double watch_s = 0;                  // spent in the watcher, not in attention
   std::vector<sale_head_stats> heads;  // [layers * q_heads], prefill only
   double density() const;
   double density(size_t head) const;
@@ -39,13 +40,13 @@ struct AttentionTotals {
 
 // Sees every prefill call after it was computed, with the blocks it kept.
 class Watcher {
- public:
+public:
   virtual ~Watcher() = default;
   virtual void saw(const lm::AttentionCall& call, const BlockList& blocks) = 0;
 };
 
 class SaleAttention : public lm::Attention {
- public:
+public:
   // capacity: of the KV cache.
   SaleAttention(const lm::Config& config, AttentionSettings settings, int64_t capacity);
   void run(const lm::AttentionCall& call) override;
@@ -56,7 +57,7 @@ class SaleAttention : public lm::Attention {
   void reset_totals();
   const std::string& backend() const { return backend_; }
 
- private:
+private:
   using Key = std::tuple<int, bool, int64_t, int64_t>;  // layer, dense, q_len, k_len
   const Plan& plan_for(const lm::AttentionCall& call, bool dense);
   KeyIndex& index_for(const lm::AttentionCall& call, Stats& stats);

@@ -21,7 +21,7 @@ struct Findings {
   int threads = 0;
   Outcome sale;
   std::optional<Outcome> dense;
-  const Quality* quality = nullptr;    // each may be absent
+  const Quality* quality = nullptr;  // each may be absent
   const Pictures* pictures = nullptr;
   const Finders* finders = nullptr;
 };

@@ -20,8 +20,10 @@ BackendChoice backends_for(const sale_case::Instance& in, const std::string& for
     known = true;
     std::string why = sale_backend_why_not(i);
     if (why.empty()) why = sale_backend_why_not_problem(i, &in.problem, &in.options);
-    if (why.empty()) choice.usable.push_back(name);
-    else choice.refused.emplace_back(name, why);
+    if (why.empty())
+      choice.usable.push_back(name);
+    else
+      choice.refused.emplace_back(name, why);
   }
   if (!known) refuse("--backend: '{}' is not a backend; see sale info", only);
   if (choice.usable.empty())
@@ -64,8 +66,8 @@ Timing measure(const sale_case::Instance& in, CasePlan& plan, const Arguments& a
   Timing t;
   for (int i = -a.warm_up; i < a.repeats; ++i) {
     const auto start = std::chrono::steady_clock::now();
-    sale::check(sale_run(plan.get(), in.q.data(), in.k.data(), in.v.data(), in.out.data(), nullptr, nullptr, plan.workspace().data(),
-                         plan.workspace().size(), &stats));
+    sale::check(sale_run(plan.get(), in.q.data(), in.k.data(), in.v.data(), in.out.data(), nullptr, nullptr,
+                         plan.workspace().data(), plan.workspace().size(), &stats));
     if (i >= 0) t.seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   return t;
@@ -92,14 +94,17 @@ Row bench_one(const sale_case::Instance& in, const std::string& backend, const A
   return row;
 }
 
-std::string milliseconds(double s) { return s >= 0.1 ? fmt::format("{:.0f}", 1000 * s) : fmt::format("{:.2f}", 1000 * s); }
+std::string milliseconds(double s) {
+  return s >= 0.1 ? fmt::format("{:.0f}", 1000 * s) : fmt::format("{:.2f}", 1000 * s);
+}
 
 std::string markdown_of(const Row& r, const std::map<std::string, double>& baseline) {
   const double dense = r.dense.median(), sale = r.sale.median(), density = r.stages.density();
-  std::string line = fmt::format("| {} | {} | {} | {} ± {:.1f} % | {:.2f} | {:.1f} % | {} / {} / {} | {:.0f} | {:.0f} | {:.0f} |", r.problem, r.backend,
-                                 milliseconds(dense), milliseconds(sale), 100 * r.sale.noise(), dense / sale, 100 * density, milliseconds(r.stages.index_s),
-                                 milliseconds(r.stages.select_s), milliseconds(r.stages.attend_s), r.flop / dense * 1e-9, r.flop * density / r.stages.attend_s * 1e-9,
-                                 r.flop / sale * 1e-9);
+  std::string line = fmt::format(
+      "| {} | {} | {} | {} ± {:.1f} % | {:.2f} | {:.1f} % | {} / {} / {} | {:.0f} | {:.0f} | {:.0f} |", r.problem,
+      r.backend, milliseconds(dense), milliseconds(sale), 100 * r.sale.noise(), dense / sale, 100 * density,
+      milliseconds(r.stages.index_s), milliseconds(r.stages.select_s), milliseconds(r.stages.attend_s),
+      r.flop / dense * 1e-9, r.flop * density / r.stages.attend_s * 1e-9, r.flop / sale * 1e-9);
   if (baseline.empty()) return line;
   const auto old = baseline.find(r.problem + " on " + r.backend);
   return line + (old == baseline.end() ? " – |" : fmt::format(" {:.2f} |", old->second / sale));
@@ -113,7 +118,8 @@ std::map<std::string, double> read_baseline(const std::string& path) {
     const Json j = Json::parse(read_text(path));
     if (j.at("schema") != 1 || j.at("command") != "bench") refuse("--baseline: {} was not written by sale bench", path);
     for (const Json& row : j.at("rows"))
-      medians[row.at("problem").get<std::string>() + " on " + row.at("backend").get<std::string>()] = row.at("sale_s").get<double>();
+      medians[row.at("problem").get<std::string>() + " on " + row.at("backend").get<std::string>()] =
+          row.at("sale_s").get<double>();
   } catch (const Json::exception&) {
     refuse("--baseline: {} was not written by sale bench", path);
   }
@@ -124,7 +130,8 @@ std::map<std::string, double> read_baseline(const std::string& path) {
 Json json_row(const Row& r) {
   Json j;
   j["problem"] = r.problem, j["backend"] = r.backend;
-  j["dense_s"] = r.dense.median(), j["sale_s"] = r.sale.median(), j["noise"] = r.sale.noise(), j["ratio"] = r.dense.median() / r.sale.median();
+  j["dense_s"] = r.dense.median(), j["sale_s"] = r.sale.median(), j["noise"] = r.sale.noise(),
+  j["ratio"] = r.dense.median() / r.sale.median();
   j["index_s"] = r.stages.index_s, j["select_s"] = r.stages.select_s, j["attend_s"] = r.stages.attend_s;
   j["density"] = r.stages.density(), j["dense_flop"] = r.flop;
   j["dense_samples_s"] = r.dense.seconds, j["sale_samples_s"] = r.sale.seconds;
@@ -136,8 +143,10 @@ int run(const Arguments& a) {
   Json all = json_head("bench");
   all["repeats"] = a.repeats;
   all["rows"] = Json::array();
-  fmt::print("| problem | backend | dense ms | SALE ms | ratio | density | index / select / attend ms | dense GFLOP/s | attend GFLOP/s | dense-equivalent GFLOP/s |{}\n",
-             baseline.empty() ? "" : " against baseline |");
+  fmt::print(
+      "| problem | backend | dense ms | SALE ms | ratio | density | index / select / attend ms | dense GFLOP/s | "
+      "attend GFLOP/s | dense-equivalent GFLOP/s |{}\n",
+      baseline.empty() ? "" : " against baseline |");
   fmt::print("|---|---|---|---|---|---|---|---|---|---|{}\n", baseline.empty() ? "" : "---|");
   for (const std::string& line : lines_of(a.words, a.file)) {
     sale_case::Instance in(sale_case::parse(line));
@@ -158,11 +167,14 @@ int run(const Arguments& a) {
 }  // namespace
 
 void add_bench(CLI::App& program, Action& action) {
-  CLI::App* command = program.add_subcommand("bench", "Time problem lines on every usable backend, against dense attention by the same backend");
+  CLI::App* command = program.add_subcommand(
+      "bench", "Time problem lines on every usable backend, against dense attention by the same backend");
   auto a = std::make_shared<Arguments>();
   add_line_options(*command, a->words, a->file);
   command->add_option("--backend", a->backend, "only this one");
-  command->add_option("--repeats", a->repeats, "timed runs; the median is shown")->check(CLI::Range(1, 10000))->capture_default_str();
+  command->add_option("--repeats", a->repeats, "timed runs; the median is shown")
+      ->check(CLI::Range(1, 10000))
+      ->capture_default_str();
   command->add_option("--warm-up", a->warm_up, "runs before them")->check(CLI::Range(0, 1000))->capture_default_str();
   command->add_option("--json", a->json, "write every sample there");
   command->add_option("--baseline", a->baseline, "file of an earlier --json to compare with");

@@ -1,10 +1,11 @@
 // sale calibrate: a threshold for every layer and head that spends one error budget where it saves the most blocks.
 //
-// The model runs densely, so that every layer sees what it would see. At each layer every threshold of a grid is tried on
-// every head, which gives two curves per head: density, and output error on sampled rows, |O - O~|_1 as a share of what
-// the heads of the layer put out on average (the worst prompt counts). Then, with one multiplier m for the whole model,
-// each head takes the threshold with the least density + m error^2, and m is the smallest that keeps the root mean square
-// of the errors within the limit. No head may lose more than four times the limit of its own output, by L1 norm.
+// The model runs densely, so that every layer sees what it would see. At each layer every threshold of a grid is tried
+// on every head, which gives two curves per head: density, and output error on sampled rows, |O - O~|_1 as a share of
+// what the heads of the layer put out on average (the worst prompt counts). Then, with one multiplier m for the whole
+// model, each head takes the threshold with the least density + m error^2, and m is the smallest that keeps the root
+// mean square of the errors within the limit. No head may lose more than four times the limit of its own output, by L1
+// norm.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -48,16 +49,19 @@ struct Point {
 using Curve = std::array<Point, grid_size>;
 
 class Sweep : public lm::Attention {
- public:
+public:
   Sweep(const lm::Config& config, AttentionSettings settings, const Arguments& a, int64_t capacity)
-      : dense_(config, dense_of(settings), capacity), settings_(std::move(settings)), a_(a), threads_(thread_count(a.threads)),
+      : dense_(config, dense_of(settings), capacity),
+        settings_(std::move(settings)),
+        a_(a),
+        threads_(thread_count(a.threads)),
         curves_(static_cast<size_t>(config.layers * config.q_heads)) {}
 
   void run(const lm::AttentionCall& call) override;
   void truncate(int64_t tokens) override { dense_.truncate(tokens); }
   const std::vector<Curve>& curves() const { return curves_; }  // [layers * q_heads]
 
- private:
+private:
   static AttentionSettings dense_of(AttentionSettings s) {
     s.dense = true;
     return s;
@@ -112,7 +116,8 @@ void Sweep::measure(const lm::AttentionCall& call, const KeyIndex& index, int at
     }
     p.error = std::max(p.error, error / layer_size);
     p.relative = std::max(p.relative, error / r.size);
-    p.kept += stats.heads[static_cast<size_t>(h)].kept_blocks, p.visible += stats.heads[static_cast<size_t>(h)].visible_blocks;
+    p.kept += stats.heads[static_cast<size_t>(h)].kept_blocks,
+        p.visible += stats.heads[static_cast<size_t>(h)].visible_blocks;
   });
 }
 
@@ -129,7 +134,9 @@ std::vector<int> choose(const std::vector<Curve>& curves, double multiplier, dou
   std::vector<int> chosen;
   for (const Curve& c : curves) {
     int best = 0;
-    const auto cost = [&](int i) { return c[static_cast<size_t>(i)].density() + multiplier * std::pow(c[static_cast<size_t>(i)].error, 2); };
+    const auto cost = [&](int i) {
+      return c[static_cast<size_t>(i)].density() + multiplier * std::pow(c[static_cast<size_t>(i)].error, 2);
+    };
     for (int i = 1; i < grid_size; ++i)
       if (c[static_cast<size_t>(i)].relative <= most_of_own_output * limit && cost(i) < cost(best)) best = i;
     chosen.push_back(best);
@@ -155,13 +162,14 @@ std::vector<int> allocate(const std::vector<Curve>& curves, double limit) {
 void summarize(Calibration& c, const std::vector<Curve>& curves, const std::vector<int>& chosen, size_t prompts) {
   int64_t kept = 0, visible = 0;
   double mass = 0, error = 0;
-  fmt::print("{:<8} {:<6} {:>12} {:>10} {:>12} {:>12} {:>10}\n", "layer", "head", "threshold", "density", "L1 error", "of layer's", "mass");
+  fmt::print("{:<8} {:<6} {:>12} {:>10} {:>12} {:>12} {:>10}\n", "layer", "head", "threshold", "density", "L1 error",
+             "of layer's", "mass");
   for (size_t i = 0; i < curves.size(); ++i) {
     const Point& p = curves[i][static_cast<size_t>(chosen[i])];
     const auto heads = static_cast<size_t>(c.model.q_heads);
     const double retained = p.mass / static_cast<double>(prompts);
-    fmt::print("{:<8} {:<6} {:>12.6f} {:>8.1f} % {:>10.2f} % {:>10.2f} % {:>8.2f} %\n", i / heads, i % heads, grid_tau(chosen[i]), 100 * p.density(),
-               100 * p.relative, 100 * p.error, 100 * retained);
+    fmt::print("{:<8} {:<6} {:>12.6f} {:>8.1f} % {:>10.2f} % {:>10.2f} % {:>8.2f} %\n", i / heads, i % heads,
+               grid_tau(chosen[i]), 100 * p.density(), 100 * p.relative, 100 * p.error, 100 * retained);
     c.thresholds.push_back(grid_tau(chosen[i]));
     kept += p.kept, visible += p.visible, mass += retained, error += p.relative;
   }
@@ -169,13 +177,15 @@ void summarize(Calibration& c, const std::vector<Curve>& curves, const std::vect
   c.density = static_cast<double>(kept) / static_cast<double>(visible);
   c.retained_mass = std::min(1.0, mass / n);
   c.relative_l1 = error / n;
-  fmt::print("all: density {:.1f} %, relative L1 error {:.2f} %, retained mass {:.2f} %\n", 100 * c.density, 100 * c.relative_l1, 100 * c.retained_mass);
+  fmt::print("all: density {:.1f} %, relative L1 error {:.2f} %, retained mass {:.2f} %\n", 100 * c.density,
+             100 * c.relative_l1, 100 * c.retained_mass);
 }
 
 int run(const Arguments& a, const std::string& command_line) {
   LoadedModel m = load_model(a.model, a.threads);
   SparseArguments sparse_arguments;
-  sparse_arguments.backend = a.backend, sparse_arguments.threads = a.threads, sparse_arguments.calibration = a.calibration;
+  sparse_arguments.backend = a.backend, sparse_arguments.threads = a.threads,
+  sparse_arguments.calibration = a.calibration;
   if (a.calibration.empty()) sparse_arguments.estimator = a.estimator;
   Sparse sparse;
   resolve(sparse_arguments, m.identity, sparse);
@@ -201,7 +211,8 @@ int run(const Arguments& a, const std::string& command_line) {
     summarize(c, sweep.curves(), allocate(sweep.curves(), a.limits[i]), prompts.size());
     // The curves cost the time; several limits are tried out for the price of one.
     std::filesystem::path out = a.out;
-    if (a.limits.size() > 1) out.replace_filename(fmt::format("{}_{}{}", out.stem().string(), i, out.extension().string()));
+    if (a.limits.size() > 1)
+      out.replace_filename(fmt::format("{}_{}{}", out.stem().string(), i, out.extension().string()));
     write_calibration(out, c);
     fmt::print("written: {}\n", out.string());
   }
@@ -211,20 +222,31 @@ int run(const Arguments& a, const std::string& command_line) {
 }  // namespace
 
 void add_calibrate(CLI::App& program, Action& action) {
-  CLI::App* command = program.add_subcommand("calibrate", "Find every head's threshold for an error limit and write a calibration file");
+  CLI::App* command = program.add_subcommand(
+      "calibrate", "Find every head's threshold for an error limit and write a calibration file");
   auto a = std::make_shared<Arguments>();
   add_prompt_options(*command, *a);
-  command->add_option("--limit", a->limits, "relative L1 error allowed, root mean square over heads; may be repeated: OUT_0, OUT_1, ...")
-      ->check(CLI::Range(0.0, 1.0))->take_all()->capture_default_str();
-  command->add_option("--rows", a->rows, "rows sampled per head and prompt")->check(CLI::Range(4, 4096))->capture_default_str();
+  command
+      ->add_option("--limit", a->limits,
+                   "relative L1 error allowed, root mean square over heads; may be repeated: OUT_0, OUT_1, ...")
+      ->check(CLI::Range(0.0, 1.0))
+      ->take_all()
+      ->capture_default_str();
+  command->add_option("--rows", a->rows, "rows sampled per head and prompt")
+      ->check(CLI::Range(4, 4096))
+      ->capture_default_str();
   command->add_option("--calibration", a->calibration, "take estimator and projections from this file (sale project)");
-  command->add_option("--estimator", a->estimator, "int8 or int4, without --calibration")->check(CLI::IsMember({"int8", "int4"}))->capture_default_str();
+  command->add_option("--estimator", a->estimator, "int8 or int4, without --calibration")
+      ->check(CLI::IsMember({"int8", "int4"}))
+      ->capture_default_str();
   command->add_option("--out", a->out, "calibration file to write")->required();
   command->callback([a, &action] {
     action = [a] {
-      const std::string estimator = a->calibration.empty() ? "--estimator " + a->estimator
-                                                           : "--calibration " + std::filesystem::path(a->calibration).filename().string();
-      return run(*a, fmt::format("sale calibrate {} --limit {} --rows {} {}", prompt_words(*a), fmt::join(a->limits, " --limit "), a->rows, estimator));
+      const std::string estimator = a->calibration.empty()
+                                        ? "--estimator " + a->estimator
+                                        : "--calibration " + std::filesystem::path(a->calibration).filename().string();
+      return run(*a, fmt::format("sale calibrate {} --limit {} --rows {} {}", prompt_words(*a),
+                                 fmt::join(a->limits, " --limit "), a->rows, estimator));
     };
   });
 }

@@ -9,7 +9,8 @@
 namespace sale::cli {
 namespace {
 
-void add_windows(const CalibrationArguments& a, const std::string& path, const LoadedModel& m, int64_t tokens, std::vector<CalibrationPrompt>& to) {
+void add_windows(const CalibrationArguments& a, const std::string& path, const LoadedModel& m, int64_t tokens,
+                 std::vector<CalibrationPrompt>& to) {
   const std::string name = std::filesystem::path(path).filename().string();
   const std::vector<int32_t> all = m.tokenizer.encode(read_text(path), false);
   const std::vector<int32_t>& prefix = m.tokenizer.prefix();
@@ -37,12 +38,19 @@ CalibrationPrompt joined(std::string name, const lm::Prompt& prompt, const Loade
 }  // namespace
 
 void add_prompt_options(CLI::App& command, CalibrationArguments& a) {
-  command.add_option("--model", a.model, "folder with config.json, tokenizer.json and safetensors")->capture_default_str();
+  command.add_option("--model", a.model, "folder with config.json, tokenizer.json and safetensors")
+      ->capture_default_str();
   command.add_option("--text", a.texts, "book to take windows from, may be repeated")->required()->take_all();
   command.add_option("--tokens", a.tokens, "length of each prompt")->capture_default_str();
-  command.add_option("--windows", a.windows, "windows of each text, evenly spread")->check(CLI::Range(1, 100))->capture_default_str();
-  command.add_option("--needles", a.needles, "prompts with numbers hidden in the first text")->check(CLI::Range(0, 100))->capture_default_str();
-  command.add_option("--json-prompts", a.json, "prompts of JSON key-value pairs")->check(CLI::Range(0, 100))->capture_default_str();
+  command.add_option("--windows", a.windows, "windows of each text, evenly spread")
+      ->check(CLI::Range(1, 100))
+      ->capture_default_str();
+  command.add_option("--needles", a.needles, "prompts with numbers hidden in the first text")
+      ->check(CLI::Range(0, 100))
+      ->capture_default_str();
+  command.add_option("--json-prompts", a.json, "prompts of JSON key-value pairs")
+      ->check(CLI::Range(0, 100))
+      ->capture_default_str();
   command.add_option("--backend", a.backend, "backend to use; see sale info");
   command.add_option("--threads", a.threads, "threads; 0 = one per CPU")->check(CLI::Range(0, 1024));
   command.add_option("--seed", a.seed, "of the built prompts and the sampled rows")->capture_default_str();
@@ -51,8 +59,10 @@ void add_prompt_options(CLI::App& command, CalibrationArguments& a) {
 
 std::string prompt_words(const CalibrationArguments& a) {
   std::string words;
-  for (const std::string& text : a.texts) words += fmt::format("--text {} ", std::filesystem::path(text).filename().string());
-  return words + fmt::format("--tokens {} --windows {} --needles {} --json-prompts {} --seed {}", a.tokens, a.windows, a.needles, a.json, a.seed);
+  for (const std::string& text : a.texts)
+    words += fmt::format("--text {} ", std::filesystem::path(text).filename().string());
+  return words + fmt::format("--tokens {} --windows {} --needles {} --json-prompts {} --seed {}", a.tokens, a.windows,
+                             a.needles, a.json, a.seed);
 }
 
 std::vector<CalibrationPrompt> make_prompts(const CalibrationArguments& a, const LoadedModel& m) {
@@ -66,7 +76,8 @@ std::vector<CalibrationPrompt> make_prompts(const CalibrationArguments& a, const
   spec.facts = facts;
   for (int i = 0; i < a.needles; ++i) {
     spec.seed = a.seed + static_cast<uint64_t>(i);
-    prompts.push_back(joined(std::filesystem::path(a.texts[0]).filename().string() + " with needles", lm::needle_prompt(m.tokenizer, read_text(a.texts[0]), spec), m));
+    prompts.push_back(joined(std::filesystem::path(a.texts[0]).filename().string() + " with needles",
+                             lm::needle_prompt(m.tokenizer, read_text(a.texts[0]), spec), m));
   }
   for (int i = 0; i < a.json; ++i) {
     spec.seed = a.seed + static_cast<uint64_t>(i);
@@ -75,7 +86,8 @@ std::vector<CalibrationPrompt> make_prompts(const CalibrationArguments& a, const
   return prompts;
 }
 
-Calibration start_calibration(const ModelIdentity& model, const std::vector<CalibrationPrompt>& prompts, const std::string& command) {
+Calibration start_calibration(const ModelIdentity& model, const std::vector<CalibrationPrompt>& prompts,
+                              const std::string& command) {
   Calibration c;
   c.library = sale_version();
   c.model = model;
@@ -85,7 +97,8 @@ Calibration start_calibration(const ModelIdentity& model, const std::vector<Cali
   return c;
 }
 
-void run_prompts(LoadedModel& m, const std::vector<CalibrationPrompt>& prompts, lm::KVCache& cache, lm::Attention& attention, bool quiet) {
+void run_prompts(LoadedModel& m, const std::vector<CalibrationPrompt>& prompts, lm::KVCache& cache,
+                 lm::Attention& attention, bool quiet) {
   for (const CalibrationPrompt& p : prompts) {
     cache.truncate(0);
     attention.truncate(0);

@@ -31,9 +31,11 @@ struct CalibrationPrompt {
 std::vector<CalibrationPrompt> make_prompts(const CalibrationArguments& arguments, const LoadedModel& model);
 
 // Model, prompts and settings of a calibration file that is about to be written.
-Calibration start_calibration(const ModelIdentity& model, const std::vector<CalibrationPrompt>& prompts, const std::string& command);
+Calibration start_calibration(const ModelIdentity& model, const std::vector<CalibrationPrompt>& prompts,
+                              const std::string& command);
 
 // Runs each prompt once through the model with this attention.
-void run_prompts(LoadedModel& model, const std::vector<CalibrationPrompt>& prompts, lm::KVCache& cache, lm::Attention& attention, bool quiet);
+void run_prompts(LoadedModel& model, const std::vector<CalibrationPrompt>& prompts, lm::KVCache& cache,
+                 lm::Attention& attention, bool quiet);
 
 }  // namespace sale::cli

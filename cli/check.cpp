@@ -54,9 +54,11 @@ BlockLists lists_of(const sale_blocks* blocks, int64_t b, int64_t h, int64_t til
   return lists;
 }
 
-void compare_lists(const Instance& in, int64_t b, int64_t h, const sale_oracle::Head& head, const BlockLists& got, Verdict& v) {
+void compare_lists(const Instance& in, int64_t b, int64_t h, const sale_oracle::Head& head, const BlockLists& got,
+                   Verdict& v) {
   const auto mean = sale_oracle::mean(head.k, head.k_len, head.d);
-  const auto want = sale_oracle::select(head, mean, estimator_of(in, h), {in.c.sink, in.c.local}, in.tau(h), in.dense(b));
+  const auto want =
+      sale_oracle::select(head, mean, estimator_of(in, h), {in.c.sink, in.c.local}, in.tau(h), in.dense(b));
   for (size_t t = 0; t < want.size(); ++t) {
     ++v.lists;
     if (got[t] == want[t].kept) continue;
@@ -65,12 +67,14 @@ void compare_lists(const Instance& in, int64_t b, int64_t h, const sale_oracle::
 }
 
 // Twice the tensor type's rounding; for f32 twice what a plain f32 implementation has.
-double relative_limit(const Instance& in, const sale_oracle::Head& head, const BlockLists& lists, const sale_oracle::Attention& exact) {
+double relative_limit(const Instance& in, const sale_oracle::Head& head, const BlockLists& lists,
+                      const sale_oracle::Attention& exact) {
   if (in.c.dtype != SALE_F32) return 2 * sale_case::epsilon(in.c.dtype);
   const auto plain = sale_oracle::attend_plainly(head, lists);
   double worst = 0;
   for (size_t i = 0; i < plain.size(); ++i)
-    if (const double e = std::fabs(static_cast<double>(plain[i]) - exact.out[i]) / exact.weighed[i]; std::isfinite(e)) worst = std::max(worst, e);
+    if (const double e = std::fabs(static_cast<double>(plain[i]) - exact.out[i]) / exact.weighed[i]; std::isfinite(e))
+      worst = std::max(worst, e);
   return 2 * worst + 0x1p-21;
 }
 
@@ -79,10 +83,12 @@ void note(Worst& worst, double error, double limit, bool alike, const std::strin
   if (share > worst.share || worst.where == "none") worst = {share, where};
 }
 
-void compare_output(const Instance& in, int64_t b, int64_t h, const sale_oracle::Head& head, const BlockLists& lists, Verdict& v) {
+void compare_output(const Instance& in, int64_t b, int64_t h, const sale_oracle::Head& head, const BlockLists& lists,
+                    Verdict& v) {
   const auto exact = sale_oracle::attend(head, lists, in.c.compute == SALE_COMPUTE_INT8);
   const auto unquantized = in.c.compute == SALE_COMPUTE_INT8 ? sale_oracle::attend(head, lists, false) : exact;
-  const double relative = relative_limit(in, head, lists, unquantized), smallest = in.c.dtype == SALE_F16 ? 0x1p-24 : 0x1p-110;
+  const double relative = relative_limit(in, head, lists, unquantized),
+               smallest = in.c.dtype == SALE_F16 ? 0x1p-24 : 0x1p-110;
   // A NaN or infinity in V may reach other rows of the tiles that keep its block (docs/numerics.md, 6).
   const bool tainted = std::any_of(head.v.begin(), head.v.end(), [](float x) { return !std::isfinite(x); });
   for (int64_t i = 0; i < head.q_len; ++i) {
@@ -91,7 +97,9 @@ void compare_output(const Instance& in, int64_t b, int64_t h, const sale_oracle:
     const double slack = reach > 64 ? reach * 0x1p-21 : 0;
     for (int64_t c = 0; c < head.d; ++c) {
       const auto at = static_cast<size_t>(i * head.d + c);
-      const double got = static_cast<double>(sale_case::load(in.out.row(b, h, i) + c * sale_case::bytes_of(in.c.dtype), in.c.dtype)), want = exact.out[at];
+      const double got = static_cast<double>(
+                       sale_case::load(in.out.row(b, h, i) + c * sale_case::bytes_of(in.c.dtype), in.c.dtype)),
+                   want = exact.out[at];
       if (tainted && !std::isfinite(got)) continue;
       const bool alike = std::isfinite(got) == std::isfinite(want);
       if (alike && !std::isfinite(want)) continue;
@@ -117,7 +125,8 @@ Verdict check_on(Instance& in, const std::string& backend) {
   sale::check(sale_select(plan.get(), in.q.data(), in.k.data(), nullptr, raw, w.data(), w.size(), nullptr));
   in.clear_outputs();
   auto* lse = reinterpret_cast<float*>(in.lse->begin());
-  sale::check(sale_attend(plan.get(), in.q.data(), in.k.data(), in.v.data(), raw, in.out.data(), lse, w.data(), w.size(), nullptr));
+  sale::check(sale_attend(plan.get(), in.q.data(), in.k.data(), in.v.data(), raw, in.out.data(), lse, w.data(),
+                          w.size(), nullptr));
   Verdict verdict;
   for (int64_t b = 0; b < in.c.batch; ++b)
     for (int64_t h = 0; h < in.c.q_heads; ++h) {
@@ -130,10 +139,13 @@ Verdict check_on(Instance& in, const std::string& backend) {
 }
 
 void show_verdict(const std::string& backend, const Verdict& v) {
-  fmt::print("{:<10} {}  density {:.1f} %, lists {}, out {:.1f} % of its limit, lse {:.1f} %\n", backend, v.good() ? "good  " : "FAILED",
+  fmt::print("{:<10} {}  density {:.1f} %, lists {}, out {:.1f} % of its limit, lse {:.1f} %\n", backend,
+             v.good() ? "good  " : "FAILED",
              v.visible > 0 ? 100.0 * static_cast<double>(v.kept) / static_cast<double>(v.visible) : 100.0,
-             v.lists_differ == 0 ? "equal" : fmt::format("DIFFER in {} of {} (first: {})", v.lists_differ, v.lists, v.first_difference), 100 * v.out.share,
-             100 * v.lse.share);
+             v.lists_differ == 0
+                 ? "equal"
+                 : fmt::format("DIFFER in {} of {} (first: {})", v.lists_differ, v.lists, v.first_difference),
+             100 * v.out.share, 100 * v.lse.share);
   fmt::print("{:<10} worst: {}\n", "", v.out.where);
   if (v.lse.share > 1) fmt::print("{:<10} {}\n", "", v.lse.where);
 }
@@ -158,8 +170,13 @@ int run(const Arguments& a) {
       std::fflush(stdout);
       ++runs, failed += v.good() ? 0 : 1;
       const auto share = [](double s) { return std::isfinite(s) ? Json(s) : Json(nullptr); };
-      all["rows"].push_back({{"problem", problem}, {"backend", backend}, {"good", v.good()}, {"lists_differ", v.lists_differ},
-                             {"out_share_of_limit", share(v.out.share)}, {"lse_share_of_limit", share(v.lse.share)}, {"worst", v.out.where}});
+      all["rows"].push_back({{"problem", problem},
+                             {"backend", backend},
+                             {"good", v.good()},
+                             {"lists_differ", v.lists_differ},
+                             {"out_share_of_limit", share(v.out.share)},
+                             {"lse_share_of_limit", share(v.lse.share)},
+                             {"worst", v.out.where}});
     }
     for (const auto& [name, why] : choice.refused) fmt::print("{:<10} not run: {}\n", name, why);
   }
@@ -171,7 +188,8 @@ int run(const Arguments& a) {
 }  // namespace
 
 void add_check(CLI::App& program, Action& action) {
-  CLI::App* command = program.add_subcommand("check", "Compare problem lines with the oracle in double precision, on every usable backend");
+  CLI::App* command = program.add_subcommand(
+      "check", "Compare problem lines with the oracle in double precision, on every usable backend");
   auto a = std::make_shared<Arguments>();
   add_line_options(*command, a->words, a->file);
   command->add_option("--backend", a->backend, "only this one");

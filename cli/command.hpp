@@ -1,8 +1,8 @@
 // What the subcommands share: how they are added, how they fail, what they leave with.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 #include <functional>
 #include <stdexcept>
 #include <string>

@@ -5,8 +5,9 @@
 namespace sale::cli {
 
 void add_demo(CLI::App& program, Action& action) {
-  CLI::App* command = program.add_subcommand(
-      "demo", "The bundled model on 64K tokens of a book with numbers hidden in it, dense and with SALE; exit 1 on a wrong answer");
+  CLI::App* command = program.add_subcommand("demo",
+                                             "The bundled model on 64K tokens of a book with numbers hidden in it, "
+                                             "dense and with SALE; exit 1 on a wrong answer");
   auto a = std::make_shared<RunArguments>();
   a->prompt.text = default_text;
   a->report = "build/demo";

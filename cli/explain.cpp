@@ -14,7 +14,6 @@ CasePlan::CasePlan(const sale_problem& problem, sale_options options, const std:
   handle_.reset(raw);
 }
 
-
 std::string joined(const std::vector<std::string>& words) {
   std::string line;
   for (const std::string& w : words) line += (line.empty() ? "" : " ") + w;
@@ -22,7 +21,8 @@ std::string joined(const std::vector<std::string>& words) {
 }
 
 std::vector<std::string> lines_of(const std::vector<std::string>& words, const std::string& file) {
-  if (words.empty() == file.empty()) refuse("problem: give a problem line or --file with lines of them; one of the two");
+  if (words.empty() == file.empty())
+    refuse("problem: give a problem line or --file with lines of them; one of the two");
   return file.empty() ? std::vector<std::string>{joined(words)} : read_lines(file);
 }
 
@@ -55,7 +55,8 @@ CasePlan plan_of(const sale_case::Case& c) {
 }  // namespace
 
 void add_explain(CLI::App& program, Action& action) {
-  CLI::App* command = program.add_subcommand("explain", "Say which backend would run a problem line, why the others would not, and what it needs");
+  CLI::App* command = program.add_subcommand(
+      "explain", "Say which backend would run a problem line, why the others would not, and what it needs");
   auto words = std::make_shared<std::vector<std::string>>();
   auto file = std::make_shared<std::string>();
   auto json = std::make_shared<std::string>();

@@ -9,7 +9,7 @@
 namespace sale::cli {
 
 class Image {
- public:
+public:
   Image(int width, int height)
       : width_(width), height_(height), pixels_(3 * static_cast<size_t>(width) * static_cast<size_t>(height)) {}
   void set(int x, int y, std::array<uint8_t, 3> colour) {
@@ -18,7 +18,7 @@ class Image {
   }
   std::string png() const;
 
- private:
+private:
   int width_, height_;
   std::vector<uint8_t> pixels_;
 };

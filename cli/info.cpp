@@ -15,7 +15,11 @@ struct Estimate {
   sale_format format;
   int32_t rank;
 };
-constexpr Estimate estimates[] = {{"int8", SALE_INT8, 0}, {"int4", SALE_INT4, 0}, {"int8:16", SALE_INT8, 16}, {"int8:32", SALE_INT8, 32}, {"int8:64", SALE_INT8, 64}};
+constexpr Estimate estimates[] = {{"int8", SALE_INT8, 0},
+                                  {"int4", SALE_INT4, 0},
+                                  {"int8:16", SALE_INT8, 16},
+                                  {"int8:32", SALE_INT8, 32},
+                                  {"int8:64", SALE_INT8, 64}};
 constexpr int32_t head_dims[] = {16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256};
 constexpr sale_dtype dtypes[] = {SALE_F32, SALE_F16, SALE_BF16};
 constexpr sale_compute computes[] = {SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8};
@@ -26,8 +30,10 @@ std::string why_not_for(int32_t backend, sale_dtype dtype, int32_t head_dim, con
   Options options;
   options.compute(compute);
   const std::vector<float> projection(static_cast<size_t>(2 * head_dim * e.rank));
-  if (e.rank == 0) options.estimator(e.format);
-  else options.estimator(e.format, e.rank, projection, projection);
+  if (e.rank == 0)
+    options.estimator(e.format);
+  else
+    options.estimator(e.format, e.rank, projection, projection);
   return why_not(backend, problem, options);
 }
 
@@ -37,8 +43,10 @@ std::string dims_of(int32_t backend, sale_dtype dtype, const Estimate& e, sale_c
   bool all = true;
   for (int32_t d : head_dims) {
     if (e.rank >= d) continue;  // not a reduced estimate there
-    if (why_not_for(backend, dtype, d, e, compute).empty()) list += (list.empty() ? "" : ", ") + std::to_string(d);
-    else all = false;
+    if (why_not_for(backend, dtype, d, e, compute).empty())
+      list += (list.empty() ? "" : ", ") + std::to_string(d);
+    else
+      all = false;
   }
   return list.empty() ? "–" : all ? "all" : list;
 }
@@ -74,7 +82,8 @@ int show_info(const std::string& json) {
   bool first = true;
   for (const BackendInfo& b : backends()) {
     const bool usable = b.why_not.empty();
-    fmt::print("{:<10} {:<10} {}\n{:<10} {:<10} {}\n", first ? "backends" : "", b.name, b.summary, "", "", usable ? "usable" : "not usable: " + b.why_not);
+    fmt::print("{:<10} {:<10} {}\n{:<10} {:<10} {}\n", first ? "backends" : "", b.name, b.summary, "", "",
+               usable ? "usable" : "not usable: " + b.why_not);
     j["backends"].push_back({{"name", b.name}, {"summary", b.summary}, {"usable", usable}, {"why_not", b.why_not}});
     first = false;
   }
@@ -85,7 +94,8 @@ int show_info(const std::string& json) {
 }  // namespace
 
 void add_info(CLI::App& program, Action& action) {
-  CLI::App* command = program.add_subcommand("info", "This machine, the backends and why each can or cannot be used here");
+  CLI::App* command =
+      program.add_subcommand("info", "This machine, the backends and why each can or cannot be used here");
   auto table = std::make_shared<bool>(false);
   auto json = std::make_shared<std::string>();
   command->add_flag("--table", *table, "the support table in Markdown instead, found by asking the library");

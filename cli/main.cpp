@@ -1,6 +1,6 @@
 // The program `sale`: subcommands, and one line for every failure.
-#include <cstdio>
 #include <fmt/format.h>
+#include <cstdio>
 #include <new>
 
 #include "case/case.hpp"
@@ -53,7 +53,8 @@ int main(int argc, char** argv) {
   program.footer(footer);
   program.option_defaults()->group("Options");
   Action action;
-  for (auto* add : {add_demo, add_run, add_info, add_check, add_bench, add_explain, add_mask, add_project, add_calibrate, add_perplexity})
+  for (auto* add : {add_demo, add_run, add_info, add_check, add_bench, add_explain, add_mask, add_project,
+                    add_calibrate, add_perplexity})
     add(program, action);
   for (CLI::App* command : program.get_subcommands([](CLI::App*) { return true; }))
     command->footer(command->get_footer() + footer);

@@ -86,7 +86,8 @@ int of_model(Arguments& a) {
   const Outcome outcome = run_task(m, prefill, cache, sparse.settings, options);
   std::vector<double> densities;
   for (size_t h = 0; h < outcome.totals.heads.size(); ++h) densities.push_back(outcome.totals.density(h));
-  show(a, fmt::format("{}, {} tokens", m.identity.name, grouped(tokens)), densities, static_cast<int>(config.layers), config.q_heads);
+  show(a, fmt::format("{}, {} tokens", m.identity.name, grouped(tokens)), densities, static_cast<int>(config.layers),
+       config.q_heads);
   std::vector<KeyMark> marks;
   for (const Question& q : task.questions)
     if (q.fact) marks.push_back({q.fact->begin, q.fact->end});
@@ -97,7 +98,8 @@ int of_model(Arguments& a) {
 }  // namespace
 
 void add_mask(CLI::App& program, Action& action) {
-  CLI::App* command = program.add_subcommand("mask", "Draw the kept blocks of a head: of a problem line, or of a model's prompt with --model");
+  CLI::App* command = program.add_subcommand(
+      "mask", "Draw the kept blocks of a head: of a problem line, or of a model's prompt with --model");
   auto a = std::make_shared<Arguments>();
   a->model.prompt.text = default_text;
   a->model.prompt.tokens = "16k";
@@ -111,7 +113,9 @@ void add_mask(CLI::App& program, Action& action) {
   command->add_option("--tokens", a->model.prompt.tokens, "length of the model's prompt")->capture_default_str();
   command->add_option("--text", a->model.prompt.text, "book the prompt is made of")->capture_default_str();
   command->add_option("--prompt-file", a->model.prompt.prompt_file, "text to prefill instead");
-  command->add_option("--build", a->model.prompt.build, "prompt to build")->check(CLI::IsMember({"needles", "passkey", "json"}))->capture_default_str();
+  command->add_option("--build", a->model.prompt.build, "prompt to build")
+      ->check(CLI::IsMember({"needles", "passkey", "json"}))
+      ->capture_default_str();
   command->add_flag("--quiet", a->model.quiet, "no progress on stderr");
   add_sparse_options(*command, a->model.sparse, "calibration.json in the model's folder, if there is one");
   command->callback([a, &action] {

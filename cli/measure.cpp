@@ -27,7 +27,8 @@ ExactRow::ExactRow(const lm::AttentionCall& call, int head, int64_t row) : call_
   values_ = call.v + kv_head * call.kv_head_stride;
   const uint16_t* from = call.q + head * call.q_head_stride + row * call.q_token_stride;
   double q[256];
-  for (int c = 0; c < call.head_dim; ++c) q[c] = static_cast<double>(lm::from_bf16(from[c])) * static_cast<double>(call.scale);
+  for (int c = 0; c < call.head_dim; ++c)
+    q[c] = static_cast<double>(lm::from_bf16(from[c])) * static_cast<double>(call.scale);
   weights_.resize(static_cast<size_t>(row + call.k_len - call.q_len + 1));
   for (size_t j = 0; j < weights_.size(); ++j)
     weights_[j] = dot(q, keys + static_cast<int64_t>(j) * call.kv_token_stride, call.head_dim);

@@ -11,7 +11,7 @@ namespace sale::cli {
 
 // Row `row` of the call's queries, query head `head`.
 class ExactRow {
- public:
+public:
   ExactRow(const lm::AttentionCall& call, int head, int64_t row);
   int64_t keys() const { return static_cast<int64_t>(weights_.size()); }
   // Share of the row's attention that lies in these key blocks (of 32).
@@ -20,7 +20,7 @@ class ExactRow {
   std::vector<double> output() const;
   std::vector<double> output(std::span<const int32_t> kept) const;
 
- private:
+private:
   void accumulate(int64_t begin, int64_t end, std::vector<double>& to, double& sum) const;
   const lm::AttentionCall* call_;
   const uint16_t* values_;

@@ -25,7 +25,9 @@ const char* safetensors_name(lm::DType type) {
 
 }  // namespace
 
-int thread_count(int asked) { return asked > 0 ? asked : static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
+int thread_count(int asked) {
+  return asked > 0 ? asked : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
 
 ModelIdentity identify(const std::filesystem::path& folder) {
   const lm::Config config = lm::read_config(folder);
@@ -52,14 +54,16 @@ LoadedModel load_model(const std::filesystem::path& folder, int threads) {
 void add_sparse_options(CLI::App& command, SparseArguments& a, const char* calibration_default) {
   command.add_option("--backend", a.backend, "backend to use; see sale info (default: the fastest usable one)");
   command.add_option("--threads", a.threads, "threads; 0 = one per CPU")->check(CLI::Range(0, 1024));
-  command.add_option("--tau", a.tau, "threshold for every head, instead of the calibration's; 0 = dense")->check(CLI::Range(0.0, 1e6));
+  command.add_option("--tau", a.tau, "threshold for every head, instead of the calibration's; 0 = dense")
+      ->check(CLI::Range(0.0, 1e6));
   command.add_option("--estimator", a.estimator, "int8, int4 or int8:RANK; a rank must be the calibration's");
   command.add_option("--calibration", a.calibration,
                      fmt::format("calibration file, or none (default: {})", calibration_default));
 }
 
 std::string Sparse::estimator_name(int head_dim) const {
-  return calibration ? print_estimator(calibration->format, calibration->rank, head_dim) : print_estimator(settings.format, 0, head_dim);
+  return calibration ? print_estimator(calibration->format, calibration->rank, head_dim)
+                     : print_estimator(settings.format, 0, head_dim);
 }
 
 void resolve(const SparseArguments& a, const ModelIdentity& model, Sparse& to) {
@@ -80,7 +84,8 @@ void resolve(const SparseArguments& a, const ModelIdentity& model, Sparse& to) {
     const int32_t rank = estimator->rank == 0 ? model.head_dim : estimator->rank;
     const bool all = rank == model.head_dim;
     if (!all && (rank != c.rank || estimator->format != c.format))
-      refuse("--estimator: {} is not what {} was made for, {}", a.estimator, a.calibration, print_estimator(c.format, c.rank, c.model.head_dim));
+      refuse("--estimator: {} is not what {} was made for, {}", a.estimator, a.calibration,
+             print_estimator(c.format, c.rank, c.model.head_dim));
     // All coordinates need nothing of the file but its thresholds.
     if (all) c.format = estimator->format, c.rank = rank, c.q_projections.clear(), c.k_projections.clear();
   }

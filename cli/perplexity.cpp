@@ -19,7 +19,8 @@ struct Arguments {
 };
 
 // Over the second half: tokens with at least half the length before them.
-double perplexity(LoadedModel& m, const std::vector<int32_t>& tokens, lm::KVCache& cache, SaleAttention& attention, const std::string& label, bool quiet) {
+double perplexity(LoadedModel& m, const std::vector<int32_t>& tokens, lm::KVCache& cache, SaleAttention& attention,
+                  const std::string& label, bool quiet) {
   cache.truncate(0);
   std::vector<int32_t> targets(tokens.begin() + 1, tokens.end());
   targets.push_back(-1);
@@ -46,7 +47,8 @@ int run(Arguments& a) {
   const int64_t offset = parse_count("--offset", a.offset, 0, static_cast<int64_t>(all.size()));
   std::vector<int32_t> tokens = m.tokenizer.prefix();
   const auto need = static_cast<size_t>(count) - tokens.size(), from = static_cast<size_t>(offset);
-  if (all.size() - from < need) refuse("--text: {} has {} tokens after --offset; --tokens asks for {}", a.text, all.size() - from, count);
+  if (all.size() - from < need)
+    refuse("--text: {} has {} tokens after --offset; --tokens asks for {}", a.text, all.size() - from, count);
   tokens.insert(tokens.end(), all.begin() + offset, all.begin() + offset + static_cast<std::ptrdiff_t>(need));
 
   lm::KVCache cache(m.model.config(), count);
@@ -55,11 +57,12 @@ int run(Arguments& a) {
   SaleAttention dense(m.model.config(), dense_settings, count), attention(m.model.config(), sparse.settings, count);
   const double without = a.dense > 0 ? a.dense : perplexity(m, tokens, cache, dense, "dense", a.quiet);
   const double with = perplexity(m, tokens, cache, attention, "SALE", a.quiet), percent = 100 * (with / without - 1);
-  fmt::print("perplexity over tokens {} .. {}: dense {:.4f}, SALE {:.4f} ({:+.2f} %), density {:.1f} %\n", count / 2, count, without, with, percent,
-             100 * attention.totals().density());
+  fmt::print("perplexity over tokens {} .. {}: dense {:.4f}, SALE {:.4f} ({:+.2f} %), density {:.1f} %\n", count / 2,
+             count, without, with, percent, 100 * attention.totals().density());
   if (!a.json.empty()) {
     Json j = json_head("perplexity");
-    j["tokens"] = count, j["dense"] = without, j["sale"] = with, j["percent"] = percent, j["density"] = attention.totals().density();
+    j["tokens"] = count, j["dense"] = without, j["sale"] = with, j["percent"] = percent,
+    j["density"] = attention.totals().density();
     write_json(a.json, j);
   }
   if (a.most > 0 && percent > a.most) {
@@ -72,9 +75,11 @@ int run(Arguments& a) {
 }  // namespace
 
 void add_perplexity(CLI::App& program, Action& action) {
-  CLI::App* command = program.add_subcommand("perplexity", "Perplexity of the second half of a long text, dense and with SALE");
+  CLI::App* command =
+      program.add_subcommand("perplexity", "Perplexity of the second half of a long text, dense and with SALE");
   auto a = std::make_shared<Arguments>();
-  command->add_option("--model", a->model, "folder with config.json, tokenizer.json and safetensors")->capture_default_str();
+  command->add_option("--model", a->model, "folder with config.json, tokenizer.json and safetensors")
+      ->capture_default_str();
   command->add_option("--text", a->text, "text to read")->capture_default_str();
   command->add_option("--tokens", a->tokens, "tokens of it")->capture_default_str();
   command->add_option("--offset", a->offset, "first token")->capture_default_str();

@@ -55,7 +55,8 @@ Finders::Finders(const lm::Config& config)
 
 void Finders::saw(const lm::AttentionCall& call, const BlockList& blocks) {
   if (begin_ >= end_) return;
-  const auto first = static_cast<int32_t>(begin_ / SALE_K_BLOCK), last = static_cast<int32_t>((end_ - 1) / SALE_K_BLOCK);
+  const auto first = static_cast<int32_t>(begin_ / SALE_K_BLOCK),
+             last = static_cast<int32_t>((end_ - 1) / SALE_K_BLOCK);
   for (int h = 0; h < q_heads_; ++h) {
     bool found = false;
     for (int64_t row = 0; row < call.q_len; row += SALE_Q_BLOCK) {
@@ -107,11 +108,14 @@ std::string png_of(const KeptGrid& grid, const std::vector<KeyMark>& marks, int6
 }
 
 std::string svg_of(const KeptGrid& grid, const std::vector<KeyMark>& marks, int64_t keys) {
-  std::string svg = fmt::format("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" shape-rendering=\"crispEdges\">\n"
-                                "<rect width=\"{0}\" height=\"{1}\" fill=\"#f4f4f0\"/>\n", grid.columns(), grid.rows());
+  std::string svg = fmt::format(
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" shape-rendering=\"crispEdges\">\n"
+      "<rect width=\"{0}\" height=\"{1}\" fill=\"#f4f4f0\"/>\n",
+      grid.columns(), grid.rows());
   const std::vector<bool> marked = marked_columns(grid, marks, keys);
   for (int c = 0; c < grid.columns(); ++c)
-    if (marked[static_cast<size_t>(c)]) svg += fmt::format("<rect x=\"{}\" width=\"1\" height=\"{}\" fill=\"#f3b79e\"/>\n", c, grid.rows());
+    if (marked[static_cast<size_t>(c)])
+      svg += fmt::format("<rect x=\"{}\" width=\"1\" height=\"{}\" fill=\"#f3b79e\"/>\n", c, grid.rows());
   // Neighbours of one shade become one rectangle.
   for (int r = 0; r < grid.rows(); ++r)
     for (int c = 0, end = 0; c < grid.columns(); c = end) {
@@ -119,7 +123,8 @@ std::string svg_of(const KeptGrid& grid, const std::vector<KeyMark>& marks, int6
       for (end = c + 1; end < grid.columns() && grid.share(r, end) == share;) ++end;
       if (share <= 0) continue;
       const Colour k = mix(paper, ink, shade(share));
-      svg += fmt::format("<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"1\" fill=\"#{:02x}{:02x}{:02x}\"/>\n", c, r, end - c, k[0], k[1], k[2]);
+      svg += fmt::format("<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"1\" fill=\"#{:02x}{:02x}{:02x}\"/>\n", c, r,
+                         end - c, k[0], k[1], k[2]);
     }
   return svg + "</svg>\n";
 }

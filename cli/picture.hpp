@@ -11,7 +11,7 @@ namespace sale::cli {
 
 // Shares of kept blocks of one head on a coarse grid.
 class KeptGrid {
- public:
+public:
   KeptGrid() = default;
   KeptGrid(int64_t queries, int64_t keys, int cells);
   // One row of blocks: `first_query` is the position of its first query row.
@@ -22,7 +22,7 @@ class KeptGrid {
   double share(int row, int column) const;
   double density() const;
 
- private:
+private:
   int64_t queries_ = 1, keys_ = 1;
   int rows_ = 0, columns_ = 0;
   int64_t kept_blocks_ = 0, visible_blocks_ = 0;
@@ -31,19 +31,19 @@ class KeptGrid {
 
 // All heads of a model, gathered while it runs.
 class Pictures : public Watcher {
- public:
+public:
   Pictures(const lm::Config& config, int64_t tokens, int cells);
   void saw(const lm::AttentionCall& call, const BlockList& blocks) override;
   const KeptGrid& head(size_t i) const { return grids_[i]; }  // layer * q_heads + head
 
- private:
+private:
   int q_heads_;
   std::vector<KeptGrid> grids_;
 };
 
 // What the question's own rows kept: which heads can see a fact from where it is asked for.
 class Finders : public Watcher {
- public:
+public:
   explicit Finders(const lm::Config& config);
   // The key range [begin, end) of the fact asked for next.
   void look_for(int64_t begin, int64_t end) { begin_ = begin, end_ = end, ++asked_; }
@@ -52,7 +52,7 @@ class Finders : public Watcher {
   int found(size_t head) const { return found_[head]; }
   int asked() const { return asked_; }
 
- private:
+private:
   int q_heads_, asked_ = 0;
   int64_t begin_ = 0, end_ = 0;
   std::vector<int> found_;
@@ -61,8 +61,8 @@ class Finders : public Watcher {
 struct KeyMark {
   int64_t begin, end;  // keys
 };
-// RGB PNG; kept blocks dark on light, marked keys as coloured columns. `keys`: of the whole grid. A cell becomes as many
-// whole pixels as bring each side near `pixels`, at least one.
+// RGB PNG; kept blocks dark on light, marked keys as coloured columns. `keys`: of the whole grid. A cell becomes as
+// many whole pixels as bring each side near `pixels`, at least one.
 std::string png_of(const KeptGrid& grid, const std::vector<KeyMark>& marks, int64_t keys, int pixels = 1);
 std::string svg_of(const KeptGrid& grid, const std::vector<KeyMark>& marks, int64_t keys);
 

@@ -13,7 +13,7 @@ namespace sale::cli {
 
 // A plan without key indexes, and its workspace once there is something to run.
 class CasePlan {
- public:
+public:
   // backend "": what the options say.
   CasePlan(const sale_problem& problem, sale_options options, const std::string& backend, bool dense = false);
   const sale_plan* get() const { return handle_.get(); }
@@ -22,7 +22,7 @@ class CasePlan {
     return workspace_;
   }
 
- private:
+private:
   struct Free {
     void operator()(sale_plan* p) const { sale_plan_destroy(p); }
   };

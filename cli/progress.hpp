@@ -1,5 +1,5 @@
-// One line on stderr that says what is going on, how long it has taken and how long it may take. On a terminal the line is
-// rewritten; elsewhere a new one is printed every ten seconds.
+// One line on stderr that says what is going on, how long it has taken and how long it may take. On a terminal the line
+// is rewritten; elsewhere a new one is printed every ten seconds.
 #pragma once
 
 #include <chrono>
@@ -10,7 +10,7 @@
 namespace sale::cli {
 
 class Progress {
- public:
+public:
   explicit Progress(std::string what, bool quiet = false);
   ~Progress();
   Progress(const Progress&) = delete;
@@ -22,7 +22,7 @@ class Progress {
   }
   double elapsed() const;
 
- private:
+private:
   std::string what_;
   bool quiet_, terminal_, open_ = false;
   std::chrono::steady_clock::time_point start_;

@@ -32,7 +32,8 @@ int run(const Arguments& a, const std::string& command_line) {
   c.note = "Projections only: one threshold for every head. sale calibrate --calibration finds thresholds for them.";
   fmt::print("{:<8} {:>28}\n", "layer", "energy of scores left out");
   for (int layer = 0; layer < config.layers; ++layer)
-    fmt::print("{:<8} {:>26.3f} %\n", layer, 100 * covariances.projections(layer, a.rank, c.q_projections, c.k_projections));
+    fmt::print("{:<8} {:>26.3f} %\n", layer,
+               100 * covariances.projections(layer, a.rank, c.q_projections, c.k_projections));
   write_calibration(a.out, c);
   fmt::print("written: {}\n", a.out);
   return good;
@@ -41,16 +42,18 @@ int run(const Arguments& a, const std::string& command_line) {
 }  // namespace
 
 void add_project(CLI::App& program, Action& action) {
-  CLI::App* command = program.add_subcommand("project", "Compute the projections of a reduced estimate from calibration text");
+  CLI::App* command =
+      program.add_subcommand("project", "Compute the projections of a reduced estimate from calibration text");
   auto a = std::make_shared<Arguments>();
   add_prompt_options(*command, *a);
-  command->add_option("--rank", a->rank, "coordinates kept: a multiple of 16 below the head dimension")->capture_default_str();
-  command->add_option("--tau", a->tau, "threshold written for every head")->check(CLI::Range(0.0, 1e6))->capture_default_str();
+  command->add_option("--rank", a->rank, "coordinates kept: a multiple of 16 below the head dimension")
+      ->capture_default_str();
+  command->add_option("--tau", a->tau, "threshold written for every head")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
   command->add_option("--out", a->out, "calibration file to write; projections beside it as .safetensors")->required();
   command->callback([a, &action] {
-    action = [a] {
-      return run(*a, fmt::format("sale project {} --rank {}", prompt_words(*a), a->rank));
-    };
+    action = [a] { return run(*a, fmt::format("sale project {} --rank {}", prompt_words(*a), a->rank)); };
   });
 }
 

@@ -22,7 +22,8 @@ Rows load(const uint16_t* from, int64_t stride, int64_t rows, int dim) {
 }
 
 // Sum of x x' over the rows, less `mean`.
-void add_products(const uint16_t* from, int64_t stride, int64_t rows, const Eigen::RowVectorXf& mean, Eigen::MatrixXd& to) {
+void add_products(const uint16_t* from, int64_t stride, int64_t rows, const Eigen::RowVectorXf& mean,
+                  Eigen::MatrixXd& to) {
   const auto dim = static_cast<int>(mean.size());
   for (int64_t r = 0; r < rows; r += slab) {
     Rows x = load(from + r * stride, stride, std::min(slab, rows - r), dim);
@@ -33,7 +34,8 @@ void add_products(const uint16_t* from, int64_t stride, int64_t rows, const Eige
 
 Eigen::RowVectorXf mean_of(const uint16_t* from, int64_t stride, int64_t rows, int dim) {
   Eigen::RowVectorXd sum = Eigen::RowVectorXd::Zero(dim);
-  for (int64_t r = 0; r < rows; r += slab) sum += load(from + r * stride, stride, std::min(slab, rows - r), dim).cast<double>().colwise().sum();
+  for (int64_t r = 0; r < rows; r += slab)
+    sum += load(from + r * stride, stride, std::min(slab, rows - r), dim).cast<double>().colwise().sum();
   return (sum / static_cast<double>(rows)).cast<float>();
 }
 
@@ -57,7 +59,10 @@ void append(const Eigen::MatrixXd& m, std::vector<float>& to) {
 }  // namespace
 
 Covariances::Covariances(const lm::Config& config, AttentionSettings dense, int64_t capacity, int threads)
-    : dense_(config, std::move(dense), capacity), kv_heads_(config.kv_heads), head_dim_(config.head_dim), threads_(threads) {
+    : dense_(config, std::move(dense), capacity),
+      kv_heads_(config.kv_heads),
+      head_dim_(config.head_dim),
+      threads_(threads) {
   const Eigen::MatrixXd zero = Eigen::MatrixXd::Zero(head_dim_, head_dim_);
   sums_.assign(static_cast<size_t>(config.layers * config.kv_heads), Sums{zero, zero, 0, 0});
 }
@@ -68,7 +73,8 @@ void Covariances::run(const lm::AttentionCall& call) {
   lm::for_each_index(threads_, call.kv_heads, [&](int64_t kv, int) {
     Sums& s = sums_[static_cast<size_t>(call.layer * kv_heads_ + kv)];
     const uint16_t* keys = call.k + kv * call.kv_head_stride;
-    add_products(keys, call.kv_token_stride, call.k_len, mean_of(keys, call.kv_token_stride, call.k_len, head_dim_), s.keys);
+    add_products(keys, call.kv_token_stride, call.k_len, mean_of(keys, call.kv_token_stride, call.k_len, head_dim_),
+                 s.keys);
     s.key_count += static_cast<double>(call.k_len);
     const Eigen::RowVectorXf zero = Eigen::RowVectorXf::Zero(head_dim_);
     for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {

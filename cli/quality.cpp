@@ -18,7 +18,11 @@ std::vector<int64_t> sample_rows(uint64_t seed, int layer, int head, int64_t fir
 }
 
 Quality::Quality(const lm::Config& config, int64_t tokens, int rows_per_head, uint64_t seed, int threads)
-    : q_heads_(config.q_heads), rows_per_head_(rows_per_head), threads_(threads), tokens_(tokens), seed_(seed),
+    : q_heads_(config.q_heads),
+      rows_per_head_(rows_per_head),
+      threads_(threads),
+      tokens_(tokens),
+      seed_(seed),
       heads_(static_cast<size_t>(config.layers * config.q_heads)) {}
 
 Quality::Head Quality::look(const lm::AttentionCall& call, const BlockList& blocks, int head, int64_t row) const {

@@ -12,7 +12,7 @@ namespace sale::cli {
 std::vector<int64_t> sample_rows(uint64_t seed, int layer, int head, int64_t first, int64_t tokens, int count);
 
 class Quality : public Watcher {
- public:
+public:
   static constexpr int64_t first_position = 1024;  // earlier rows run dense, or nearly so
   Quality(const lm::Config& config, int64_t tokens, int rows_per_head, uint64_t seed, int threads);
   void saw(const lm::AttentionCall& call, const BlockList& blocks) override;
@@ -31,7 +31,7 @@ class Quality : public Watcher {
   double worst_relative_l1() const;
   int64_t rows() const;
 
- private:
+private:
   Head look(const lm::AttentionCall& call, const BlockList& blocks, int head, int64_t row) const;
   int q_heads_, rows_per_head_, threads_;
   int64_t tokens_;
@@ -41,13 +41,13 @@ class Quality : public Watcher {
 
 // Hands what it sees to several.
 class Watchers : public Watcher {
- public:
+public:
   void add(Watcher* w) { all_.push_back(w); }
   void saw(const lm::AttentionCall& call, const BlockList& blocks) override {
     for (Watcher* w : all_) w->saw(call, blocks);
   }
 
- private:
+private:
   std::vector<Watcher*> all_;
 };
 

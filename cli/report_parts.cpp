@@ -1,6 +1,6 @@
+#include <fmt/format.h>
 #include <algorithm>
 #include <array>
-#include <fmt/format.h>
 #include <numeric>
 
 #include "report.hpp"
@@ -57,8 +57,10 @@ std::string bar(const char* name, const Outcome& o, double longest, int y) {
   double x = left;
   for (const Part& p : parts_of(o)) {
     const double w = width * p.seconds / longest;
-    svg += fmt::format("<rect x=\"{:.1f}\" y=\"{}\" width=\"{:.1f}\" height=\"28\" fill=\"var(--{})\"><title>{}: {:.2f} s</title></rect>\n", x, y, w,
-                       p.colour, p.name, p.seconds);
+    svg += fmt::format(
+        "<rect x=\"{:.1f}\" y=\"{}\" width=\"{:.1f}\" height=\"28\" fill=\"var(--{})\"><title>{}: {:.2f} "
+        "s</title></rect>\n",
+        x, y, w, p.colour, p.name, p.seconds);
     x += w;
   }
   return svg + fmt::format("<text class=\"soft\" x=\"{:.1f}\" y=\"{}\">{:.1f} s</text>\n", x + 6, y + 19, o.prefill_s);
@@ -68,7 +70,8 @@ std::string bar(const char* name, const Outcome& o, double longest, int y) {
 
 std::string time_bars(const Findings& f) {
   const double longest = std::max({f.sale.prefill_s, f.dense ? f.dense->prefill_s : 0.0, 1e-9});
-  std::string svg = fmt::format("<svg viewBox=\"0 0 600 {}\" role=\"img\" aria-label=\"prefill time\">\n", f.dense ? 78 : 38);
+  std::string svg =
+      fmt::format("<svg viewBox=\"0 0 600 {}\" role=\"img\" aria-label=\"prefill time\">\n", f.dense ? 78 : 38);
   if (f.dense) svg += bar("Dense", *f.dense, longest, 4);
   svg += bar("SALE", f.sale, longest, f.dense ? 42 : 4) + "</svg>\n<div class=\"key\">";
   for (const Part& p : parts_of(f.sale))
@@ -102,7 +105,8 @@ std::string heat_table(const Findings& f) {
     html += fmt::format("<tr><th>layer {}</th>", l);
     for (size_t h = 0; h < heads; ++h) {
       const double density = f.sale.totals.density(l * heads + h);
-      html += fmt::format("<td style=\"background: rgba(var(--heat), {:.2f})\">{:.1f}</td>", 0.06 + 0.6 * density, 100 * density);
+      html += fmt::format("<td style=\"background: rgba(var(--heat), {:.2f})\">{:.1f}</td>", 0.06 + 0.6 * density,
+                          100 * density);
     }
     html += "</tr>\n";
   }
@@ -120,14 +124,18 @@ struct Choice {
 std::vector<Choice> choose(const Findings& f) {
   std::vector<size_t> order(f.sale.totals.heads.size());
   std::iota(order.begin(), order.end(), size_t{0});
-  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return f.sale.totals.density(a) < f.sale.totals.density(b); });
+  std::sort(order.begin(), order.end(),
+            [&](size_t a, size_t b) { return f.sale.totals.density(a) < f.sale.totals.density(b); });
   std::vector<Choice> chosen;
   const auto add = [&](size_t head, std::string why) {
-    if (std::none_of(chosen.begin(), chosen.end(), [&](const Choice& c) { return c.head == head; })) chosen.push_back({head, std::move(why)});
+    if (std::none_of(chosen.begin(), chosen.end(), [&](const Choice& c) { return c.head == head; }))
+      chosen.push_back({head, std::move(why)});
   };
   if (f.finders != nullptr && f.finders->asked() > 0) {
-    const auto best = std::max_element(order.begin(), order.end(), [&](size_t a, size_t b) { return f.finders->found(a) < f.finders->found(b); });
-    add(*best, fmt::format("kept the answer's block when asked, {} of {} times", f.finders->found(*best), f.finders->asked()));
+    const auto best = std::max_element(order.begin(), order.end(),
+                                       [&](size_t a, size_t b) { return f.finders->found(a) < f.finders->found(b); });
+    add(*best,
+        fmt::format("kept the answer's block when asked, {} of {} times", f.finders->found(*best), f.finders->asked()));
   }
   add(order.front(), "the sparsest head");
   add(order[order.size() / 2], "the middle head");
@@ -147,8 +155,11 @@ std::string head_pictures(const Findings& f) {
   for (const Choice& c : choose(f)) {
     const auto heads = static_cast<size_t>(f.config->q_heads);
     const std::string name = fmt::format("layer {}, head {}", c.head / heads, c.head % heads);
-    html += fmt::format("<figure><img alt=\"kept blocks of {}\" src=\"data:image/png;base64,{}\">\n<figcaption>{}: {:.1f} % kept; {}</figcaption></figure>\n",
-                        name, base64(png_of(f.pictures->head(c.head), marks, tokens)), name, 100 * f.sale.totals.density(c.head), c.why);
+    html += fmt::format(
+        "<figure><img alt=\"kept blocks of {}\" src=\"data:image/png;base64,{}\">\n<figcaption>{}: {:.1f} % kept; "
+        "{}</figcaption></figure>\n",
+        name, base64(png_of(f.pictures->head(c.head), marks, tokens)), name, 100 * f.sale.totals.density(c.head),
+        c.why);
   }
   return html + "</div>\n";
 }

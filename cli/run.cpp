@@ -20,25 +20,37 @@ void describe(Findings& f, const RunArguments& a, const LoadedModel& m, const Sp
   f.threads = thread_count(a.sparse.threads);
   f.estimator = sparse.estimator_name(m.identity.head_dim);
   f.calibration = sparse.calibration ? std::filesystem::path(a.sparse.calibration).filename().string() : "none";
-  f.thresholds = sparse.calibration && !sparse.settings.tau_over_calibration ? "thresholds calibrated"
-                                                                            : fmt::format("threshold {}", sparse.settings.tau);
-  if (!a.prompt.prompt_file.empty()) f.prompt = std::filesystem::path(a.prompt.prompt_file).filename().string();
-  else if (a.prompt.build == "json") f.prompt = "JSON key-value pairs";
-  else f.prompt = fmt::format("{} with {} hidden", std::filesystem::path(a.prompt.text).filename().string(),
-                              a.prompt.build == "passkey" ? "a pass key" : fmt::format("{} needles", task.questions.size()));
+  f.thresholds = sparse.calibration && !sparse.settings.tau_over_calibration
+                     ? "thresholds calibrated"
+                     : fmt::format("threshold {}", sparse.settings.tau);
+  if (!a.prompt.prompt_file.empty())
+    f.prompt = std::filesystem::path(a.prompt.prompt_file).filename().string();
+  else if (a.prompt.build == "json")
+    f.prompt = "JSON key-value pairs";
+  else
+    f.prompt =
+        fmt::format("{} with {} hidden", std::filesystem::path(a.prompt.text).filename().string(),
+                    a.prompt.build == "passkey" ? "a pass key" : fmt::format("{} needles", task.questions.size()));
 }
 
 void add_run_options(CLI::App& command, RunArguments& a) {
-  command.add_option("--model", a.model, "folder with config.json, tokenizer.json and safetensors")->capture_default_str();
-  command.add_option("--tokens", a.prompt.tokens, "length of the prompt, 16 .. the model's positions")->capture_default_str();
-  command.add_option("--prompt-file", a.prompt.prompt_file, "text to prefill instead of a built prompt; cut to --tokens");
-  command.add_option("--question", a.prompt.questions, "text to put after --prompt-file's, may be repeated")->take_all();
+  command.add_option("--model", a.model, "folder with config.json, tokenizer.json and safetensors")
+      ->capture_default_str();
+  command.add_option("--tokens", a.prompt.tokens, "length of the prompt, 16 .. the model's positions")
+      ->capture_default_str();
+  command.add_option("--prompt-file", a.prompt.prompt_file,
+                     "text to prefill instead of a built prompt; cut to --tokens");
+  command.add_option("--question", a.prompt.questions, "text to put after --prompt-file's, may be repeated")
+      ->take_all();
   command.add_option("--text", a.prompt.text, "book the built prompt hides its facts in")->capture_default_str();
-  command.add_option("--facts", a.prompt.facts, "facts hidden and asked for")->check(CLI::Range(1, 100))->capture_default_str();
+  command.add_option("--facts", a.prompt.facts, "facts hidden and asked for")
+      ->check(CLI::Range(1, 100))
+      ->capture_default_str();
   command.add_option("--seed", a.prompt.seed, "of the built prompt")->capture_default_str();
   command.add_option("--chunk", a.chunk, "prefill in chunks of this many tokens; 0 = whole")->capture_default_str();
   command.add_option("--new-tokens", a.prompt.new_tokens, "most tokens of an answer")->capture_default_str();
-  command.add_flag("--sparse-decode", a.sparse.sparse_decode, "answers are generated sparsely too, not only prefilled: the stricter test");
+  command.add_flag("--sparse-decode", a.sparse.sparse_decode,
+                   "answers are generated sparsely too, not only prefilled: the stricter test");
   command.add_flag("--quiet", a.quiet, "no progress on stderr");
   command.add_option("--json", a.json, "write the result there");
   add_sparse_options(command, a.sparse, "calibration.json in the model's folder, if there is one");
@@ -77,7 +89,9 @@ int run_and_report(RunArguments& a, const std::string& title) {
   if (a.measure) {
     options.prefill_watcher = &watchers;
     options.question_watcher = &finders;
-    options.before_question = [&](const Question& q) { finders.look_for(q.fact ? q.fact->begin : 0, q.fact ? q.fact->end : 0); };
+    options.before_question = [&](const Question& q) {
+      finders.look_for(q.fact ? q.fact->begin : 0, q.fact ? q.fact->end : 0);
+    };
     f.quality = &quality, f.pictures = &pictures, f.finders = &finders;
   }
   f.sale = run_task(m, task, cache, sparse.settings, options);
@@ -92,12 +106,14 @@ int run_and_report(RunArguments& a, const std::string& title) {
 }
 
 void add_run(CLI::App& program, Action& action) {
-  CLI::App* command = program.add_subcommand("run", "Prefill a long prompt through a model with SALE and answer questions about it");
+  CLI::App* command =
+      program.add_subcommand("run", "Prefill a long prompt through a model with SALE and answer questions about it");
   auto a = std::make_shared<RunArguments>();
   a->prompt.text = default_text;
   add_run_options(*command, *a);
   command->add_option("--build", a->prompt.build, "prompt to build: needles, passkey or json")
-      ->check(CLI::IsMember({"needles", "passkey", "json"}))->capture_default_str();
+      ->check(CLI::IsMember({"needles", "passkey", "json"}))
+      ->capture_default_str();
   command->add_flag("--compare", a->compare, "also dense, the same kernels with every block kept");
   command->add_flag("--measure", a->measure, "error and retained mass on sampled rows, against double precision");
   command->add_option("--report", a->report, "folder for report.html and report.json (implies --measure)");

@@ -33,9 +33,12 @@ Task built_task(const PromptArguments& a, const LoadedModel& m, int64_t tokens) 
   spec.facts = a.build == "passkey" ? 1 : a.facts;
   spec.seed = a.seed;
   lm::Prompt prompt;
-  if (a.build == "json") prompt = lm::json_prompt(m.tokenizer, spec);
-  else if (a.build == "passkey") prompt = lm::passkey_prompt(m.tokenizer, read_text(a.text), spec);
-  else prompt = lm::needle_prompt(m.tokenizer, read_text(a.text), spec);
+  if (a.build == "json")
+    prompt = lm::json_prompt(m.tokenizer, spec);
+  else if (a.build == "passkey")
+    prompt = lm::passkey_prompt(m.tokenizer, read_text(a.text), spec);
+  else
+    prompt = lm::needle_prompt(m.tokenizer, read_text(a.text), spec);
   Task task;
   task.context = std::move(prompt.context);
   for (lm::Fact& fact : prompt.facts) {
@@ -83,13 +86,15 @@ Task make_task(const PromptArguments& a, const LoadedModel& m) {
   return task;
 }
 
-Outcome run_task(LoadedModel& m, const Task& task, lm::KVCache& cache, const AttentionSettings& settings, const SessionOptions& o) {
+Outcome run_task(LoadedModel& m, const Task& task, lm::KVCache& cache, const AttentionSettings& settings,
+                 const SessionOptions& o) {
   cache.truncate(0);
   SaleAttention attention(m.model.config(), settings, cache.capacity());
   attention.watch(o.prefill_watcher);
   Outcome outcome;
   {
-    Progress progress(fmt::format("{} prefill of {} tokens", o.label, grouped(static_cast<int64_t>(task.context.size()))), o.quiet);
+    Progress progress(
+        fmt::format("{} prefill of {} tokens", o.label, grouped(static_cast<int64_t>(task.context.size()))), o.quiet);
     lm::ForwardOptions forward;
     forward.logits = lm::Logits::none;
     forward.chunk = o.chunk;

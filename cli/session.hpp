@@ -52,12 +52,13 @@ struct Outcome {
 struct SessionOptions {
   int64_t chunk = 0;
   bool quiet = false;
-  std::string label;                                      // "dense", "SALE": for the progress line
-  Watcher* prefill_watcher = nullptr;                     // sees the context
-  Watcher* question_watcher = nullptr;                    // sees the questions
+  std::string label;                    // "dense", "SALE": for the progress line
+  Watcher* prefill_watcher = nullptr;   // sees the context
+  Watcher* question_watcher = nullptr;  // sees the questions
   std::function<void(const Question&)> before_question = {};
 };
 // The cache is emptied first.
-Outcome run_task(LoadedModel& model, const Task& task, lm::KVCache& cache, const AttentionSettings& settings, const SessionOptions& options);
+Outcome run_task(LoadedModel& model, const Task& task, lm::KVCache& cache, const AttentionSettings& settings,
+                 const SessionOptions& options);
 
 }  // namespace sale::cli

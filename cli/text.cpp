@@ -28,7 +28,8 @@ EstimatorName parse_estimator(const std::string& what, std::string_view text) {
   EstimatorName e;
   const size_t colon = text.find(':');
   const std::string_view format = text.substr(0, colon);
-  if (format != "int4" && format != "int8") refuse("{}: '{}' is not an estimator; int8, int4 and int8:RANK are", what, text);
+  if (format != "int4" && format != "int8")
+    refuse("{}: '{}' is not an estimator; int8, int4 and int8:RANK are", what, text);
   e.format = format == "int4" ? SALE_INT4 : SALE_INT8;
   if (colon == std::string_view::npos) return e;
   e.rank = static_cast<int32_t>(parse_count(what, text.substr(colon + 1), 16, 256));
@@ -75,7 +76,9 @@ std::string base64(std::string_view bytes) {
   static constexpr char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
   std::string out;
   for (size_t i = 0; i < bytes.size(); i += 3) {
-    const auto at = [&](size_t k) { return i + k < bytes.size() ? static_cast<uint32_t>(static_cast<unsigned char>(bytes[i + k])) : 0u; };
+    const auto at = [&](size_t k) {
+      return i + k < bytes.size() ? static_cast<uint32_t>(static_cast<unsigned char>(bytes[i + k])) : 0u;
+    };
     const uint32_t word = at(0) << 16 | at(1) << 8 | at(2);
     for (size_t k = 0; k < 4; ++k) out += i + k <= bytes.size() ? digits[(word >> (18 - 6 * k)) & 63] : '=';
   }
@@ -85,11 +88,16 @@ std::string base64(std::string_view bytes) {
 std::string escape_html(std::string_view text) {
   std::string out;
   for (char c : text) {
-    if (c == '<') out += "&lt;";
-    else if (c == '>') out += "&gt;";
-    else if (c == '&') out += "&amp;";
-    else if (c == '"') out += "&quot;";
-    else out += c;
+    if (c == '<')
+      out += "&lt;";
+    else if (c == '>')
+      out += "&gt;";
+    else if (c == '&')
+      out += "&amp;";
+    else if (c == '"')
+      out += "&quot;";
+    else
+      out += c;
   }
   return out;
 }
@@ -97,9 +105,12 @@ std::string escape_html(std::string_view text) {
 std::string show(std::string_view text, size_t most) {
   std::string out = "\"";
   for (char c : text.substr(0, most)) {
-    if (c == '\n') out += "\\n";
-    else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) out += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
-    else out += c;
+    if (c == '\n')
+      out += "\\n";
+    else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f)
+      out += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
+    else
+      out += c;
   }
   return out + (text.size() > most ? "...\"" : "\"");
 }
@@ -113,7 +124,8 @@ std::string today() {
 
 std::string grouped(int64_t n) {
   std::string text = std::to_string(n);
-  for (int64_t at = static_cast<int64_t>(text.size()) - 3; at > (n < 0 ? 1 : 0); at -= 3) text.insert(static_cast<size_t>(at), ",");
+  for (int64_t at = static_cast<int64_t>(text.size()) - 3; at > (n < 0 ? 1 : 0); at -= 3)
+    text.insert(static_cast<size_t>(at), ",");
   return text;
 }
 

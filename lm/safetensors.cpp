@@ -89,7 +89,7 @@ struct SafeTensors::Mapping {
   explicit Mapping(const std::filesystem::path& path) {
     const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (file < 0) fail(path.string(), ": cannot be opened: ", std::strerror(errno));
-    struct stat info {};
+    struct stat info{};
     const bool regular = ::fstat(file, &info) == 0 && S_ISREG(info.st_mode) && info.st_size > 0;
     void* address = regular ? ::mmap(nullptr, at(info.st_size), PROT_READ, MAP_PRIVATE, file, 0) : MAP_FAILED;
     ::close(file);

@@ -32,21 +32,22 @@
 namespace sale {
 inline namespace v0 {
 
-// FNV-1a, 64 bits. A model's fingerprint is taken over, for each tensor of its safetensors file(s) in ascending order of
-// the names' bytes: the name, a zero byte, the type as safetensors spells it ("BF16"), a zero byte, every extent in
+// FNV-1a, 64 bits. A model's fingerprint is taken over, for each tensor of its safetensors file(s) in ascending order
+// of the names' bytes: the name, a zero byte, the type as safetensors spells it ("BF16"), a zero byte, every extent in
 // decimal followed by a comma, and the tensor's first min(64, size) bytes. It tells models of one shape apart without
 // reading their weights through.
 class Fingerprint {
- public:
+public:
   Fingerprint& add(std::span<const std::byte> bytes) {
     for (std::byte b : bytes) hash_ = (hash_ ^ static_cast<uint64_t>(b)) * 0x100000001b3u;
     return *this;
   }
   Fingerprint& add(std::string_view text) { return add(std::as_bytes(std::span(text.data(), text.size()))); }
-  Fingerprint& tensor(std::string_view name, std::string_view type, std::span<const int64_t> shape, std::span<const std::byte> bytes);
+  Fingerprint& tensor(std::string_view name, std::string_view type, std::span<const int64_t> shape,
+                      std::span<const std::byte> bytes);
   uint64_t value() const { return hash_; }
 
- private:
+private:
   uint64_t hash_ = 0xcbf29ce484222325u;
 };
 

@@ -57,18 +57,18 @@ typedef enum sale_status SALE_INT {
 
 /* One sentence about the last failure on this thread; "" after a success was never preceded by one. Never NULL;
  * valid until the next SALE call on this thread. */
-SALE_API const char *sale_last_error(void);
-SALE_API const char *sale_status_name(sale_status status);
+SALE_API const char* sale_last_error(void);
+SALE_API const char* sale_status_name(sale_status status);
 /* "0.1.0" */
-SALE_API const char *sale_version(void);
+SALE_API const char* sale_version(void);
 
 /* ---- what is asked ------------------------------------------------------------------------------------------ */
 
 typedef enum sale_dtype SALE_INT { SALE_F32 = 0, SALE_F16 = 1, SALE_BF16 = 2 } sale_dtype;
 
 /* Element strides of a tensor [batch, head, token, head_dim]; head_dim is contiguous. Any order of the first three is
- * fine ([B,H,L,D], [B,L,H,D], views into a fused QKV buffer). Strides of out may not make two elements share a place; those of
- * q, k and v may be 0 on the batch and head axes to repeat a tensor. */
+ * fine ([B,H,L,D], [B,L,H,D], views into a fused QKV buffer). Strides of out may not make two elements share a place;
+ * those of q, k and v may be 0 on the batch and head axes to repeat a tensor. */
 typedef struct sale_strides {
   int64_t batch, head, token;
 } sale_strides;
@@ -87,12 +87,12 @@ typedef struct sale_problem {
   int32_t batch;      /* 1 .. 65536 */
   int32_t q_heads;    /* a multiple of kv_heads; query head h reads kv head h / (q_heads / kv_heads) */
   int32_t kv_heads;
-  int32_t head_dim;  /* a multiple of 16, 16 .. 256 */
-  sale_dtype dtype;  /* of q, k, v and out */
-  int64_t q_len;     /* rows of every sequence, unless q_lens is given; at least 1 */
-  int64_t k_len;     /* keys of every sequence, unless k_lens is given; at least 1 */
-  int64_t q_offset;  /* >= 0, or SALE_AUTO; unless q_offsets is given */
-  float scale;       /* > 0 and finite; 0 means 1/sqrt(head_dim) */
+  int32_t head_dim; /* a multiple of 16, 16 .. 256 */
+  sale_dtype dtype; /* of q, k, v and out */
+  int64_t q_len;    /* rows of every sequence, unless q_lens is given; at least 1 */
+  int64_t k_len;    /* keys of every sequence, unless k_lens is given; at least 1 */
+  int64_t q_offset; /* >= 0, or SALE_AUTO; unless q_offsets is given */
+  float scale;      /* > 0 and finite; 0 means 1/sqrt(head_dim) */
   sale_strides q, k, v, out;
   const int64_t *q_lens, *k_lens, *q_offsets; /* each NULL or [batch] */
   const int64_t *q_starts, *k_starts;         /* each NULL (all 0) or [batch] */
@@ -113,19 +113,19 @@ typedef enum sale_compute SALE_INT {
 
 typedef struct sale_options {
   size_t struct_size;      /* sizeof(sale_options) */
-  const float *thresholds; /* tau >= 0 per query head [n_thresholds]; 0 = dense head. Copied by sale_plan_create */
+  const float* thresholds; /* tau >= 0 per query head [n_thresholds]; 0 = dense head. Copied by sale_plan_create */
   int64_t n_thresholds;    /* 1 (all heads) or q_heads */
   sale_format format;      /* of the estimate */
   int32_t rank;            /* coordinates scanned: 0 or head_dim = all, without projection (the paper); else a multiple
                               of 16 below head_dim, INT8 only, with projections */
-  const float *q_projection; /* [kv_heads, head_dim, rank], see docs/method.md; both NULL when rank is 0 or head_dim. */
-  const float *k_projection; /* Copied by sale_plan_create and sale_index_create */
-  int32_t sink;            /* keys at the start that are always kept: a multiple of 32, 32 .. 256 */
-  int32_t local;           /* keys before each row that are always kept: a multiple of 32, 32 .. 1024. A row sees local to
-                              local + 94 of them, because whole tiles and blocks are kept */
-  int64_t dense_below;     /* sequences with fewer keys run dense */
+  const float* q_projection; /* [kv_heads, head_dim, rank], see docs/method.md; both NULL when rank is 0 or head_dim. */
+  const float* k_projection; /* Copied by sale_plan_create and sale_index_create */
+  int32_t sink;              /* keys at the start that are always kept: a multiple of 32, 32 .. 256 */
+  int32_t local;       /* keys before each row that are always kept: a multiple of 32, 32 .. 1024. A row sees local to
+                          local + 94 of them, because whole tiles and blocks are kept */
+  int64_t dense_below; /* sequences with fewer keys run dense */
   sale_compute compute;
-  const char *backend; /* NULL: environment SALE_BACKEND, else the first usable of the list. A name forces that one */
+  const char* backend; /* NULL: environment SALE_BACKEND, else the first usable of the list. A name forces that one */
   int32_t threads;     /* 0: one per available CPU */
 } sale_options;
 
@@ -146,14 +146,14 @@ typedef struct sale_workspace {
 
 /* Checks everything that does not depend on pointers. with_index != 0: sale_run will be given one key index per
  * sequence; 0: it builds one in the workspace and forgets it. */
-SALE_API sale_status sale_plan_create(const sale_problem *problem, const sale_options *options, int with_index,
-                                      sale_plan **plan);
-SALE_API void sale_plan_destroy(sale_plan *plan); /* NULL is fine */
-SALE_API sale_workspace sale_plan_workspace(const sale_plan *plan);
-SALE_API const char *sale_plan_backend(const sale_plan *plan);
+SALE_API sale_status sale_plan_create(const sale_problem* problem, const sale_options* options, int with_index,
+                                      sale_plan** plan);
+SALE_API void sale_plan_destroy(sale_plan* plan); /* NULL is fine */
+SALE_API sale_workspace sale_plan_workspace(const sale_plan* plan);
+SALE_API const char* sale_plan_backend(const sale_plan* plan);
 /* Text for people, one fact a line: backend chosen, why the others were not, block shape, estimator, bytes, items.
  * Valid as long as the plan. */
-SALE_API const char *sale_plan_explain(const sale_plan *plan);
+SALE_API const char* sale_plan_explain(const sale_plan* plan);
 
 /* ---- key index ----------------------------------------------------------------------------------------------- */
 
@@ -163,24 +163,24 @@ typedef struct sale_index sale_index;
 
 /* options: format, rank, projections, backend and threads are used. problem: kv_heads, head_dim and dtype are used.
  * All memory for `capacity` keys is allocated here. */
-SALE_API sale_status sale_index_create(const sale_problem *problem, const sale_options *options, int64_t capacity,
-                                       sale_index **index);
-SALE_API void sale_index_destroy(sale_index *index); /* NULL is fine */
+SALE_API sale_status sale_index_create(const sale_problem* problem, const sale_options* options, int64_t capacity,
+                                       sale_index** index);
+SALE_API void sale_index_destroy(sale_index* index); /* NULL is fine */
 /* Brings the index up to `k_len` keys of the sequence whose keys start at k (all of them, strides as given; those
  * already indexed are not read again, except the last, partial block). The smoothing vector is fixed by the first call
  * (mean over its keys) unless sale_index_set_smoothing was called. k_len below the present length is refused. */
-SALE_API sale_status sale_index_update(sale_index *index, const void *k, sale_strides k_strides, int64_t k_len);
+SALE_API sale_status sale_index_update(sale_index* index, const void* k, sale_strides k_strides, int64_t k_len);
 /* Fixes the smoothing vectors [kv_heads, head_dim] before the first update. With the same vectors, codes do not depend
  * on how the keys were split into updates. */
-SALE_API sale_status sale_index_set_smoothing(sale_index *index, const float *vectors);
+SALE_API sale_status sale_index_set_smoothing(sale_index* index, const float* vectors);
 /* Forgets keys from `k_len` on (rollback of a KV cache). The smoothing vector stays, also at length 0. */
-SALE_API sale_status sale_index_truncate(sale_index *index, int64_t k_len);
-SALE_API int64_t sale_index_length(const sale_index *index);
-SALE_API size_t sale_index_bytes(const sale_index *index);
+SALE_API sale_status sale_index_truncate(sale_index* index, int64_t k_len);
+SALE_API int64_t sale_index_length(const sale_index* index);
+SALE_API size_t sale_index_bytes(const sale_index* index);
 /* For tests and tools: the codes [k_len, rank] and scales of kv head `head`. Scale of key j is
  * scales[(j / 32) * groups + group(j)], groups = 4 for INT4 (group(j) = (j % 8) / 2), 1 for INT8. */
-SALE_API sale_status sale_index_codes(const sale_index *index, int32_t head, const int8_t **codes,
-                                      const float **scales, const float **smoothing);
+SALE_API sale_status sale_index_codes(const sale_index* index, int32_t head, const int8_t** codes, const float** scales,
+                                      const float** smoothing);
 
 /* ---- block list ---------------------------------------------------------------------------------------------- */
 
@@ -190,15 +190,15 @@ SALE_API sale_status sale_index_codes(const sale_index *index, int32_t head, con
 /* The selection: for each (sequence, query head, query tile) the kept key blocks, one bit each. */
 typedef struct sale_blocks sale_blocks;
 
-SALE_API sale_status sale_blocks_create(const sale_plan *plan, sale_blocks **blocks); /* all blocks kept */
-SALE_API void sale_blocks_destroy(sale_blocks *blocks);
+SALE_API sale_status sale_blocks_create(const sale_plan* plan, sale_blocks** blocks); /* all blocks kept */
+SALE_API void sale_blocks_destroy(sale_blocks* blocks);
 /* Kept block numbers of one row of blocks in ascending order: writes at most `capacity` of them to `out` (may be NULL
  * when capacity is 0), and always the full counts. visible: blocks the tile can see at all. */
-SALE_API sale_status sale_blocks_row(const sale_blocks *blocks, int32_t sequence, int32_t head, int64_t tile,
-                                     int32_t *out, int64_t capacity, int64_t *kept, int64_t *visible);
+SALE_API sale_status sale_blocks_row(const sale_blocks* blocks, int32_t sequence, int32_t head, int64_t tile,
+                                     int32_t* out, int64_t capacity, int64_t* kept, int64_t* visible);
 /* Replaces one row of blocks; `kept` ascending, without repeats, each below the visible count, at least one. */
-SALE_API sale_status sale_blocks_set_row(sale_blocks *blocks, int32_t sequence, int32_t head, int64_t tile,
-                                         const int32_t *kept, int64_t count);
+SALE_API sale_status sale_blocks_set_row(sale_blocks* blocks, int32_t sequence, int32_t head, int64_t tile,
+                                         const int32_t* kept, int64_t count);
 
 /* ---- run ----------------------------------------------------------------------------------------------------- */
 
@@ -209,36 +209,36 @@ typedef struct sale_head_stats {
 typedef struct sale_stats {
   double index_s, select_s, attend_s; /* wall-clock seconds of the stages */
   int64_t kept_blocks, visible_blocks;
-  sale_head_stats *heads;
+  sale_head_stats* heads;
 } sale_stats;
 
 /* out [like q], lse NULL or [batch, q_heads, max q_len] f32 contiguous (natural logarithm of the sum of exp of scaled
  * scores, over the keys attended to), stats NULL or filled in. indexes: [batch] when the plan was made with_index (each
  * as long as its sequence's k_len, made by the same backend family and estimator), else NULL. workspace: aligned to
  * 64 bytes, at least sale_plan_workspace().total. out must overlap nothing else. */
-SALE_API sale_status sale_run(const sale_plan *plan, const void *q, const void *k, const void *v, void *out, float *lse,
-                              const sale_index *const *indexes, void *workspace, size_t workspace_bytes,
-                              sale_stats *stats);
+SALE_API sale_status sale_run(const sale_plan* plan, const void* q, const void* k, const void* v, void* out, float* lse,
+                              const sale_index* const* indexes, void* workspace, size_t workspace_bytes,
+                              sale_stats* stats);
 /* The stages on their own. */
-SALE_API sale_status sale_select(const sale_plan *plan, const void *q, const void *k, const sale_index *const *indexes,
-                                 sale_blocks *blocks, void *workspace, size_t workspace_bytes, sale_stats *stats);
-SALE_API sale_status sale_attend(const sale_plan *plan, const void *q, const void *k, const void *v,
-                                 const sale_blocks *blocks, void *out, float *lse, void *workspace,
-                                 size_t workspace_bytes, sale_stats *stats);
+SALE_API sale_status sale_select(const sale_plan* plan, const void* q, const void* k, const sale_index* const* indexes,
+                                 sale_blocks* blocks, void* workspace, size_t workspace_bytes, sale_stats* stats);
+SALE_API sale_status sale_attend(const sale_plan* plan, const void* q, const void* k, const void* v,
+                                 const sale_blocks* blocks, void* out, float* lse, void* workspace,
+                                 size_t workspace_bytes, sale_stats* stats);
 
 /* ---- backends ------------------------------------------------------------------------------------------------ */
 
 /* The list, fastest first. */
 SALE_API int32_t sale_backend_count(void);
-SALE_API const char *sale_backend_name(int32_t i);
-SALE_API const char *sale_backend_summary(int32_t i); /* one line: what it runs on and with which instructions */
+SALE_API const char* sale_backend_name(int32_t i);
+SALE_API const char* sale_backend_summary(int32_t i); /* one line: what it runs on and with which instructions */
 /* "" when backend i can run on this machine, else the reason in words. Valid until the next call on this thread. */
-SALE_API const char *sale_backend_why_not(int32_t i);
-/* "" when backend i can run this problem with these options wherever it runs at all, else the first reason. Whether it runs
- * on this machine is sale_backend_why_not's question. */
-SALE_API const char *sale_backend_why_not_problem(int32_t i, const sale_problem *problem, const sale_options *options);
+SALE_API const char* sale_backend_why_not(int32_t i);
+/* "" when backend i can run this problem with these options wherever it runs at all, else the first reason. Whether it
+ * runs on this machine is sale_backend_why_not's question. */
+SALE_API const char* sale_backend_why_not_problem(int32_t i, const sale_problem* problem, const sale_options* options);
 /* CPU name, features used by SALE, features hidden by SALE_HIDE; one line. */
-SALE_API const char *sale_machine(void);
+SALE_API const char* sale_machine(void);
 
 #ifdef __cplusplus
 } /* extern "C" */

@@ -8,9 +8,9 @@
 // Everything here is inline over the C functions; units, limits and layouts are those of sale.h: sizes, strides and
 // offsets in elements, "bytes" where bytes are meant, tensors [batch, head, token, head_dim].
 //
-// Errors: every member may throw sale::Error with the library's status and sentence; std::bad_alloc stays std::bad_alloc.
-// Threads: a Plan may be used by any number of threads at once, each with its own Workspace. A KeyIndex or BlockList has
-// one writer, or many readers, at a time. Problem, Options and Workspace are plain values.
+// Errors: every member may throw sale::Error with the library's status and sentence; std::bad_alloc stays
+// std::bad_alloc. Threads: a Plan may be used by any number of threads at once, each with its own Workspace. A KeyIndex
+// or BlockList has one writer, or many readers, at a time. Problem, Options and Workspace are plain values.
 #ifndef SALE_SALE_HPP
 #define SALE_SALE_HPP
 
@@ -34,11 +34,11 @@ inline namespace v0 {
 
 // What every failure throws. what() names the argument, its value and what is allowed.
 class Error : public std::runtime_error {
- public:
+public:
   Error(sale_status status, const std::string& message) : std::runtime_error(message), status_(status) {}
   sale_status status() const noexcept { return status_; }
 
- private:
+private:
   sale_status status_;
 };
 
@@ -51,9 +51,10 @@ inline void check(sale_status status) {
 
 // A sale_problem that owns its arrays. Setters return the problem, so they chain.
 class Problem {
- public:
+public:
   // Contiguous [batch, heads, tokens, head_dim] tensors, causal, the queries at the end of the keys.
-  Problem(int32_t batch, int32_t q_heads, int32_t kv_heads, int64_t q_len, int64_t k_len, int32_t head_dim, sale_dtype dtype)
+  Problem(int32_t batch, int32_t q_heads, int32_t kv_heads, int64_t q_len, int64_t k_len, int32_t head_dim,
+          sale_dtype dtype)
       : problem_(sale_problem_init(batch, q_heads, kv_heads, q_len, k_len, head_dim, dtype)) {}
 
   Problem& q_offset(int64_t position) { return problem_.q_offset = position, *this; }
@@ -78,7 +79,7 @@ class Problem {
     return p;
   }
 
- private:
+private:
   using Array = std::vector<int64_t>;
   static const int64_t* at(const Array& a) { return a.empty() ? nullptr : a.data(); }
   // The C side cannot see how long an array is.
@@ -97,7 +98,7 @@ class Problem {
 
 // sale_options that own their arrays; starts from the defaults of sale_options_init.
 class Options {
- public:
+public:
   Options() : options_(sale_options_init()) {}
 
   // tau: one for all heads, or one per query head (copied). 0 = dense head.
@@ -113,10 +114,12 @@ class Options {
     return *this;
   }
   // `rank` coordinates; projections [kv_heads, head_dim, rank] each, copied.
-  Options& estimator(sale_format format, int32_t rank, std::span<const float> q_projection, std::span<const float> k_projection) {
+  Options& estimator(sale_format format, int32_t rank, std::span<const float> q_projection,
+                     std::span<const float> k_projection) {
     if (q_projection.size() != k_projection.size())
-      throw Error(SALE_INVALID_ARGUMENT, "q_projection has " + std::to_string(q_projection.size()) + " numbers and k_projection " +
-                                             std::to_string(k_projection.size()) + "; both are [kv_heads, head_dim, rank]");
+      throw Error(SALE_INVALID_ARGUMENT, "q_projection has " + std::to_string(q_projection.size()) +
+                                             " numbers and k_projection " + std::to_string(k_projection.size()) +
+                                             "; both are [kv_heads, head_dim, rank]");
     options_.format = format, options_.rank = rank;
     q_projection_.assign(q_projection.begin(), q_projection.end());
     k_projection_.assign(k_projection.begin(), k_projection.end());
@@ -129,16 +132,18 @@ class Options {
   Options& dense() { return dense_below(std::numeric_limits<int64_t>::max()); }
   Options& compute(sale_compute c) { return options_.compute = c, *this; }
   Options& backend(std::string name) { return backend_ = std::move(name), *this; }  // "" = the library's choice
-  Options& threads(int32_t n) { return options_.threads = n, *this; }                // 0 = one per CPU
+  Options& threads(int32_t n) { return options_.threads = n, *this; }               // 0 = one per CPU
 
   // Whether projections of the right size were given is checked here, since the C side sees pointers only.
   sale_options c(int32_t kv_heads, int32_t head_dim) const {
-    const auto needed = static_cast<uint64_t>(kv_heads) * static_cast<uint64_t>(head_dim) * static_cast<uint64_t>(options_.rank);
+    const auto needed =
+        static_cast<uint64_t>(kv_heads) * static_cast<uint64_t>(head_dim) * static_cast<uint64_t>(options_.rank);
     if (!q_projection_.empty() && q_projection_.size() != needed)
       throw Error(SALE_INVALID_ARGUMENT, "q_projection has " + std::to_string(q_projection_.size()) + " numbers; " +
                                              std::to_string(needed) + " are needed ([kv_heads, head_dim, rank])");
     sale_options o = options_;
-    if (!thresholds_.empty()) o.thresholds = thresholds_.data(), o.n_thresholds = static_cast<int64_t>(thresholds_.size());
+    if (!thresholds_.empty())
+      o.thresholds = thresholds_.data(), o.n_thresholds = static_cast<int64_t>(thresholds_.size());
     if (!q_projection_.empty()) o.q_projection = q_projection_.data(), o.k_projection = k_projection_.data();
     if (!backend_.empty()) o.backend = backend_.c_str();
     return o;
@@ -148,7 +153,7 @@ class Options {
     return c(p.kv_heads, p.head_dim);
   }
 
- private:
+private:
   sale_options options_;
   std::vector<float> thresholds_, q_projection_, k_projection_;
   std::string backend_;
@@ -158,7 +163,7 @@ class Options {
 
 // Uninitialised bytes, aligned to 64. Keep one per thread and let it grow.
 class Workspace {
- public:
+public:
   Workspace() = default;
   explicit Workspace(size_t bytes) { need(bytes); }
   // At least `bytes`; the contents are lost when it grows.
@@ -171,7 +176,7 @@ class Workspace {
   void* data() const noexcept { return data_.get(); }
   size_t size() const noexcept { return size_; }
 
- private:
+private:
   struct Free {
     void operator()(std::byte* p) const { ::operator delete(p, std::align_val_t{64}); }
   };
@@ -185,14 +190,16 @@ struct Stats {
   double index_s = 0, select_s = 0, attend_s = 0;
   int64_t kept_blocks = 0, visible_blocks = 0;
   std::vector<sale_head_stats> heads;
-  double density() const { return visible_blocks > 0 ? static_cast<double>(kept_blocks) / static_cast<double>(visible_blocks) : 1; }
+  double density() const {
+    return visible_blocks > 0 ? static_cast<double>(kept_blocks) / static_cast<double>(visible_blocks) : 1;
+  }
 };
 
 // ---- key index and block list ----------------------------------------------------------------------------------
 
 // The low-bit codes of one sequence's keys, kept beside the KV cache.
 class KeyIndex {
- public:
+public:
   KeyIndex(const Problem& problem, const Options& options, int64_t capacity) {
     const sale_problem p = problem.c();
     const sale_options o = options.c(problem);
@@ -202,7 +209,9 @@ class KeyIndex {
     smoothing_size_ = static_cast<size_t>(p.kv_heads) * static_cast<size_t>(p.head_dim);
   }
   // k: the sequence's first key; k_len: keys there are now. See sale_index_update.
-  void update(const void* k, sale_strides k_strides, int64_t k_len) { check(sale_index_update(get(), k, k_strides, k_len)); }
+  void update(const void* k, sale_strides k_strides, int64_t k_len) {
+    check(sale_index_update(get(), k, k_strides, k_len));
+  }
   // [kv_heads, head_dim]; before the first update.
   void set_smoothing(std::span<const float> vectors) {
     if (vectors.size() != smoothing_size_)
@@ -215,7 +224,7 @@ class KeyIndex {
   size_t bytes() const { return sale_index_bytes(get()); }
   sale_index* get() const noexcept { return handle_.get(); }
 
- private:
+private:
   struct Free {
     void operator()(sale_index* p) const { sale_index_destroy(p); }
   };
@@ -227,7 +236,7 @@ class Plan;
 
 // The kept key blocks of every (sequence, query head, query tile); all of them until a selection is written to it.
 class BlockList {
- public:
+public:
   explicit BlockList(const Plan& plan);
   struct Row {
     std::vector<int32_t> kept;  // ascending
@@ -245,7 +254,7 @@ class BlockList {
   }
   sale_blocks* get() const noexcept { return handle_.get(); }
 
- private:
+private:
   struct Free {
     void operator()(sale_blocks* p) const { sale_blocks_destroy(p); }
   };
@@ -263,7 +272,7 @@ struct Tensors {
 using Indexes = std::span<const sale_index* const>;
 
 class Plan {
- public:
+public:
   enum class Keys { indexed_each_run, have_an_index };
   Plan(const Problem& problem, const Options& options, Keys keys = Keys::indexed_each_run) {
     const sale_problem p = problem.c();
@@ -285,7 +294,8 @@ class Plan {
     fill.done();
   }
   // The stages on their own; t.v, t.out and t.lse are not used by select.
-  void select(const Tensors& t, BlockList& blocks, const Workspace& workspace, Indexes indexes = {}, Stats* stats = nullptr) const {
+  void select(const Tensors& t, BlockList& blocks, const Workspace& workspace, Indexes indexes = {},
+              Stats* stats = nullptr) const {
     Filling fill(*this, stats);
     check(sale_select(get(), t.q, t.k, list(indexes), blocks.get(), workspace.data(), workspace.size(), fill.c()));
     fill.done();
@@ -297,10 +307,10 @@ class Plan {
   }
   sale_plan* get() const noexcept { return handle_.get(); }
 
- private:
+private:
   // Carries a Stats over the C call.
   class Filling {
-   public:
+  public:
     Filling(const Plan& plan, Stats* to) : to_(to) {
       if (to == nullptr) return;
       to->heads.assign(to->per_head ? plan.heads_ : 0, sale_head_stats{});
@@ -313,14 +323,15 @@ class Plan {
       to_->kept_blocks = stats_.kept_blocks, to_->visible_blocks = stats_.visible_blocks;
     }
 
-   private:
+  private:
     Stats* to_;
     sale_stats stats_{};
   };
   const sale_index* const* list(Indexes indexes) const {
     if (indexes.size() != indexes_)
       throw Error(SALE_INVALID_ARGUMENT, "indexes: " + std::to_string(indexes.size()) + " given; this plan takes " +
-                                             std::to_string(indexes_) + (indexes_ == 0 ? " (it makes its own)" : ", one per sequence"));
+                                             std::to_string(indexes_) +
+                                             (indexes_ == 0 ? " (it makes its own)" : ", one per sequence"));
     return indexes.empty() ? nullptr : indexes.data();
   }
   struct Free {

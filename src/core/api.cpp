@@ -20,8 +20,7 @@ size_t element_bytes(sale_dtype dtype) { return dtype == SALE_F32 ? 4 : 2; }
 Extent extent(const char* name, const void* base, const sale_strides& s, const Plan& plan, int64_t heads, bool keys) {
   const sale_problem& p = plan.problem;
   int64_t tokens = 1;
-  for (const Sequence& q : plan.sequences)
-    tokens = std::max(tokens, keys ? q.k_start + q.k_len : q.q_start + q.q_len);
+  for (const Sequence& q : plan.sequences) tokens = std::max(tokens, keys ? q.k_start + q.k_len : q.q_start + q.q_len);
   const int64_t span = (p.batch - 1) * s.batch + (heads - 1) * s.head + (tokens - 1) * s.token + p.head_dim;
   const size_t size = element_bytes(p.dtype);
   const uintptr_t begin = reinterpret_cast<uintptr_t>(base);
@@ -66,11 +65,12 @@ void check_indexes(const Plan& plan, const sale_index* const* indexes) {
             "]: made for ", i->problem.kv_heads, " kv heads of ", i->problem.head_dim, ", the plan has ",
             plan.problem.kv_heads, " of ", plan.problem.head_dim);
     require(i->estimator.format == plan.estimator.format && i->estimator.rank == plan.estimator.rank, "indexes[", b,
-            "]: made for INT", static_cast<int>(i->estimator.format), " rank ", i->estimator.rank, ", the plan scans INT",
-            static_cast<int>(plan.estimator.format), " rank ", plan.estimator.rank);
+            "]: made for INT", static_cast<int>(i->estimator.format), " rank ", i->estimator.rank,
+            ", the plan scans INT", static_cast<int>(plan.estimator.format), " rank ", plan.estimator.rank);
     require(same_projection(i->estimator.k_projection, plan.estimator.k_projection), "indexes[", b,
             "]: made with another k_projection than the plan's");
-    require(i->length == s.k_len || s.dense, "indexes[", b, "]: holds ", i->length, " keys, the sequence has ", s.k_len);
+    require(i->length == s.k_len || s.dense, "indexes[", b, "]: holds ", i->length, " keys, the sequence has ",
+            s.k_len);
   }
 }
 
@@ -81,7 +81,15 @@ Call make_call(const Plan& plan, const void* q, const void* k, const void* v, vo
                const sale_index* const* indexes, void* workspace, const uint64_t* bits) {
   char* w = static_cast<char*>(workspace);
   uint64_t* own = reinterpret_cast<uint64_t*>(w + plan.workspace.bits_at);
-  return {&plan, q, k, v, out, lse, plan.with_index ? indexes : nullptr, w, bits != nullptr ? const_cast<uint64_t*>(bits) : own};
+  return {&plan,
+          q,
+          k,
+          v,
+          out,
+          lse,
+          plan.with_index ? indexes : nullptr,
+          w,
+          bits != nullptr ? const_cast<uint64_t*>(bits) : own};
 }
 
 void count_blocks(const Plan& plan, const uint64_t* bits, sale_stats& stats) {
@@ -137,7 +145,8 @@ sale_problem sale_problem_init(int32_t batch, int32_t q_heads, int32_t kv_heads,
   // Sizes are the caller's, unchecked until a plan is made: wrap rather than overflow.
   const auto strides = [&](int64_t heads, int64_t tokens) {
     const uint64_t head = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(head_dim);
-    return sale_strides{static_cast<int64_t>(head * static_cast<uint64_t>(heads)), static_cast<int64_t>(head), head_dim};
+    return sale_strides{static_cast<int64_t>(head * static_cast<uint64_t>(heads)), static_cast<int64_t>(head),
+                        head_dim};
   };
   p.q = p.out = strides(q_heads, q_len);
   p.k = p.v = strides(kv_heads, k_len);
@@ -158,7 +167,8 @@ sale_options sale_options_init(void) {
   return o;
 }
 
-sale_status sale_plan_create(const sale_problem* problem, const sale_options* options, int with_index, sale_plan** plan) {
+sale_status sale_plan_create(const sale_problem* problem, const sale_options* options, int with_index,
+                             sale_plan** plan) {
   return guarded([&] {
     require(problem != nullptr, "problem: null");
     require(options != nullptr, "options: null");
@@ -179,7 +189,8 @@ sale_workspace sale_plan_workspace(const sale_plan* plan) {
 const char* sale_plan_backend(const sale_plan* plan) { return plan == nullptr ? "" : plan->plan->backend->name; }
 const char* sale_plan_explain(const sale_plan* plan) { return plan == nullptr ? "" : plan->plan->explanation.c_str(); }
 
-// ---- blocks ----------------------------------------------------------------------------------------------------------
+// ---- blocks
+// ----------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -190,7 +201,8 @@ struct Row {
 
 Row block_row(const sale_blocks& blocks, int32_t sequence, int32_t head, int64_t tile) {
   const Plan& plan = *blocks.plan;
-  require(sequence >= 0 && sequence < plan.problem.batch, "sequence: ", sequence, " is not in 0 .. ", plan.problem.batch - 1);
+  require(sequence >= 0 && sequence < plan.problem.batch, "sequence: ", sequence, " is not in 0 .. ",
+          plan.problem.batch - 1);
   require(head >= 0 && head < plan.problem.q_heads, "head: ", head, " is not in 0 .. ", plan.problem.q_heads - 1);
   const Sequence& s = plan.sequences[static_cast<size_t>(sequence)];
   require(tile >= 0 && tile < s.tiles, "tile: ", tile, " is not in 0 .. ", s.tiles - 1);
@@ -200,9 +212,10 @@ Row block_row(const sale_blocks& blocks, int32_t sequence, int32_t head, int64_t
 
 bool same_blocks(const Plan& a, const Plan& b) {
   return a.bits_words == b.bits_words && a.problem.q_heads == b.problem.q_heads && a.problem.batch == b.problem.batch &&
-         std::equal(a.sequences.begin(), a.sequences.end(), b.sequences.begin(), [](const Sequence& x, const Sequence& y) {
-           return x.q_len == y.q_len && x.k_len == y.k_len && x.q_offset == y.q_offset;
-         });
+         std::equal(a.sequences.begin(), a.sequences.end(), b.sequences.begin(),
+                    [](const Sequence& x, const Sequence& y) {
+                      return x.q_len == y.q_len && x.k_len == y.k_len && x.q_offset == y.q_offset;
+                    });
 }
 
 }  // namespace
@@ -252,7 +265,8 @@ sale_status sale_blocks_set_row(sale_blocks* blocks, int32_t sequence, int32_t h
     require(blocks != nullptr, "blocks: null");
     require(kept != nullptr, "kept: null");
     const Row row = block_row(*blocks, sequence, head, tile);
-    require(count >= 1 && count <= row.visible, "count: ", count, " is not in 1 .. ", row.visible, ", the visible blocks");
+    require(count >= 1 && count <= row.visible, "count: ", count, " is not in 1 .. ", row.visible,
+            ", the visible blocks");
     for (int64_t i = 0; i < count; ++i)
       require(kept[i] >= 0 && kept[i] < row.visible && (i == 0 || kept[i] > kept[i - 1]), "kept: element ", i, " is ",
               kept[i], "; block numbers ascend, without repeats, below ", row.visible);
@@ -261,7 +275,8 @@ sale_status sale_blocks_set_row(sale_blocks* blocks, int32_t sequence, int32_t h
   });
 }
 
-// ---- run -------------------------------------------------------------------------------------------------------------
+// ---- run
+// -------------------------------------------------------------------------------------------------------------
 
 sale_status sale_run(const sale_plan* plan, const void* q, const void* k, const void* v, void* out, float* lse,
                      const sale_index* const* indexes, void* workspace, size_t workspace_bytes, sale_stats* stats) {
@@ -343,7 +358,8 @@ sale_status sale_attend(const sale_plan* plan, const void* q, const void* k, con
   });
 }
 
-// ---- backends --------------------------------------------------------------------------------------------------------
+// ---- backends
+// --------------------------------------------------------------------------------------------------------
 
 namespace {
 thread_local std::string reason_text;

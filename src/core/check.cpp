@@ -92,11 +92,13 @@ std::vector<Sequence> check_problem(const sale_problem& p) {
     std::vector<std::pair<int64_t, int64_t>> spans;  // in elements of the token axis
     for (int32_t b = 0; b < p.batch; ++b) {
       const Sequence& s = sequences[static_cast<size_t>(b)];
-      spans.emplace_back(b * p.out.batch + s.q_start * p.out.token, b * p.out.batch + (s.q_start + s.q_len) * p.out.token);
+      spans.emplace_back(b * p.out.batch + s.q_start * p.out.token,
+                         b * p.out.batch + (s.q_start + s.q_len) * p.out.token);
     }
     std::sort(spans.begin(), spans.end());
     for (size_t i = 1; i < spans.size(); ++i)
-      require(spans[i - 1].second <= spans[i].first || p.out.token == 0, "q_starts: two sequences write the same rows of out");
+      require(spans[i - 1].second <= spans[i].first || p.out.token == 0,
+              "q_starts: two sequences write the same rows of out");
   }
   return sequences;
 }
@@ -131,8 +133,8 @@ Estimator check_estimator(const sale_options& o, int32_t kv_heads, int32_t head_
   require(e.rank >= 16 && e.rank % 16 == 0 && e.rank <= head_dim, "rank: ", o.rank,
           " is neither 0 nor a multiple of 16 up to head_dim ", head_dim);
   if (!e.projected) {
-    require(o.q_projection == nullptr && o.k_projection == nullptr,
-            "projections: given, but rank ", o.rank, " scans all ", head_dim, " coordinates without one");
+    require(o.q_projection == nullptr && o.k_projection == nullptr, "projections: given, but rank ", o.rank,
+            " scans all ", head_dim, " coordinates without one");
     return e;
   }
   require(o.format == SALE_INT8, "rank: ", o.rank, " needs format SALE_INT8; SALE_INT4 scans all coordinates");

@@ -115,7 +115,8 @@ sale_status sale_index_codes(const sale_index* index, int32_t head, const int8_t
                              const float** smoothing) {
   return guarded([&] {
     require(index != nullptr, "index: null");
-    require(head >= 0 && head < index->problem.kv_heads, "head: ", head, " is not in 0 .. ", index->problem.kv_heads - 1);
+    require(head >= 0 && head < index->problem.kv_heads, "head: ", head, " is not in 0 .. ",
+            index->problem.kv_heads - 1);
     const IndexView view = index->view(head);
     if (codes != nullptr) *codes = view.codes;
     if (scales != nullptr) *scales = view.scales;

@@ -43,7 +43,7 @@ struct HeadGroup {
   bool dense;               // every head dense, whatever its threshold
   uint64_t* bits;           // head g's rows of blocks at bits + g * head_words
   int64_t head_words;
-  const int64_t* row_word;   // [tiles + 1]
+  const int64_t* row_word;  // [tiles + 1]
   IndexView index;
   const float* q_projection;  // [head_dim, rank] or null
   const float* q_mean;        // INT4: [group, head_dim], smoothing of the queries

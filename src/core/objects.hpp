@@ -35,14 +35,14 @@ struct Call {
   HeadGroup head_group(int32_t sequence, int32_t kv_head) const;
 };
 
-void make_index(const Call& call);        // the workspace's own indexes
-void make_means(const Call& call);        // what INT4 estimates and INT8 products need besides
+void make_index(const Call& call);  // the workspace's own indexes
+void make_means(const Call& call);  // what INT4 estimates and INT8 products need besides
 void select_blocks(const Call& call);
 void attend_blocks(const Call& call);
 
 // Mean over `rows` of `heads` heads, in double, ascending: to [heads, head_dim].
-void mean_rows(const void* base, sale_dtype dtype, int64_t head_stride, int64_t token_stride, int32_t head, int64_t rows,
-               int32_t head_dim, float* to);
+void mean_rows(const void* base, sale_dtype dtype, int64_t head_stride, int64_t token_stride, int32_t head,
+               int64_t rows, int32_t head_dim, float* to);
 
 }  // namespace sale
 

@@ -25,8 +25,9 @@ void lay_out_bits(Plan& plan) {
     s.tiles = ceil_div(s.q_len, q_block);
     pairs = pairs + Checked(s.tiles) * Checked(plan.problem.kv_heads);
   }
-  require(pairs.ok() && pairs.value() <= most, "problem: ", pairs.value(), " pairs of a query tile and a kv head are more than the ",
-          most, " one plan can hold; split the batch or the heads");
+  require(pairs.ok() && pairs.value() <= most, "problem: ", pairs.value(),
+          " pairs of a query tile and a kv head are more than the ", most,
+          " one plan can hold; split the batch or the heads");
   int64_t at = 0;
   for (Sequence& s : plan.sequences) {
     s.row_word.resize(static_cast<size_t>(s.tiles) + 1);
@@ -61,7 +62,8 @@ void make_items(Plan& plan) {
     const Sequence& s = plan.sequences[static_cast<size_t>(i.sequence)];
     return (i.tile_end - i.tile_begin) * s.visible_blocks(i.tile_end - 1);
   };
-  std::stable_sort(plan.items.begin(), plan.items.end(), [&](const Item& a, const Item& b) { return cost(a) > cost(b); });
+  std::stable_sort(plan.items.begin(), plan.items.end(),
+                   [&](const Item& a, const Item& b) { return cost(a) > cost(b); });
 }
 
 void lay_out_workspace(Plan& plan) {
@@ -90,8 +92,9 @@ void lay_out_workspace(Plan& plan) {
   }
   w.scratch_at = at;
   const Shape shape = plan.shape();
-  w.scratch_per_thread = aligned(static_cast<int64_t>(std::max(plan.kernels->select_scratch(shape, plan.tiles_per_item),
-                                                               plan.kernels->attend_scratch(shape, plan.tiles_per_item))));
+  w.scratch_per_thread =
+      aligned(static_cast<int64_t>(std::max(plan.kernels->select_scratch(shape, plan.tiles_per_item),
+                                            plan.kernels->attend_scratch(shape, plan.tiles_per_item))));
   area(static_cast<int64_t>(w.scratch_per_thread * static_cast<size_t>(plan.pool->threads())));
   w.total = at;
 }
@@ -102,16 +105,20 @@ std::string explain(const Plan& plan, const std::string& notes) {
   for (float t : plan.thresholds) dense_heads += t == 0;
   int64_t dense_sequences = 0;
   for (const Sequence& s : plan.sequences) dense_sequences += s.dense;
-  std::string e = text("backend    ", plan.backend->name, " (", plan.backend->summary, "), ", plan.pool->threads(), " threads\n");
+  std::string e =
+      text("backend    ", plan.backend->name, " (", plan.backend->summary, "), ", plan.pool->threads(), " threads\n");
   if (!notes.empty()) e += "not used   " + notes + "\n";
-  e += text("blocks     ", q_block, " queries x ", k_block, " keys; sink ", plan.sink, ", local ", plan.local, " keys always kept\n");
-  e += text("estimator  INT", static_cast<int>(plan.estimator.format), ", ", plan.estimator.rank, " of ", plan.problem.head_dim,
-            " coordinates", plan.estimator.projected ? " of a projection" : "", "\n");
-  e += text("dense      ", dense_heads, " of ", plan.problem.q_heads, " query heads by threshold 0, ", dense_sequences, " of ",
-            plan.problem.batch, " sequences by length\n");
-  e += text("items      ", plan.items.size(), " of up to ", plan.tiles_per_item, " query tiles x ", plan.group, " query heads\n");
-  e += text("workspace  ", w.total, " bytes: key index ", w.bits_at, ", selection ", plan.bits_words * 8, ", means and biases ",
-            w.scratch_at - w.q_means_at, ", scratch ", w.scratch_per_thread, " x ", plan.pool->threads(), "\n");
+  e += text("blocks     ", q_block, " queries x ", k_block, " keys; sink ", plan.sink, ", local ", plan.local,
+            " keys always kept\n");
+  e += text("estimator  INT", static_cast<int>(plan.estimator.format), ", ", plan.estimator.rank, " of ",
+            plan.problem.head_dim, " coordinates", plan.estimator.projected ? " of a projection" : "", "\n");
+  e += text("dense      ", dense_heads, " of ", plan.problem.q_heads, " query heads by threshold 0, ", dense_sequences,
+            " of ", plan.problem.batch, " sequences by length\n");
+  e += text("items      ", plan.items.size(), " of up to ", plan.tiles_per_item, " query tiles x ", plan.group,
+            " query heads\n");
+  e += text("workspace  ", w.total, " bytes: key index ", w.bits_at, ", selection ", plan.bits_words * 8,
+            ", means and biases ", w.scratch_at - w.q_means_at, ", scratch ", w.scratch_per_thread, " x ",
+            plan.pool->threads(), "\n");
   return e;
 }
 

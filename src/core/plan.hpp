@@ -20,11 +20,11 @@ struct Sequence {
   int64_t tiles;
   bool dense;  // fewer keys than dense_below
   std::vector<int64_t> row_word;
-  int64_t words;       // per query head
-  int64_t bits_at;     // first word of this sequence in the block list
-  int64_t lse_rows;    // rows of the lse tensor (the longest sequence's)
-  size_t index_at;     // in the workspace, when the call makes its own index
-  size_t bias_at;      // in the workspace's bias area
+  int64_t words;     // per query head
+  int64_t bits_at;   // first word of this sequence in the block list
+  int64_t lse_rows;  // rows of the lse tensor (the longest sequence's)
+  size_t index_at;   // in the workspace, when the call makes its own index
+  size_t bias_at;    // in the workspace's bias area
 
   int64_t visible_keys(int64_t row) const { return std::min(k_len, row + q_offset + 1); }
   int64_t visible_blocks(int64_t tile) const {
@@ -37,7 +37,7 @@ struct Estimator {
   sale_format format = SALE_INT8;
   int32_t rank = 0;  // coordinates scanned, resolved: head_dim when there is no projection
   bool projected = false;
-  std::vector<float> q_projection, k_projection;  // [kv_heads, head_dim, rank]
+  std::vector<float> q_projection, k_projection;              // [kv_heads, head_dim, rank]
   int groups() const { return format == SALE_INT4 ? 4 : 1; }  // key scales per block
 };
 
@@ -76,8 +76,7 @@ struct Plan {
   std::string explanation;
 
   Shape shape() const {
-    return {problem.dtype, problem.head_dim, group,   estimator.rank, estimator.format,
-            compute,       sink,             local,   scale};
+    return {problem.dtype, problem.head_dim, group, estimator.rank, estimator.format, compute, sink, local, scale};
   }
 };
 

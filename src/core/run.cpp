@@ -94,8 +94,8 @@ HeadGroup Call::head_group(int32_t sequence, int32_t kv_head) const {
   return h;
 }
 
-void mean_rows(const void* base, sale_dtype dtype, int64_t head_stride, int64_t token_stride, int32_t head, int64_t rows,
-               int32_t head_dim, float* to) {
+void mean_rows(const void* base, sale_dtype dtype, int64_t head_stride, int64_t token_stride, int32_t head,
+               int64_t rows, int32_t head_dim, float* to) {
   double sum[256] = {};
   float row[256];
   for (int64_t r = 0; r < rows; ++r) {
@@ -145,9 +145,9 @@ void select_blocks(const Call& call) {
   }
   plan.pool->run(static_cast<int64_t>(plan.items.size()), [&](int64_t i, int thread) {
     const Item& item = plan.items[static_cast<size_t>(i)];
-    plan.kernels->select(call.head_group(item.sequence, item.kv_head), item.tile_begin, item.tile_end,
-                         call.workspace + plan.workspace.scratch_at +
-                             plan.workspace.scratch_per_thread * static_cast<size_t>(thread));
+    plan.kernels->select(
+        call.head_group(item.sequence, item.kv_head), item.tile_begin, item.tile_end,
+        call.workspace + plan.workspace.scratch_at + plan.workspace.scratch_per_thread * static_cast<size_t>(thread));
   });
 }
 
@@ -155,9 +155,9 @@ void attend_blocks(const Call& call) {
   const Plan& plan = *call.plan;
   plan.pool->run(static_cast<int64_t>(plan.items.size()), [&](int64_t i, int thread) {
     const Item& item = plan.items[static_cast<size_t>(i)];
-    plan.kernels->attend(call.head_group(item.sequence, item.kv_head), item.tile_begin, item.tile_end,
-                         call.workspace + plan.workspace.scratch_at +
-                             plan.workspace.scratch_per_thread * static_cast<size_t>(thread));
+    plan.kernels->attend(
+        call.head_group(item.sequence, item.kv_head), item.tile_begin, item.tile_end,
+        call.workspace + plan.workspace.scratch_at + plan.workspace.scratch_per_thread * static_cast<size_t>(thread));
   });
 }
 

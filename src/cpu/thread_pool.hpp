@@ -25,8 +25,8 @@ public:
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls body(context, i, thread) for every i in [0, items), thread in [0, threads()). Items are taken in order, one at
-  // a time. When another caller is using the pool, the calling thread does all items itself, as thread 0.
+  // Calls body(context, i, thread) for every i in [0, items), thread in [0, threads()). Items are taken in order, one
+  // at a time. When another caller is using the pool, the calling thread does all items itself, as thread 0.
   void run(int64_t items, Body body, void* context);
 
   template <class F>

@@ -11,8 +11,8 @@ inline namespace v0 {
 namespace {
 
 using files::Fields;
-using files::Json;
 using files::in_quotes;
+using files::Json;
 using files::refuse;
 
 struct ProjectionsEntry {
@@ -29,19 +29,22 @@ ModelIdentity read_identity(Fields f) {
   m.head_dim = static_cast<int32_t>(f.integer("head_dim", 16, 256));
   m.fingerprint = f.hex64("fingerprint");
   f.finish();
-  if (m.q_heads % m.kv_heads != 0) refuse(f.path("kv_heads"), " is ", m.kv_heads, "; a divisor of q_heads, ", m.q_heads, ", is needed");
+  if (m.q_heads % m.kv_heads != 0)
+    refuse(f.path("kv_heads"), " is ", m.kv_heads, "; a divisor of q_heads, ", m.q_heads, ", is needed");
   if (m.head_dim % 16 != 0) refuse(f.path("head_dim"), " is ", m.head_dim, "; a multiple of 16 is needed");
   return m;
 }
 
 void read_estimator(Fields f, Calibration& c) {
   const std::string format = f.text("format", 16);
-  if (format != "int4" && format != "int8") refuse(f.path("format"), " is ", in_quotes(format), "; 'int4' and 'int8' are known");
+  if (format != "int4" && format != "int8")
+    refuse(f.path("format"), " is ", in_quotes(format), "; 'int4' and 'int8' are known");
   c.format = format == "int4" ? SALE_INT4 : SALE_INT8;
   c.rank = static_cast<int32_t>(f.integer("rank", 16, c.model.head_dim));
   f.finish();
   if (c.rank % 16 != 0) refuse(f.path("rank"), " is ", c.rank, "; a multiple of 16 is needed");
-  if (c.format == SALE_INT4 && c.rank != c.model.head_dim) refuse(f.path("rank"), " is ", c.rank, "; int4 takes only head_dim, ", c.model.head_dim);
+  if (c.format == SALE_INT4 && c.rank != c.model.head_dim)
+    refuse(f.path("rank"), " is ", c.rank, "; int4 takes only head_dim, ", c.model.head_dim);
 }
 
 void read_blocks(Fields f, Calibration& c) {
@@ -57,16 +60,17 @@ void read_blocks(Fields f, Calibration& c) {
 
 void read_thresholds(const Json& rows, const std::string& what, Calibration& c) {
   if (!rows.is_array() || rows.size() != static_cast<size_t>(c.model.layers))
-    refuse(what, rows.is_array() ? " has " + std::to_string(rows.size()) + " rows" : std::string(" is not a list"), "; ", c.model.layers,
-           " are needed, one per layer");
+    refuse(what, rows.is_array() ? " has " + std::to_string(rows.size()) + " rows" : std::string(" is not a list"),
+           "; ", c.model.layers, " are needed, one per layer");
   for (size_t layer = 0; layer < rows.size(); ++layer) {
     const Json& row = rows[layer];
     const std::string here = what + "[" + std::to_string(layer) + "]";
     if (!row.is_array() || row.size() != static_cast<size_t>(c.model.q_heads))
-      refuse(here, row.is_array() ? " has " + std::to_string(row.size()) + " numbers" : std::string(" is not a list"), "; ",
-             c.model.q_heads, " are needed, one per query head");
+      refuse(here, row.is_array() ? " has " + std::to_string(row.size()) + " numbers" : std::string(" is not a list"),
+             "; ", c.model.q_heads, " are needed, one per query head");
     for (size_t head = 0; head < row.size(); ++head)
-      c.thresholds.push_back(static_cast<float>(files::as_number(row[head], here + "[" + std::to_string(head) + "]", 0, 1e6)));
+      c.thresholds.push_back(
+          static_cast<float>(files::as_number(row[head], here + "[" + std::to_string(head) + "]", 0, 1e6)));
   }
 }
 
@@ -134,7 +138,9 @@ Fingerprint& Fingerprint::tensor(std::string_view name, std::string_view type, s
   return add(bytes.first(std::min<size_t>(64, bytes.size())));
 }
 
-std::span<const float> Calibration::layer_thresholds(int32_t layer) const { return slice(thresholds, layer, model.q_heads); }
+std::span<const float> Calibration::layer_thresholds(int32_t layer) const {
+  return slice(thresholds, layer, model.q_heads);
+}
 std::span<const float> Calibration::layer_q_projection(int32_t layer) const {
   return slice(q_projections, layer, int64_t{model.kv_heads} * model.head_dim * rank);
 }
@@ -146,8 +152,10 @@ Options Calibration::options(int32_t layer) const {
   if (layer < 0 || layer >= model.layers) refuse("layer: ", layer, " is not in 0 .. ", model.layers - 1);
   Options o;
   o.thresholds(layer_thresholds(layer)).sink(sink).local(local).dense_below(dense_below);
-  if (projected()) o.estimator(format, rank, layer_q_projection(layer), layer_k_projection(layer));
-  else o.estimator(format);
+  if (projected())
+    o.estimator(format, rank, layer_q_projection(layer), layer_k_projection(layer));
+  else
+    o.estimator(format);
   return o;
 }
 
@@ -158,7 +166,8 @@ std::string projections_file(std::string_view json, const std::string& where) {
 }
 
 Calibration parse_calibration(std::string_view json, std::string_view projections, const std::string& where) {
-  if (json.size() > files::max_json_bytes) refuse(where, ": has ", json.size(), " bytes; at most ", files::max_json_bytes, " are read");
+  if (json.size() > files::max_json_bytes)
+    refuse(where, ": has ", json.size(), " bytes; at most ", files::max_json_bytes, " are read");
   const Json tree = files::parse_strict(json, where);
   Fields f(tree, where);
   f.integer("schema", 1, 1);
@@ -175,25 +184,29 @@ Calibration parse_calibration(std::string_view json, std::string_view projection
 
   const bool needed = c.rank < c.model.head_dim;
   if (needed != !entry.file.empty())
-    refuse(f.path("projections"), needed ? " is null; rank below head_dim needs a file" : " names a file; rank head_dim takes none");
+    refuse(f.path("projections"),
+           needed ? " is null; rank below head_dim needs a file" : " names a file; rank head_dim takes none");
   if (!needed) return c;
   const std::string file = where + ": projections " + in_quotes(entry.file);
   if (Fingerprint().add(projections).value() != entry.fingerprint)
     refuse(file, " is not the file this calibration was written with (fingerprint differs)");
-  files::read_projections(projections, file, {c.model.layers, c.model.kv_heads, c.model.head_dim, c.rank}, c.q_projections, c.k_projections);
+  files::read_projections(projections, file, {c.model.layers, c.model.kv_heads, c.model.head_dim, c.rank},
+                          c.q_projections, c.k_projections);
   return c;
 }
 
 Calibration read_calibration(const std::filesystem::path& json) {
   const std::string text = read_bytes(json, files::max_json_bytes), where = json.string();
   const std::string file = projections_file(text, where);
-  const std::string projections = file.empty() ? "" : read_bytes(json.parent_path() / file, files::max_projection_bytes);
+  const std::string projections =
+      file.empty() ? "" : read_bytes(json.parent_path() / file, files::max_projection_bytes);
   return parse_calibration(text, projections, where);
 }
 
 void check_model(const Calibration& c, const ModelIdentity& m) {
   const auto differ = [&](const char* what, auto theirs, auto ours) {
-    if (theirs != ours) refuse("calibration: made for a model with ", what, " ", theirs, " ('", c.model.name, "'); this one has ", ours);
+    if (theirs != ours)
+      refuse("calibration: made for a model with ", what, " ", theirs, " ('", c.model.name, "'); this one has ", ours);
   };
   differ("layers", c.model.layers, m.layers);
   differ("q_heads", c.model.q_heads, m.q_heads);

@@ -79,8 +79,12 @@ double as_number(const Json& value, const std::string& what, double least, doubl
   return x;
 }
 
-int64_t Fields::integer(const char* name, int64_t least, int64_t most) { return as_integer(need(name), path(name), least, most); }
-double Fields::number(const char* name, double least, double most) { return as_number(need(name), path(name), least, most); }
+int64_t Fields::integer(const char* name, int64_t least, int64_t most) {
+  return as_integer(need(name), path(name), least, most);
+}
+double Fields::number(const char* name, double least, double most) {
+  return as_number(need(name), path(name), least, most);
+}
 
 std::string Fields::text(const char* name, size_t longest) {
   const Json& value = need(name);
@@ -99,7 +103,8 @@ uint64_t Fields::hex64(const char* name) {
 
 void Fields::finish() const {
   for (const auto& item : object_->items())
-    if (!read_.contains(item.key())) refuse(where_, ": ", prefix_.empty() ? "" : prefix_, in_quotes(item.key()), " is not a known field");
+    if (!read_.contains(item.key()))
+      refuse(where_, ": ", prefix_.empty() ? "" : prefix_, in_quotes(item.key()), " is not a known field");
 }
 
 }  // namespace sale::files

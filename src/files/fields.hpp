@@ -33,7 +33,7 @@ Json parse_strict(std::string_view text, const std::string& where);
 
 // One object. Each field is read once; finish() refuses those that nobody asked for.
 class Fields {
- public:
+public:
   Fields(const Json& object, std::string where);
   const Json& need(const char* name);
   Fields object(const char* name);
@@ -44,7 +44,7 @@ class Fields {
   void finish() const;
   std::string path(const char* name) const { return where_ + ": " + prefix_ + name; }
 
- private:
+private:
   Fields(const Json& object, std::string where, std::string prefix);
   const Json* object_;
   std::string where_, prefix_;
@@ -58,8 +58,8 @@ int64_t as_integer(const Json& value, const std::string& what, int64_t least, in
 struct ProjectionShape {
   int32_t layers, kv_heads, head_dim, rank;
 };
-void read_projections(std::string_view bytes, const std::string& where, const ProjectionShape& shape, std::vector<float>& q,
-                      std::vector<float>& k);
+void read_projections(std::string_view bytes, const std::string& where, const ProjectionShape& shape,
+                      std::vector<float>& q, std::vector<float>& k);
 std::string print_projections(const ProjectionShape& shape, std::span<const float> q, std::span<const float> k);
 
 std::string hex64(uint64_t value);

@@ -11,7 +11,9 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "safetensors data is little endian");
 
-std::string tensor_name(int32_t layer, const char* which) { return "layer." + std::to_string(layer) + "." + which + "_projection"; }
+std::string tensor_name(int32_t layer, const char* which) {
+  return "layer." + std::to_string(layer) + "." + which + "_projection";
+}
 
 // Extents are range-checked by the caller (at most 4096 x 65536 x 256 x 256), so this stays far below 2^63.
 size_t tensor_floats(const ProjectionShape& s) {
@@ -36,16 +38,18 @@ void append(std::string_view data, size_t begin, size_t floats, const std::strin
 
 }  // namespace
 
-void read_projections(std::string_view bytes, const std::string& where, const ProjectionShape& shape, std::vector<float>& q,
-                      std::vector<float>& k) {
+void read_projections(std::string_view bytes, const std::string& where, const ProjectionShape& shape,
+                      std::vector<float>& q, std::vector<float>& k) {
   uint64_t header_bytes = 0;
-  if (bytes.size() < sizeof header_bytes) refuse(where, ": has ", bytes.size(), " bytes; shorter than a safetensors header");
+  if (bytes.size() < sizeof header_bytes)
+    refuse(where, ": has ", bytes.size(), " bytes; shorter than a safetensors header");
   std::memcpy(&header_bytes, bytes.data(), sizeof header_bytes);
   if (header_bytes > bytes.size() - sizeof header_bytes || header_bytes > max_json_bytes)
     refuse(where, ": header of ", header_bytes, " bytes does not fit");
   const Json header = parse_strict(bytes.substr(sizeof header_bytes, header_bytes), where);
   const std::string_view data = bytes.substr(sizeof header_bytes + header_bytes);
-  const size_t floats = tensor_floats(shape), size = floats * sizeof(float), tensors = 2 * static_cast<size_t>(shape.layers);
+  const size_t floats = tensor_floats(shape), size = floats * sizeof(float),
+               tensors = 2 * static_cast<size_t>(shape.layers);
   if (data.size() != size * tensors)
     refuse(where, ": holds ", data.size(), " bytes of data; ", tensors, " tensors of ", size, " bytes are needed");
 
@@ -59,8 +63,10 @@ void read_projections(std::string_view bytes, const std::string& where, const Pr
       check_entry(entry, here, shape);
       const Json& offsets = entry.need("data_offsets");
       if (!offsets.is_array() || offsets.size() != 2) refuse(here, ": data_offsets is not a pair of numbers");
-      const auto begin = static_cast<size_t>(as_integer(offsets[0], here + ": data_offsets[0]", 0, static_cast<int64_t>(data.size() - size)));
-      as_integer(offsets[1], here + ": data_offsets[1]", static_cast<int64_t>(begin + size), static_cast<int64_t>(begin + size));
+      const auto begin = static_cast<size_t>(
+          as_integer(offsets[0], here + ": data_offsets[0]", 0, static_cast<int64_t>(data.size() - size)));
+      as_integer(offsets[1], here + ": data_offsets[1]", static_cast<int64_t>(begin + size),
+                 static_cast<int64_t>(begin + size));
       if (begin % size != 0 || taken[begin / size]) refuse(here, ": data_offsets overlap another tensor");
       taken[begin / size] = true;
       append(data, begin, floats, here, *which == 'q' ? q : k);

@@ -35,11 +35,13 @@ void check_sizes(const Calibration& c) {
   const auto layers = static_cast<size_t>(c.model.layers);
   if (c.thresholds.size() != layers * static_cast<size_t>(c.model.q_heads))
     refuse("calibration: ", c.thresholds.size(), " thresholds; layers x q_heads are needed");
-  const size_t floats = c.rank == c.model.head_dim ? 0
-                                                   : layers * static_cast<size_t>(c.model.kv_heads) *
-                                                         static_cast<size_t>(c.model.head_dim) * static_cast<size_t>(c.rank);
+  const size_t floats = c.rank == c.model.head_dim
+                            ? 0
+                            : layers * static_cast<size_t>(c.model.kv_heads) * static_cast<size_t>(c.model.head_dim) *
+                                  static_cast<size_t>(c.rank);
   if (c.q_projections.size() != floats || c.k_projections.size() != floats)
-    refuse("calibration: projections of ", c.q_projections.size(), " and ", c.k_projections.size(), " numbers; ", floats, " are needed");
+    refuse("calibration: projections of ", c.q_projections.size(), " and ", c.k_projections.size(), " numbers; ",
+           floats, " are needed");
 }
 
 // By way of a second name, so that nobody reads half a file.
@@ -62,16 +64,23 @@ CalibrationBytes print_calibration(const Calibration& c, const std::string& file
   check_sizes(c);
   CalibrationBytes bytes;
   if (c.projected())
-    bytes.projections = files::print_projections({c.model.layers, c.model.kv_heads, c.model.head_dim, c.rank}, c.q_projections, c.k_projections);
+    bytes.projections = files::print_projections({c.model.layers, c.model.kv_heads, c.model.head_dim, c.rank},
+                                                 c.q_projections, c.k_projections);
   Json j;
   j["schema"] = 1;
   j["library"] = c.library;
-  j["model"] = {{"name", c.model.name},         {"layers", c.model.layers},     {"q_heads", c.model.q_heads},
-                {"kv_heads", c.model.kv_heads}, {"head_dim", c.model.head_dim}, {"fingerprint", files::hex64(c.model.fingerprint)}};
+  j["model"] = {{"name", c.model.name},         {"layers", c.model.layers},
+                {"q_heads", c.model.q_heads},   {"kv_heads", c.model.kv_heads},
+                {"head_dim", c.model.head_dim}, {"fingerprint", files::hex64(c.model.fingerprint)}};
   j["estimator"] = {{"format", c.format == SALE_INT4 ? "int4" : "int8"}, {"rank", c.rank}};
   j["projections"] = nullptr;
-  if (c.projected()) j["projections"] = {{"file", file}, {"fingerprint", files::hex64(Fingerprint().add(bytes.projections).value())}};
-  j["blocks"] = {{"query", SALE_Q_BLOCK}, {"key", SALE_K_BLOCK}, {"sink", c.sink}, {"local", c.local}, {"dense_below", c.dense_below}};
+  if (c.projected())
+    j["projections"] = {{"file", file}, {"fingerprint", files::hex64(Fingerprint().add(bytes.projections).value())}};
+  j["blocks"] = {{"query", SALE_Q_BLOCK},
+                 {"key", SALE_K_BLOCK},
+                 {"sink", c.sink},
+                 {"local", c.local},
+                 {"dense_below", c.dense_below}};
   j["thresholds"] = rows_of(c);
   Json prompts = Json::array();
   for (const CalibrationText& t : c.prompts) prompts.push_back({{"text", t.text}, {"tokens", t.tokens}});

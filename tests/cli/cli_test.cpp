@@ -8,7 +8,8 @@ TEST(Cli, HelpAndVersion) {
   EXPECT_EQ(sale("--help").code, 0);
   EXPECT_TRUE(sale("--help").says("Exit codes: 0 good, 1 a check failed, 2 bad usage"));
   EXPECT_TRUE(sale("--version").says("sale "));
-  for (const char* command : {"run", "demo", "info", "check", "bench", "explain", "mask", "project", "calibrate", "perplexity"}) {
+  for (const char* command :
+       {"run", "demo", "info", "check", "bench", "explain", "mask", "project", "calibrate", "perplexity"}) {
     const Said s = sale(std::string(command) + " --help");
     EXPECT_EQ(s.code, 0) << command;
     EXPECT_TRUE(s.says("Exit codes")) << command;
@@ -57,7 +58,8 @@ TEST(Cli, Info) {
 
 TEST(Cli, Explain) {
   const Folder folder;
-  const Said s = sale("explain batch=2 qheads=32 kvheads=8 k=1m d=128 type=bf16 estimator=int8:64 --json " + folder / "e.json");
+  const Said s =
+      sale("explain batch=2 qheads=32 kvheads=8 k=1m d=128 type=bf16 estimator=int8:64 --json " + folder / "e.json");
   EXPECT_EQ(s.code, 0) << s.err;
   EXPECT_TRUE(s.says("workspace"));
   EXPECT_GT(json_at(folder / "e.json", "explain").at("problems")[0].at("workspace_bytes").get<int64_t>(), 0);
@@ -65,7 +67,8 @@ TEST(Cli, Explain) {
 
 TEST(Cli, Check) {
   const Folder folder;
-  std::ofstream(folder / "lines") << "# two lines\nqheads=2 kvheads=1 k=1500 d=32 type=bf16 tau=0.02\n\nk=1100 q=300 d=64 type=f32 data=nan-v\n";
+  std::ofstream(folder / "lines")
+      << "# two lines\nqheads=2 kvheads=1 k=1500 d=32 type=bf16 tau=0.02\n\nk=1100 q=300 d=64 type=f32 data=nan-v\n";
   const Said s = sale("check --file " + folder / "lines" + " --json " + folder / "c.json");
   EXPECT_EQ(s.code, 0) << s.out << s.err;
   EXPECT_TRUE(s.says("0 failed"));
@@ -92,7 +95,8 @@ TEST(Cli, Bench) {
 
 TEST(Cli, Mask) {
   const Folder folder;
-  const Said s = sale("mask qheads=2 kvheads=1 k=4k d=32 --head 1 --out " + folder / "m.png" + " --json " + folder / "m.json");
+  const Said s =
+      sale("mask qheads=2 kvheads=1 k=4k d=32 --head 1 --out " + folder / "m.png" + " --json " + folder / "m.json");
   EXPECT_EQ(s.code, 0) << s.err;
   EXPECT_EQ(contents(folder / "m.png").substr(1, 3), "PNG");
   EXPECT_EQ(json_at(folder / "m.json", "mask").at("density_of_heads").size(), 2u);

@@ -28,9 +28,11 @@ TEST(CliModel, DemoAnswersAndReports) {
   EXPECT_EQ(s.code, 0) << s.out << s.err;
   EXPECT_EQ(s.err, "");
   const Json j = json_at(folder / "demo/report.json", "demo");
-  for (const char* name : {"tokens", "backend", "machine", "relative_l1_error", "retained_mass"}) EXPECT_TRUE(j.contains(name)) << name;
+  for (const char* name : {"tokens", "backend", "machine", "relative_l1_error", "retained_mass"})
+    EXPECT_TRUE(j.contains(name)) << name;
   for (const char* name : {"prefill_s", "attention_s"}) EXPECT_GT(j.at("dense").at(name).get<double>(), 0) << name;
-  for (const char* name : {"prefill_s", "attention_s", "index_s", "select_s", "attend_s", "density"}) EXPECT_GT(j.at("sale").at(name).get<double>(), 0) << name;
+  for (const char* name : {"prefill_s", "attention_s", "index_s", "select_s", "attend_s", "density"})
+    EXPECT_GT(j.at("sale").at(name).get<double>(), 0) << name;
   ASSERT_EQ(j.at("answers").size(), 5u);
   for (const Json& a : j.at("answers")) {
     EXPECT_EQ(a.at("dense"), a.at("expected"));
@@ -43,24 +45,33 @@ TEST(CliModel, DemoAnswersAndReports) {
   EXPECT_EQ(html.find("https://"), std::string::npos);
 }
 
-// A threshold that keeps the sink and the neighbourhood alone. (Decoded densely, the model would still find the needles.)
+// A threshold that keeps the sink and the neighbourhood alone. (Decoded densely, the model would still find the
+// needles.)
 TEST(CliModel, WrongAnswersDecideTheDemo) {
   const Folder folder;
-  EXPECT_EQ(sale("demo --tokens 4k --quiet --calibration none --tau 1000000 --sparse-decode --report " + folder / "demo").code, 1);
+  EXPECT_EQ(
+      sale("demo --tokens 4k --quiet --calibration none --tau 1000000 --sparse-decode --report " + folder / "demo")
+          .code,
+      1);
 }
 
 TEST(CliModel, ChunksAndTauZeroChangeNoAnswer) {
   const Folder folder;
-  for (const char* extra : {"--chunk 700", "--calibration none --tau 0", "--calibration none --estimator int4", "--sparse-decode", "--build json", "--build passkey --compare"}) {
+  for (const char* extra : {"--chunk 700", "--calibration none --tau 0", "--calibration none --estimator int4",
+                            "--sparse-decode", "--build json", "--build passkey --compare"}) {
     const Said s = sale(std::string("run --tokens 3k --quiet --json ") + folder / "r.json " + extra);
     EXPECT_EQ(s.code, 0) << extra << s.err;
-    for (const Json& a : json_at(folder / "r.json", "run").at("answers")) EXPECT_EQ(a.at("sale"), a.at("expected")) << extra;
+    for (const Json& a : json_at(folder / "r.json", "run").at("answers"))
+      EXPECT_EQ(a.at("sale"), a.at("expected")) << extra;
   }
 }
 
 TEST(CliModel, OwnPromptAndQuestions) {
   const Folder folder;
-  const Said s = sale("run --prompt-file models/text/moby_dick.txt --tokens 2k --quiet --new-tokens 8 --question ' The whale' --question ' He said' --json " + folder / "r.json");
+  const Said s = sale(
+      "run --prompt-file models/text/moby_dick.txt --tokens 2k --quiet --new-tokens 8 --question ' The whale' "
+      "--question ' He said' --json " +
+      folder / "r.json");
   EXPECT_EQ(s.code, 0) << s.err;
   const Json j = json_at(folder / "r.json", "run");
   EXPECT_EQ(j.at("answers").size(), 2u);
@@ -72,9 +83,11 @@ TEST(CliModel, ProjectCalibrateRun) {
   const std::string text = "--text models/text/moby_dick.txt --tokens 4k --json-prompts 0 --quiet";
   Said s = sale("project " + text + " --rank 32 --out " + folder / "p.json");
   ASSERT_EQ(s.code, 0) << s.err;
-  s = sale("calibrate " + text + " --limit 0.1 --rows 8 --calibration " + folder / "p.json" + " --out " + folder / "c.json");
+  s = sale("calibrate " + text + " --limit 0.1 --rows 8 --calibration " + folder / "p.json" + " --out " +
+           folder / "c.json");
   ASSERT_EQ(s.code, 0) << s.err;
-  s = sale("perplexity --tokens 3k --quiet --most 20 --calibration " + folder / "c.json" + " --json " + folder / "x.json");
+  s = sale("perplexity --tokens 3k --quiet --most 20 --calibration " + folder / "c.json" + " --json " +
+           folder / "x.json");
   EXPECT_EQ(s.code, 0) << s.out << s.err;
   EXPECT_LT(json_at(folder / "x.json", "perplexity").at("density").get<double>(), 1);
   refused("run --tokens 2k --estimator int8:64 --calibration " + folder / "c.json", 2, "int8:32");

@@ -3,11 +3,11 @@
 
 #include <sys/wait.h>
 
+#include <gtest/gtest.h>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
@@ -25,7 +25,7 @@ inline std::string contents(const std::filesystem::path& path) {
 
 // A folder of this test's own, gone afterwards.
 class Folder {
- public:
+public:
   Folder() {
     std::string name = (std::filesystem::temp_directory_path() / "sale_cli_XXXXXX").string();
     if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("no temporary folder");
@@ -36,7 +36,7 @@ class Folder {
   Folder& operator=(const Folder&) = delete;
   std::string operator/(const std::string& name) const { return (path_ / name).string(); }
 
- private:
+private:
   std::filesystem::path path_;
 };
 
@@ -49,7 +49,8 @@ struct Said {
 // From the source folder, as `make demo` does.
 inline Said sale(const std::string& arguments, const std::string& environment = "") {
   const Folder folder;
-  const std::string command = "cd '" SALE_SOURCE "' && " + environment + " '" SALE_PROGRAM "' " + arguments + " >'" + folder / "out" + "' 2>'" + folder / "err" + "'";
+  const std::string command = "cd '" SALE_SOURCE "' && " + environment + " '" SALE_PROGRAM "' " + arguments + " >'" +
+                              folder / "out" + "' 2>'" + folder / "err" + "'";
   const int status = std::system(command.c_str());
   return {WIFEXITED(status) ? WEXITSTATUS(status) : 128, contents(folder / "out"), contents(folder / "err")};
 }

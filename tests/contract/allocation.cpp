@@ -81,15 +81,14 @@ TEST(Allocation, EveryFailureWhileMakingAPlan) {
     g.options.threads = 1;
     sale_plan* const sentinel = reinterpret_cast<sale_plan*>(0x40);
     sale_plan* plan = sentinel;
-    fail_each(
-        (std::string("plan ") + line).c_str(),
-        [&] {
-          plan = sentinel;
-          const sale_status s = sale_plan_create(&g.problem, &g.options, 0, &plan);
-          if (s != SALE_OK && plan != sentinel) ADD_FAILURE() << "the output was touched";
-          return s;
-        },
-        [&] { sale_plan_destroy(plan); });
+    fail_each((std::string("plan ") + line).c_str(),
+              [&] {
+                plan = sentinel;
+                const sale_status s = sale_plan_create(&g.problem, &g.options, 0, &plan);
+                if (s != SALE_OK && plan != sentinel) ADD_FAILURE() << "the output was touched";
+                return s;
+              },
+              [&] { sale_plan_destroy(plan); });
   }
 }
 
@@ -98,7 +97,9 @@ TEST(Allocation, EveryFailureWhileMakingAPlanWithThreads) {
   Good g;
   g.options.threads = 3;
   sale_plan* plan = nullptr;
-  fail_each("plan with 3 threads", [&] { return sale_plan_create(&g.problem, &g.options, 1, &plan); }, [&] { sale_plan_destroy(plan); });
+  fail_each(
+      "plan with 3 threads", [&] { return sale_plan_create(&g.problem, &g.options, 1, &plan); },
+      [&] { sale_plan_destroy(plan); });
 }
 
 TEST(Allocation, EveryFailureWhileMakingAnIndex) {
@@ -106,7 +107,9 @@ TEST(Allocation, EveryFailureWhileMakingAnIndex) {
   Good g("estimator=int8:32");
   g.options.threads = 1;
   sale_index* index = nullptr;
-  fail_each("index", [&] { return sale_index_create(&g.problem, &g.options, 1000, &index); }, [&] { sale_index_destroy(index); });
+  fail_each(
+      "index", [&] { return sale_index_create(&g.problem, &g.options, 1000, &index); },
+      [&] { sale_index_destroy(index); });
 }
 
 TEST(Allocation, EveryFailureWhileMakingBlocks) {
@@ -165,8 +168,10 @@ TEST(Allocation, SizesBeyondAnyMemory) {
     int32_t batch, heads;
     int64_t tokens;
     int32_t d;
-  } shapes[] = {{"2^31 tokens", 1, 1, most, 64},        {"2^31 tokens, 64 heads", 1, 64, most, 128},
-                {"65536 heads", 1, 65536, 1 << 20, 64}, {"2^31 tokens, 1024 heads, batch 16", 16, 1024, most, 16},
+  } shapes[] = {{"2^31 tokens", 1, 1, most, 64},
+                {"2^31 tokens, 64 heads", 1, 64, most, 128},
+                {"65536 heads", 1, 65536, 1 << 20, 64},
+                {"2^31 tokens, 1024 heads, batch 16", 16, 1024, most, 16},
                 {"65536 sequences", 65536, 16, 1 << 20, 64}};
   for (const auto& s : shapes) {
     Good g;
@@ -179,8 +184,10 @@ TEST(Allocation, SizesBeyondAnyMemory) {
     for (const sale_format f : {SALE_INT8, SALE_INT4}) {
       g.options.format = f;
       const int status = status_within_3_gb(g.problem, g.options);
-      EXPECT_TRUE(status == SALE_OK || status == SALE_INVALID_ARGUMENT || status == SALE_UNSUPPORTED || status == SALE_OUT_OF_MEMORY)
-          << s.what << ", INT" << static_cast<int>(f) << ": " << (status == 100 ? "a workspace size that wrapped around" : std::to_string(status));
+      EXPECT_TRUE(status == SALE_OK || status == SALE_INVALID_ARGUMENT || status == SALE_UNSUPPORTED ||
+                  status == SALE_OUT_OF_MEMORY)
+          << s.what << ", INT" << static_cast<int>(f) << ": "
+          << (status == 100 ? "a workspace size that wrapped around" : std::to_string(status));
     }
   }
 }

@@ -9,12 +9,15 @@ constexpr auto bad = SALE_INVALID_ARGUMENT;
 using Change = std::function<void(Arguments&, Good&)>;
 enum Calls { run_only = 1, select_only = 2, attend_only = 4, all = 7, run_attend = 5, run_select = 3 };
 
-void refuse_calls(const std::string& what, const std::string& named, int calls, const Change& change, bool with_index = false) {
+void refuse_calls(const std::string& what, const std::string& named, int calls, const Change& change,
+                  bool with_index = false) {
   const struct {
     int bit;
     const char* name;
     sale_status (Arguments::*call)();
-  } each[] = {{run_only, "run: ", &Arguments::run}, {select_only, "select: ", &Arguments::select}, {attend_only, "attend: ", &Arguments::attend}};
+  } each[] = {{run_only, "run: ", &Arguments::run},
+              {select_only, "select: ", &Arguments::select},
+              {attend_only, "attend: ", &Arguments::attend}};
   for (const auto& e : each) {
     if ((calls & e.bit) == 0) continue;
     Good g;
@@ -57,18 +60,22 @@ TEST(Calls, Alignment) {
   refuse_calls("v misaligned", "v", run_attend, [](Arguments& a, Good&) { a.v = shifted(a.v, 1); });
   refuse_calls("out misaligned", "out", run_attend, [](Arguments& a, Good&) { a.out = shifted(a.out, 1); });
   for (const int by : {1, 2, 3})
-    refuse_calls("lse misaligned by " + std::to_string(by), "lse", run_attend, [&](Arguments& a, Good&) { a.lse = shifted(a.lse, by); });
+    refuse_calls("lse misaligned by " + std::to_string(by), "lse", run_attend,
+                 [&](Arguments& a, Good&) { a.lse = shifted(a.lse, by); });
   for (const int by : {1, 4, 16, 32, 63})
     refuse_calls("workspace misaligned by " + std::to_string(by), "workspace", all,
                  [&](Arguments& a, Good&) { a.workspace = shifted(a.workspace, by); });
-  refuse_calls("q at the end of the address space", "q", all, [](Arguments& a, Good&) { a.q = reinterpret_cast<void*>(UINTPTR_MAX - 63); });
-  refuse_calls("k at the end of the address space", "k", all, [](Arguments& a, Good&) { a.k = reinterpret_cast<void*>(UINTPTR_MAX - 63); });
+  refuse_calls("q at the end of the address space", "q", all,
+               [](Arguments& a, Good&) { a.q = reinterpret_cast<void*>(UINTPTR_MAX - 63); });
+  refuse_calls("k at the end of the address space", "k", all,
+               [](Arguments& a, Good&) { a.k = reinterpret_cast<void*>(UINTPTR_MAX - 63); });
 }
 
 TEST(Calls, WorkspaceBytes) {
   refuse_calls("workspace one byte short", "workspace_bytes", all, [](Arguments& a, Good&) { --a.bytes; });
   refuse_calls("workspace of 0 bytes", "workspace_bytes", all, [](Arguments& a, Good&) { a.bytes = 0; });
-  refuse_calls("workspace one byte short, with indexes", "workspace_bytes", all, [](Arguments& a, Good&) { --a.bytes; }, true);
+  refuse_calls(
+      "workspace one byte short, with indexes", "workspace_bytes", all, [](Arguments& a, Good&) { --a.bytes; }, true);
   Good g;
   Arguments a(g);
   const sale_workspace w = sale_plan_workspace(a.plan);
@@ -86,13 +93,18 @@ TEST(Calls, Overlap) {
   refuse_calls("out reaches into q", "out", run_attend, [](Arguments& a, Good& g) {
     a.out = shifted(const_cast<void*>(a.q), static_cast<std::ptrdiff_t>(g.in->q.memory->size()) - 128);
   });
-  refuse_calls("out begins before q", "out", run_attend, [](Arguments& a, Good&) { a.out = shifted(const_cast<void*>(a.q), -128); });
+  refuse_calls("out begins before q", "out", run_attend,
+               [](Arguments& a, Good&) { a.out = shifted(const_cast<void*>(a.q), -128); });
   refuse_calls("out in the workspace", "out", run_attend, [](Arguments& a, Good&) { a.out = a.workspace; });
   refuse_calls("lse is out", "lse", run_attend, [](Arguments& a, Good&) { a.lse = static_cast<float*>(a.out); });
-  refuse_calls("lse in q", "lse", run_attend, [](Arguments& a, Good&) { a.lse = static_cast<float*>(const_cast<void*>(a.q)); });
-  refuse_calls("lse in k", "lse", run_attend, [](Arguments& a, Good&) { a.lse = static_cast<float*>(const_cast<void*>(a.k)); });
-  refuse_calls("lse in v", "lse", run_attend, [](Arguments& a, Good&) { a.lse = static_cast<float*>(const_cast<void*>(a.v)); });
-  refuse_calls("lse in the workspace", "lse", run_attend, [](Arguments& a, Good&) { a.lse = static_cast<float*>(a.workspace); });
+  refuse_calls("lse in q", "lse", run_attend,
+               [](Arguments& a, Good&) { a.lse = static_cast<float*>(const_cast<void*>(a.q)); });
+  refuse_calls("lse in k", "lse", run_attend,
+               [](Arguments& a, Good&) { a.lse = static_cast<float*>(const_cast<void*>(a.k)); });
+  refuse_calls("lse in v", "lse", run_attend,
+               [](Arguments& a, Good&) { a.lse = static_cast<float*>(const_cast<void*>(a.v)); });
+  refuse_calls("lse in the workspace", "lse", run_attend,
+               [](Arguments& a, Good&) { a.lse = static_cast<float*>(a.workspace); });
   // The other way round, so that a call that goes through stays inside memory that is there.
   refuse_calls("q in the workspace", "workspace", all, [&](Arguments& a, Good&) { a.q = a.workspace; });
   refuse_calls("k in the workspace", "workspace", all, [&](Arguments& a, Good&) { a.k = a.workspace; });
@@ -104,27 +116,38 @@ TEST(Calls, Indexes) {
     a.list = {g.index(0), g.index(1)};
     a.indexes = a.list.data();
   });
-  refuse_calls("no indexes to a plan with", "indexes", run_select, [](Arguments& a, Good&) { a.indexes = nullptr; }, true);
+  refuse_calls(
+      "no indexes to a plan with", "indexes", run_select, [](Arguments& a, Good&) { a.indexes = nullptr; }, true);
   refuse_calls("second index null", "indexes[1]", run_select, [](Arguments& a, Good&) { a.list[1] = nullptr; }, true);
-  refuse_calls("index one key short", "indexes[1]", run_select, [](Arguments& a, Good& g) {
-    sale_index* i = g.index(1);
-    EXPECT_EQ(sale_index_truncate(i, 149), SALE_OK);
-    a.list[1] = i;
-  }, true);
-  refuse_calls("index empty", "indexes[0]", run_select, [](Arguments& a, Good& g) {
-    sale_index* i = g.index(0);
-    EXPECT_EQ(sale_index_truncate(i, 0), SALE_OK);
-    a.list[0] = i;
-  }, true);
-  refuse_calls("index ten keys long", "indexes[0]", run_select, [](Arguments& a, Good& g) {
-    sale_index* i = g.index(0);  // the second sequence's keys follow the first's: there is something to read
-    EXPECT_EQ(sale_index_update(i, a.k, g.problem.k, 160), SALE_OK);
-    a.list[0] = i;
-  }, true);
+  refuse_calls(
+      "index one key short", "indexes[1]", run_select,
+      [](Arguments& a, Good& g) {
+        sale_index* i = g.index(1);
+        EXPECT_EQ(sale_index_truncate(i, 149), SALE_OK);
+        a.list[1] = i;
+      },
+      true);
+  refuse_calls(
+      "index empty", "indexes[0]", run_select,
+      [](Arguments& a, Good& g) {
+        sale_index* i = g.index(0);
+        EXPECT_EQ(sale_index_truncate(i, 0), SALE_OK);
+        a.list[0] = i;
+      },
+      true);
+  refuse_calls(
+      "index ten keys long", "indexes[0]", run_select,
+      [](Arguments& a, Good& g) {
+        sale_index* i = g.index(0);  // the second sequence's keys follow the first's: there is something to read
+        EXPECT_EQ(sale_index_update(i, a.k, g.problem.k, 160), SALE_OK);
+        a.list[0] = i;
+      },
+      true);
   for (const char* estimator : {"estimator=int4", "estimator=int8:32"}) {
     const Good other(estimator);
-    refuse_calls(std::string("index with ") + estimator, "indexes[0]", run_select,
-                 [&](Arguments& a, Good&) { a.list[0] = other.index(0); }, true);
+    refuse_calls(
+        std::string("index with ") + estimator, "indexes[0]", run_select,
+        [&](Arguments& a, Good&) { a.list[0] = other.index(0); }, true);
   }
 }
 
@@ -134,18 +157,22 @@ TEST(Calls, IndexOfAnotherShape) {
     int32_t kv_heads, head_dim;
   } others[] = {{"another head_dim", 2, 32}, {"one kv head", 1, 64}};
   for (const auto& o : others)
-    refuse_calls(std::string("index of ") + o.what, "indexes[0]", run_select, [&](Arguments& a, Good& g) {
-      const sale_problem kept = g.problem;
-      g.problem.kv_heads = o.kv_heads;
-      g.problem.head_dim = o.head_dim;
-      a.list[0] = g.index(0);
-      g.problem = kept;
-    }, true);
+    refuse_calls(
+        std::string("index of ") + o.what, "indexes[0]", run_select,
+        [&](Arguments& a, Good& g) {
+          const sale_problem kept = g.problem;
+          g.problem.kv_heads = o.kv_heads;
+          g.problem.head_dim = o.head_dim;
+          a.list[0] = g.index(0);
+          g.problem = kept;
+        },
+        true);
 }
 
 TEST(Calls, IndexOfAnotherProjection) {
   Good g, other("seed=99");
-  const std::vector<float> one = sale_case::random_projections(1, 2, 64, 32), two = sale_case::random_projections(2, 2, 64, 32);
+  const std::vector<float> one = sale_case::random_projections(1, 2, 64, 32),
+                           two = sale_case::random_projections(2, 2, 64, 32);
   g.options.rank = other.options.rank = 32;
   g.options.q_projection = g.options.k_projection = one.data();
   other.options.q_projection = other.options.k_projection = two.data();
@@ -180,7 +207,8 @@ TEST(IndexCalls, Update) {
   sale_index* i = g.index(0);
   const std::byte* k = g.in->keys(0);
   const sale_strides s = g.problem.k;
-  const auto update = [&](const char* what, const char* named, sale_index* index, const void* keys, sale_strides strides, int64_t k_len) {
+  const auto update = [&](const char* what, const char* named, sale_index* index, const void* keys,
+                          sale_strides strides, int64_t k_len) {
     refused(what, sale_index_update(index, keys, strides, k_len), bad, named);
     EXPECT_EQ(sale_index_length(i), 150) << what;
   };
@@ -229,8 +257,8 @@ TEST(BlockCalls, Rows) {
   refused("blocks: null blocks", sale_blocks_create(plan, nullptr), bad, "blocks");
   std::vector<int32_t> out(8, -7);
   int64_t kept = -7, visible = -7;
-  const auto row = [&](const char* what, const char* named, const sale_blocks* blocks, int32_t s, int32_t h, int64_t t, int32_t* to,
-                       int64_t capacity, int64_t* k, int64_t* v) {
+  const auto row = [&](const char* what, const char* named, const sale_blocks* blocks, int32_t s, int32_t h, int64_t t,
+                       int32_t* to, int64_t capacity, int64_t* k, int64_t* v) {
     refused(what, sale_blocks_row(blocks, s, h, t, to, capacity, k, v), bad, named);
     EXPECT_EQ(kept, -7);
     EXPECT_EQ(visible, -7);
@@ -266,8 +294,8 @@ TEST(BlockCalls, SetRow) {
     return out;
   };
   const auto before = state();
-  const auto set = [&](const char* what, const char* named, sale_blocks* blocks, int32_t s, int32_t h, int64_t t, std::vector<int32_t> kept,
-                       int64_t count) {
+  const auto set = [&](const char* what, const char* named, sale_blocks* blocks, int32_t s, int32_t h, int64_t t,
+                       std::vector<int32_t> kept, int64_t count) {
     refused(what, sale_blocks_set_row(blocks, s, h, t, kept.data(), count), bad, named);
     EXPECT_EQ(state(), before) << what;
   };

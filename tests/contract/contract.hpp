@@ -26,8 +26,8 @@ struct Good {
   std::vector<float> taus;
   std::vector<int64_t> lens, offsets, starts;
 
-  sale_plan* plan(bool with_index = false) const;       // destroyed with this
-  sale_index* index(int64_t b) const;                   // of sequence b's keys
+  sale_plan* plan(bool with_index = false) const;  // destroyed with this
+  sale_index* index(int64_t b) const;              // of sequence b's keys
   sale_blocks* blocks(const sale_plan* plan) const;
 
 private:

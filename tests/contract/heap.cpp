@@ -59,7 +59,9 @@ void __libc_free(void*);
 
 // operator new ends here too.
 __attribute__((visibility("default"))) void* malloc(size_t n) { return refuse() ? nullptr : given(__libc_malloc(n)); }
-__attribute__((visibility("default"))) void* calloc(size_t n, size_t m) { return refuse() ? nullptr : given(__libc_calloc(n, m)); }
+__attribute__((visibility("default"))) void* calloc(size_t n, size_t m) {
+  return refuse() ? nullptr : given(__libc_calloc(n, m));
+}
 __attribute__((visibility("default"))) void* realloc(void* p, size_t n) {
   if (refuse()) return nullptr;
   void* r = __libc_realloc(p, n);
@@ -69,7 +71,9 @@ __attribute__((visibility("default"))) void* realloc(void* p, size_t n) {
 __attribute__((visibility("default"))) void* aligned_alloc(size_t a, size_t n) {
   return refuse() ? nullptr : given(__libc_memalign(a, n));
 }
-__attribute__((visibility("default"))) void* memalign(size_t a, size_t n) { return refuse() ? nullptr : given(__libc_memalign(a, n)); }
+__attribute__((visibility("default"))) void* memalign(size_t a, size_t n) {
+  return refuse() ? nullptr : given(__libc_memalign(a, n));
+}
 __attribute__((visibility("default"))) int posix_memalign(void** to, size_t a, size_t n) {
   if (refuse()) return ENOMEM;
   *to = given(__libc_memalign(a, n));

@@ -61,8 +61,10 @@ TEST(Plan, NullArguments) {
 TEST(Plan, StructSizes) {
   for (const int64_t by : {-1, 1, -8, 8}) {
     const std::string off = std::to_string(by) + " bytes off";
-    refuse_both("problem size " + off, "problem.struct_size", [&](Good& g) { g.problem.struct_size += static_cast<size_t>(by); });
-    refuse_both("options size " + off, "options.struct_size", [&](Good& g) { g.options.struct_size += static_cast<size_t>(by); });
+    refuse_both("problem size " + off, "problem.struct_size",
+                [&](Good& g) { g.problem.struct_size += static_cast<size_t>(by); });
+    refuse_both("options size " + off, "options.struct_size",
+                [&](Good& g) { g.options.struct_size += static_cast<size_t>(by); });
   }
   refuse_both("problem size 0", "problem.struct_size", [](Good& g) { g.problem.struct_size = 0; });
   refuse_both("options size 0", "options.struct_size", [](Good& g) { g.options.struct_size = 0; });
@@ -98,15 +100,16 @@ TEST(Plan, Lengths) {
 TEST(Plan, Strides) {
   struct Axis {
     const char* name;
-    int64_t sale_strides::*stride;
+    int64_t sale_strides::* stride;
   };
   struct Which {
     const char* name;
-    sale_strides sale_problem::*tensor;
+    sale_strides sale_problem::* tensor;
   };
   for (const Which& w : {Which{"q", &sale_problem::q}, Which{"k", &sale_problem::k}, Which{"v", &sale_problem::v},
                          Which{"out", &sale_problem::out}})
-    for (const Axis& a : {Axis{"batch", &sale_strides::batch}, Axis{"head", &sale_strides::head}, Axis{"token", &sale_strides::token}}) {
+    for (const Axis& a : {Axis{"batch", &sale_strides::batch}, Axis{"head", &sale_strides::head},
+                          Axis{"token", &sale_strides::token}}) {
       const std::string which = std::string(w.name) + " " + a.name;
       const auto set = [&](int64_t to) { return [&, to](Good& g) { g.problem.*w.tensor.*a.stride = to; }; };
       refuse_plan(which + " stride negative", w.name, set(-64));
@@ -124,11 +127,12 @@ TEST(Plan, OutRowsMayNotOverlap) {
   refuse_plan("out heads one token short", "out", [](Good& g) { g.problem.out = {64 * 400, 64 * 99, 64}; });
   refuse_plan("out batch 0", "out", [](Good& g) { g.problem.out.batch = 0; });
   refuse_plan("out batch inside a head", "out", [](Good& g) { g.problem.out.batch = 64; });
-  refuse_plan("out tokens inside interleaved heads", "out", [](Good& g) { g.problem.out = {64 * 4 * 100, 64, 64 * 3}; });
+  refuse_plan("out tokens inside interleaved heads", "out",
+              [](Good& g) { g.problem.out = {64 * 4 * 100, 64, 64 * 3}; });
 }
 
 TEST(Plan, Ragged) {
-  const auto list = [](const int64_t* sale_problem::*field, std::vector<int64_t> values) {
+  const auto list = [](const int64_t* sale_problem::* field, std::vector<int64_t> values) {
     return [=](Good& g) {
       g.lens = values;
       g.problem.*field = g.lens.data();
@@ -172,11 +176,12 @@ TEST(Plan, Thresholds) {
     });
   for (const float t : {nan, inf, -inf, -0.1f})
     for (const size_t at : {size_t{0}, size_t{3}})
-      refuse_plan("threshold " + std::to_string(at) + " " + std::to_string(t), "thresholds: element " + std::to_string(at), [&](Good& g) {
-        g.taus[at] = t;
-        g.options.thresholds = g.taus.data();
-        g.options.n_thresholds = 4;
-      });
+      refuse_plan("threshold " + std::to_string(at) + " " + std::to_string(t),
+                  "thresholds: element " + std::to_string(at), [&](Good& g) {
+                    g.taus[at] = t;
+                    g.options.thresholds = g.taus.data();
+                    g.options.n_thresholds = 4;
+                  });
 }
 
 void with_projections(Good& g, std::vector<float>& matrix, int32_t rank) {
@@ -188,7 +193,8 @@ void with_projections(Good& g, std::vector<float>& matrix, int32_t rank) {
 TEST(Plan, Estimator) {
   std::vector<float> matrix, other;
   for (const int f : {0, 5, 16, -4})
-    refuse_both("format " + std::to_string(f), "format", [&](Good& g) { std::memcpy(&g.options.format, &f, sizeof f); });
+    refuse_both("format " + std::to_string(f), "format",
+                [&](Good& g) { std::memcpy(&g.options.format, &f, sizeof f); });
   for (const int32_t r : {-16, 8, 24, 80, 1, INT32_MAX, INT32_MIN})
     refuse_both("rank " + std::to_string(r), "rank", [&](Good& g) { g.options.rank = r; });
   refuse_both("rank without projections", "q_projection", [&](Good& g) { g.options.rank = 32; });
@@ -231,28 +237,34 @@ TEST(Plan, Regions) {
   for (const int64_t n : {int64_t{-1}, INT64_MIN})
     refuse_plan("dense_below " + std::to_string(n), "dense_below", [&](Good& g) { g.options.dense_below = n; });
   for (const int n : {-1, 2, 8})
-    refuse_plan("compute " + std::to_string(n), "compute", [&](Good& g) { std::memcpy(&g.options.compute, &n, sizeof n); });
+    refuse_plan("compute " + std::to_string(n), "compute",
+                [&](Good& g) { std::memcpy(&g.options.compute, &n, sizeof n); });
   for (const int32_t n : {-1, 1025, INT32_MAX})
     refuse_both("threads " + std::to_string(n), "threads", [&](Good& g) { g.options.threads = n; });
 }
 
 TEST(Plan, Backends) {
-  refuse_both("backend unknown", "backend: no backend is called 'nonsense'", [](Good& g) { g.options.backend = "nonsense"; });
+  refuse_both("backend unknown", "backend: no backend is called 'nonsense'",
+              [](Good& g) { g.options.backend = "nonsense"; });
   refuse_both("backend in capitals", "'PORTABLE'", [](Good& g) { g.options.backend = "PORTABLE"; });
   refuse_both("backend cut short", "'portabl'", [](Good& g) { g.options.backend = "portabl"; });
   for (int32_t i = 0; i < sale_backend_count(); ++i) {
     const std::string name = sale_backend_name(i), why = sale_backend_why_not(i);
     if (why.empty()) continue;
-    refuse_both("backend " + name + " on this machine", why, [&](Good& g) { g.options.backend = name.c_str(); }, SALE_UNSUPPORTED);
+    refuse_both(
+        "backend " + name + " on this machine", why, [&](Good& g) { g.options.backend = name.c_str(); },
+        SALE_UNSUPPORTED);
   }
   for (int32_t i = 0; i < sale_backend_count(); ++i) {
     const Good narrow("d=16");
-    const std::string name = sale_backend_name(i), why = sale_backend_why_not_problem(i, &narrow.problem, &narrow.options);
+    const std::string name = sale_backend_name(i),
+                      why = sale_backend_why_not_problem(i, &narrow.problem, &narrow.options);
     if (why.empty() || *sale_backend_why_not(i) != '\0') continue;
     sale_options o = narrow.options;
     o.backend = name.c_str();
     sale_plan* plan = nullptr;
-    refused(("backend " + name + " with head_dim 16").c_str(), sale_plan_create(&narrow.problem, &o, 0, &plan), SALE_UNSUPPORTED, why);
+    refused(("backend " + name + " with head_dim 16").c_str(), sale_plan_create(&narrow.problem, &o, 0, &plan),
+            SALE_UNSUPPORTED, why);
   }
 }
 

@@ -11,13 +11,15 @@ struct Output {
   explicit Output(const Good& g) : out(g.in->out.memory->size()), lse(g.in->lse->size() / 4) {}
   std::vector<std::byte> out;
   std::vector<float> lse;
-  bool operator==(const Output& o) const { return out == o.out && std::memcmp(lse.data(), o.lse.data(), lse.size() * 4) == 0; }
+  bool operator==(const Output& o) const {
+    return out == o.out && std::memcmp(lse.data(), o.lse.data(), lse.size() * 4) == 0;
+  }
 };
 
 sale_status run_into(const Good& g, const sale_plan* plan, const sale_index* const* indexes, Output& o) {
   const sale_case::Memory space(sale_plan_workspace(plan).total, 0, 64);
-  return sale_run(plan, g.in->q.data(), g.in->k.data(), g.in->v.data(), o.out.data(), o.lse.data(), indexes, space.begin(),
-                  space.size(), nullptr);
+  return sale_run(plan, g.in->q.data(), g.in->k.data(), g.in->v.data(), o.out.data(), o.lse.data(), indexes,
+                  space.begin(), space.size(), nullptr);
 }
 
 void share(const Good& g, bool with_index) {

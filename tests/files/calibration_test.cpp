@@ -1,10 +1,10 @@
 #include "sale/calibration.hpp"
 
+#include <gtest/gtest.h>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
-#include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
 namespace {
@@ -88,7 +88,8 @@ TEST(Calibration, EveryFieldIsNeeded) {
   const auto try_without = [&](Json::json_pointer parent, const std::string& name) {
     Json j = whole;
     j.at(parent).erase(name);
-    EXPECT_TRUE(mentions(refusal(j.dump()), name + " is missing")) << parent.to_string() << name << ": " << refusal(j.dump());
+    EXPECT_TRUE(mentions(refusal(j.dump()), name + " is missing"))
+        << parent.to_string() << name << ": " << refusal(j.dump());
   };
   for (const auto& item : whole.items()) {
     try_without(Json::json_pointer(""), item.key());
@@ -152,7 +153,8 @@ TEST(Calibration, BadValuesAreNamed) {
 }
 
 TEST(Calibration, NotJson) {
-  for (const char* text : {"", "[]", "{", "null", "{\"schema\": NaN}", "{\"schema\": 1, \"schema\": 1}", "{\"schema\": 1e999}", "\xff\xfe"})
+  for (const char* text : {"", "[]", "{", "null", "{\"schema\": NaN}", "{\"schema\": 1, \"schema\": 1}",
+                           "{\"schema\": 1e999}", "\xff\xfe"})
     EXPECT_NE(refusal(text), "") << text;
   EXPECT_TRUE(mentions(refusal("{\"schema\": 1, \"schema\": 1}"), "given twice"));
   EXPECT_TRUE(mentions(refusal(std::string(100000, '[')), "nested deeper"));
@@ -172,7 +174,8 @@ std::string hostile(const std::function<void(Json& header, std::string& data)>& 
   const std::string file = std::string(reinterpret_cast<const char*>(&length), 8) + text + data;
   Json json = Json::parse(bytes.json);
   char digits[17];
-  std::snprintf(digits, sizeof digits, "%016llx", static_cast<unsigned long long>(sale::Fingerprint().add(file).value()));
+  std::snprintf(digits, sizeof digits, "%016llx",
+                static_cast<unsigned long long>(sale::Fingerprint().add(file).value()));
   json["projections"]["fingerprint"] = digits;
   return refusal(json.dump(), file);
 }
@@ -191,14 +194,16 @@ TEST(Calibration, HostileProjections) {
   refused(hostile([&](Json& h, std::string&) { h[first]["data_offsets"] = h[second]["data_offsets"]; }), "overlap");
   refused(hostile([&](Json& h, std::string&) { h[first]["data_offsets"] = {4, 4100}; }), "overlap");
   refused(hostile([&](Json& h, std::string&) { h[first]["data_offsets"] = {0, 1}; }), "data_offsets[1]");
-  refused(hostile([&](Json& h, std::string&) { h[first]["data_offsets"] = {18446744073709551615u, 1}; }), "data_offsets[0]");
+  refused(hostile([&](Json& h, std::string&) { h[first]["data_offsets"] = {18446744073709551615u, 1}; }),
+          "data_offsets[0]");
   refused(hostile([&](Json& h, std::string&) { h[first]["data_offsets"] = 3; }), "pair of numbers");
   refused(hostile([&](Json&, std::string& d) { d.pop_back(); }), "bytes of data");
   refused(hostile([&](Json&, std::string& d) { d.append(4, '\0'); }), "bytes of data");
   refused(hostile([&](Json&, std::string& d) {
             const float nan = std::nanf("");
             std::memcpy(d.data() + 40, &nan, 4);
-          }), "holds nan at 10");
+          }),
+          "holds nan at 10");
 }
 
 TEST(Calibration, TruncatedProjections) {
@@ -209,7 +214,8 @@ TEST(Calibration, TruncatedProjections) {
   for (size_t n = 0; n < 200; ++n) {
     const std::string part = bytes.projections.substr(0, n);
     char digits[17];
-    std::snprintf(digits, sizeof digits, "%016llx", static_cast<unsigned long long>(sale::Fingerprint().add(part).value()));
+    std::snprintf(digits, sizeof digits, "%016llx",
+                  static_cast<unsigned long long>(sale::Fingerprint().add(part).value()));
     json["projections"]["fingerprint"] = digits;
     EXPECT_NE(refusal(json.dump(), part), "") << n;
   }

@@ -82,8 +82,10 @@ TEST(Hpp, Errors) {
   EXPECT_EQ(status_of([&] { sale::Plan(problem, sale::Options().thresholds(three)); }), SALE_INVALID_ARGUMENT);
   EXPECT_EQ(status_of([&] { sale::Plan(problem, sale::Options().backend("none such")); }), SALE_INVALID_ARGUMENT);
   EXPECT_EQ(status_of([&] { sale::Options().estimator(SALE_INT8, 16, projection, three); }), SALE_INVALID_ARGUMENT);
-  EXPECT_EQ(status_of([&] { sale::Plan(problem, sale::Options().estimator(SALE_INT8, 16, three, three)); }), SALE_INVALID_ARGUMENT);
-  EXPECT_EQ(status_of([&] { sale::Plan(problem, sale::Options().estimator(SALE_INT8, 16, projection, projection)); }), SALE_OK);
+  EXPECT_EQ(status_of([&] { sale::Plan(problem, sale::Options().estimator(SALE_INT8, 16, three, three)); }),
+            SALE_INVALID_ARGUMENT);
+  EXPECT_EQ(status_of([&] { sale::Plan(problem, sale::Options().estimator(SALE_INT8, 16, projection, projection)); }),
+            SALE_OK);
   Data data(2048);
   const sale::Plan plan(problem, {});
   const sale::Workspace small(64);

@@ -50,8 +50,8 @@ void edit(Struct& s, Input& in) {
   uint64_t value = in.take<uint8_t>();
   constexpr uint64_t one = 1;
   switch (kind % 6) {
-    case 0: break;                                // a small number
-    case 1: value = ~value; break;                // a small negative number
+    case 0: break;                  // a small number
+    case 1: value = ~value; break;  // a small negative number
     case 2: value = (one << (value % 64)); break;
     case 3: value = (one << (value % 64)) - 1; break;
     case 4: value = in.take<uint32_t>(); break;
@@ -126,7 +126,8 @@ void try_plan(Input in) {
   Lists lists;
   lists.put_back(p, o, in);
   if (laborious(p)) return;
-  for (int32_t i = -1; i <= sale_backend_count(); ++i) require(sale_backend_why_not_problem(i, &p, &o) != nullptr, "no reason");
+  for (int32_t i = -1; i <= sale_backend_count(); ++i)
+    require(sale_backend_why_not_problem(i, &p, &o) != nullptr, "no reason");
   sale_plan* const sentinel = reinterpret_cast<sale_plan*>(0x40);
   sale_plan* plan = sentinel;
   const sale_status status = sale_plan_create(&p, &o, in.take<uint8_t>() & 1, &plan);
@@ -191,7 +192,8 @@ int main(int argc, char** argv) {
         bytes.assign(line.begin(), line.end());
         bytes.insert(bytes.begin(), 1);
         for (int64_t i = random.below(3); i > 0; --i)
-          bytes[static_cast<size_t>(random.between(1, static_cast<int64_t>(bytes.size()) - 1))] = static_cast<uint8_t>(random.between(32, 126));
+          bytes[static_cast<size_t>(random.between(1, static_cast<int64_t>(bytes.size()) - 1))] =
+              static_cast<uint8_t>(random.between(32, 126));
       }
       LLVMFuzzerTestOneInput(bytes.data(), bytes.size());
     }

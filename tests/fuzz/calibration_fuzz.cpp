@@ -1,5 +1,5 @@
-// Calibration files are not trusted: whatever the bytes, a Calibration or sale::Error. The input is the JSON, a zero byte
-// and the projections file; the fingerprint is made to fit, so that the second reader is reached.
+// Calibration files are not trusted: whatever the bytes, a Calibration or sale::Error. The input is the JSON, a zero
+// byte and the projections file; the fingerprint is made to fit, so that the second reader is reached.
 #include <cstdint>
 #include <cstdlib>
 #include <string>
@@ -29,9 +29,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const sale::Calibration c = sale::parse_calibration(json, projections, "fuzz");
     // What was accepted can be written, and reads back as the same bytes.
     const auto once = sale::print_calibration(c, "p.safetensors");
-    const auto again = sale::print_calibration(sale::parse_calibration(once.json, once.projections, "again"), "p.safetensors");
+    const auto again =
+        sale::print_calibration(sale::parse_calibration(once.json, once.projections, "again"), "p.safetensors");
     if (once.json != again.json || once.projections != again.projections) std::abort();
-    for (int32_t layer = 0; layer < c.model.layers; ++layer) static_cast<void>(c.options(layer).c(c.model.kv_heads, c.model.head_dim));
+    for (int32_t layer = 0; layer < c.model.layers; ++layer)
+      static_cast<void>(c.options(layer).c(c.model.kv_heads, c.model.head_dim));
   } catch (const sale::Error&) {
   }
   return 0;

@@ -16,7 +16,7 @@ namespace {
 
 // A file without a disk: the readers take paths, and map what they read.
 class MemoryFile {
- public:
+public:
   MemoryFile(const uint8_t* data, size_t size) : descriptor_(memfd_create("fuzz", 0)) {
     for (size_t done = 0; done < size;) {
       const ssize_t n = write(descriptor_, data + done, size - done);
@@ -29,7 +29,7 @@ class MemoryFile {
   MemoryFile& operator=(const MemoryFile&) = delete;
   std::filesystem::path path() const { return "/proc/self/fd/" + std::to_string(descriptor_); }
 
- private:
+private:
   int descriptor_;
 };
 

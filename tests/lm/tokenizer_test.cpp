@@ -137,14 +137,8 @@ TEST(Tokenizer, HostileFiles) {
       {[](Json& j) { j["model"]["vocab"].erase("!"); }, {"byte 33"}},
       {[](Json& j) { j["model"]["vocab"][std::string(5000, 'a')] = 4096; }, {"5000 bytes"}},
       {[](Json& j) { j["model"]["vocab"][""] = 4096; }, {"0 bytes"}},
-      {[](Json& j) {
-         j["model"]["merges"].push_back({"q", "zzzz"});
-       },
-       {"merge", "'zzzz'", "not in the vocabulary"}},
-      {[](Json& j) {
-         j["model"]["merges"].push_back({"q", "#"});
-       },
-       {"merge", "'q#'"}},
+      {[](Json& j) { j["model"]["merges"].push_back({"q", "zzzz"}); }, {"merge", "'zzzz'", "not in the vocabulary"}},
+      {[](Json& j) { j["model"]["merges"].push_back({"q", "#"}); }, {"merge", "'q#'"}},
       {[](Json& j) { j["model"]["merges"].push_back("a b c"); }, {"merge", "a b c"}},
       {[](Json& j) { j["model"]["merges"].push_back("ab"); }, {"merge"}},
       {[](Json& j) { j["model"]["merges"].push_back(7); }, {"merge", "'7'"}},
@@ -153,23 +147,15 @@ TEST(Tokenizer, HostileFiles) {
       {[](Json& j) { j["added_tokens"][0]["id"] = 99; }, {"begin_of_text", "99"}},
       {[](Json& j) { j["added_tokens"][0]["content"] = ""; }, {"0 bytes"}},
       {[](Json& j) { j["added_tokens"][0]["lstrip"] = true; }, {"lstrip"}},
-      {[](Json& j) {
-         j["added_tokens"].push_back({{"id", 2000000}, {"content", "<far>"}});
-       },
+      {[](Json& j) { j["added_tokens"].push_back({{"id", 2000000}, {"content", "<far>"}}); },
        {"added_tokens", "2000000"}},
       {[](Json& j) { j["added_tokens"] = "x"; }, {"added_tokens", "array"}},
-      {[](Json& j) {
-         j["normalizer"] = {{"type", "Lowercase"}};
-       },
-       {"normalizer", "Lowercase"}},
+      {[](Json& j) { j["normalizer"] = {{"type", "Lowercase"}}; }, {"normalizer", "Lowercase"}},
       {[](Json& j) { j["pre_tokenizer"] = nullptr; }, {"pre_tokenizer"}},
       {[](Json& j) { j["pre_tokenizer"]["type"] = "Metaspace"; }, {"Metaspace"}},
       {[](Json& j) { j["pre_tokenizer"]["pretokenizers"].erase(1); }, {"1 pre-tokenizers"}},
       {[](Json& j) { j["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "Removed"; }, {"Removed", "Isolated"}},
-      {[](Json& j) {
-         j["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {{"String", " "}};
-       },
-       {"Regex", "missing"}},
+      {[](Json& j) { j["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {{"String", " "}}; }, {"Regex", "missing"}},
       {[](Json& j) { j["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "("; }, {"refused"}},
       {[](Json& j) { j["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = true; }, {"add_prefix_space"}},
       {[](Json& j) { j["post_processor"]["type"] = "BertProcessing"; }, {"BertProcessing"}},

@@ -18,8 +18,9 @@ Case plain_case(sale_dtype type) {
 }
 
 // Every backend and type; `body` throws Failed.
-void everywhere(const std::function<void(Instance&, const std::string&)>& body,
-                const std::function<void(Case&)>& adjust = [](Case&) {}) {
+void everywhere(
+    const std::function<void(Instance&, const std::string&)>& body,
+    const std::function<void(Case&)>& adjust = [](Case&) {}) {
   for (sale_dtype type : {SALE_F32, SALE_F16, SALE_BF16}) {
     Case c = plain_case(type);
     adjust(c);
@@ -45,7 +46,8 @@ bool all_kept(const Result& r, const Instance& in, int64_t tile) {
 
 bool row_is(const Instance& in, int64_t row, const std::function<bool(float)>& property) {
   for (int64_t c = 0; c < in.c.head_dim; ++c)
-    if (!property(sale_case::load(in.out.row(0, 0, row) + c * sale_case::bytes_of(in.c.dtype), in.c.dtype))) return false;
+    if (!property(sale_case::load(in.out.row(0, 0, row) + c * sale_case::bytes_of(in.c.dtype), in.c.dtype)))
+      return false;
   return property(in.lse_row(0, 0)[row]);
 }
 bool is_nan(float x) { return std::isnan(x); }
@@ -114,7 +116,8 @@ TEST(Awkward, KeyNotFiniteAfterSmoothing) {
       const Blocks blocks = make_blocks(plan);
       const sale_case::Memory w = make_workspace(plan);
       const sale_index* const indexes[]{index.get()};
-      ok(sale_select(plan.get(), in.q.data(), in.k.data(), indexes, blocks.get(), w.begin(), w.size(), nullptr), "sale_select");
+      ok(sale_select(plan.get(), in.q.data(), in.k.data(), indexes, blocks.get(), w.begin(), w.size(), nullptr),
+         "sale_select");
       return read_lists(in, blocks.get())[0][0];
     };
     const auto clean = select();
@@ -130,7 +133,8 @@ TEST(Awkward, KeyNotFiniteAfterSmoothing) {
       } else if (head.visible_blocks(t) > 6 && !std::binary_search(expected.begin(), expected.end(), 6)) {
         expected.insert(std::lower_bound(expected.begin(), expected.end(), 6), 6);
       }
-      expect(lists[static_cast<size_t>(t)] == expected, "tile " + std::to_string(t) + " keeps other blocks than it should");
+      expect(lists[static_cast<size_t>(t)] == expected,
+             "tile " + std::to_string(t) + " keeps other blocks than it should");
     }
   });
 }
@@ -207,14 +211,15 @@ TEST(Awkward, RowsWithoutKeys) {
           const int32_t one = 1;
           ok(sale_blocks_set_row(blocks.get(), 0, 0, 0, &one, 1), "sale_blocks_set_row");
           const sale_case::Memory w = make_workspace(plan);
-          ok(sale_attend(plan.get(), in.q.data(), in.k.data(), in.v.data(), blocks.get(), in.out.data(), in.lse_row(0, 0),
-                         w.begin(), w.size(), nullptr),
+          ok(sale_attend(plan.get(), in.q.data(), in.k.data(), in.v.data(), blocks.get(), in.out.data(),
+                         in.lse_row(0, 0), w.begin(), w.size(), nullptr),
              "sale_attend");
           for (int64_t i = 0; i < 32; ++i) {
             const float lse = in.lse_row(0, 0)[i];
             expect(lse == -inf, "lse of row " + std::to_string(i) + " without keys is " + std::to_string(lse));
             in.lse_row(0, 0)[i] = 0;
-            expect(row_is(in, i, [](float x) { return x == 0; }), "out of row " + std::to_string(i) + " without keys is not 0");
+            expect(row_is(in, i, [](float x) { return x == 0; }),
+                   "out of row " + std::to_string(i) + " without keys is not 0");
             in.lse_row(0, 0)[i] = lse;
           }
           const auto lists = read_lists(in, blocks.get());
@@ -229,7 +234,8 @@ TEST(Awkward, EveryScoreMinusInfinity) {
     set(in.q, 100, 0, inf);
     const Result r = run(in, backend);
     for (int64_t c = 0; c < in.c.head_dim; ++c)
-      expect(sale_case::load(in.out.row(0, 0, 100) + c * sale_case::bytes_of(in.c.dtype), in.c.dtype) == 0, "out is not 0");
+      expect(sale_case::load(in.out.row(0, 0, 100) + c * sale_case::bytes_of(in.c.dtype), in.c.dtype) == 0,
+             "out is not 0");
     expect(in.lse_row(0, 0)[100] == -inf, "lse is not minus infinity");
     check_all(in, r, backend);
   });

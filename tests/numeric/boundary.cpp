@@ -30,7 +30,8 @@ bool kept_by_library(Instance& in, const std::string& backend, float tau, int64_
   const Plan plan = make_plan(in.problem, o, false);
   const Blocks blocks = make_blocks(plan);
   const sale_case::Memory w = make_workspace(plan);
-  ok(sale_select(plan.get(), in.q.data(), in.k.data(), nullptr, blocks.get(), w.begin(), w.size(), nullptr), "sale_select");
+  ok(sale_select(plan.get(), in.q.data(), in.k.data(), nullptr, blocks.get(), w.begin(), w.size(), nullptr),
+     "sale_select");
   const auto kept = read_lists(in, blocks.get())[0][0][static_cast<size_t>(tile)];
   return std::binary_search(kept.begin(), kept.end(), block);
 }
@@ -94,7 +95,8 @@ Tally check_boundary(const Case& c) {
       char text[64];
       std::snprintf(text, sizeof text, "%.9g", static_cast<double>(t));
       expect(kept_by_library(in, backend, t, 0, block) == expected,
-             backend + ": block " + std::to_string(block) + (expected ? " must be kept at tau " : " must be dropped at tau ") + text);
+             backend + ": block " + std::to_string(block) +
+                 (expected ? " must be kept at tau " : " must be dropped at tau ") + text);
     }
   Tally tally;
   tally.cases = always ? 0 : 1;
@@ -104,7 +106,8 @@ Tally check_boundary(const Case& c) {
 TEST(Boundary, BlocksFlipAtTheSameTau) {
   Tally total;
   const std::string failures = in_parallel(600, small_case, check_boundary, total);
-  std::printf("boundary: %lld blocks flip at the tau of the definition, to the float\n", static_cast<long long>(total.cases));
+  std::printf("boundary: %lld blocks flip at the tau of the definition, to the float\n",
+              static_cast<long long>(total.cases));
   EXPECT_TRUE(failures.empty()) << failures;
   EXPECT_GE(total.cases, 400);
 }

@@ -38,10 +38,12 @@ void check_codes(const Instance& in, int64_t b, int64_t kv, const sale_index* in
   ok(sale_index_codes(index, static_cast<int32_t>(kv), &codes, &scales, &smoothing), "sale_index_codes");
   for (size_t c = 0; c < mean.size(); ++c)
     if (!same_float(mean[c], smoothing[c]))
-      throw Failed(text(who, ": smoothing of kv head ", kv, " coordinate ", c, " is ", smoothing[c], ", expected ", mean[c]));
+      throw Failed(
+          text(who, ": smoothing of kv head ", kv, " coordinate ", c, " is ", smoothing[c], ", expected ", mean[c]));
   for (size_t i = 0; i < expected.scales.size(); ++i)
     if (!same_float(expected.scales[i], scales[i]))
-      throw Failed(text(who, ": key scale ", i, " of kv head ", kv, " is ", scales[i], ", expected ", expected.scales[i]));
+      throw Failed(
+          text(who, ": key scale ", i, " of kv head ", kv, " is ", scales[i], ", expected ", expected.scales[i]));
   for (size_t i = 0; i < expected.codes.size(); ++i)
     if (expected.codes[i] != codes[i])
       throw Failed(text(who, ": code of sequence ", b, " kv head ", kv, " key ", static_cast<int64_t>(i) / e.rank,
@@ -69,7 +71,8 @@ std::string first_difference(const BlockLists& got, const BlockLists& expected) 
 void check_list(const Instance& in, int64_t b, int64_t h, const BlockLists& got, const std::string& who, Tally& tally) {
   const Head head = head_of(in, b, h);
   const auto mean = sale_oracle::mean(head.k, head.k_len, head.d);
-  const auto tiles = sale_oracle::select(head, mean, estimator_of(in, h), {in.c.sink, in.c.local}, in.tau(h), in.dense(b));
+  const auto tiles =
+      sale_oracle::select(head, mean, estimator_of(in, h), {in.c.sink, in.c.local}, in.tau(h), in.dense(b));
   BlockLists expected;
   for (const auto& t : tiles) expected.push_back(t.kept);
   const std::string difference = first_difference(got, expected);
@@ -84,8 +87,9 @@ void check_list(const Instance& in, int64_t b, int64_t h, const BlockLists& got,
       if (!regular || kept == !(c.margin < 0)) continue;
       ++tally.exempted;
       if (!(std::fabs(c.margin) <= c.near))
-        throw Failed(text(who, ": sequence ", b, " head ", h, " tile ", t, " block ", c.block, kept ? " kept" : " dropped",
-                          " with a margin of ", c.margin, "; differences are allowed within ", c.near));
+        throw Failed(text(who, ": sequence ", b, " head ", h, " tile ", t, " block ", c.block,
+                          kept ? " kept" : " dropped", " with a margin of ", c.margin,
+                          "; differences are allowed within ", c.near));
     }
 }
 
@@ -139,7 +143,8 @@ double check_attention(const Instance& in, int64_t b, int64_t h, const Expected&
       const size_t at = static_cast<size_t>(i * head.d + c);
       const double got = sale_case::load(row + c * sale_case::bytes_of(in.c.dtype), in.c.dtype), want = e.exact.out[at];
       const auto say = [&] {
-        return text(who, ": sequence ", b, " head ", h, " row ", i, " coordinate ", c, ": out is ", got, ", expected ", want);
+        return text(who, ": sequence ", b, " head ", h, " row ", i, " coordinate ", c, ": out is ", got, ", expected ",
+                    want);
       };
       if (tainted[static_cast<size_t>(c)] && !std::isfinite(got)) continue;
       const bool alike = std::isfinite(want) == std::isfinite(got) && std::isnan(want) == std::isnan(got);
@@ -153,7 +158,8 @@ double check_attention(const Instance& in, int64_t b, int64_t h, const Expected&
     const double limit = (in.c.dtype == SALE_BF16 ? 1e-4 : 1e-5) + 1e-6 * std::fabs(want) + slack;
     const bool same = got == want || (std::isnan(got) && std::isnan(want)) || std::fabs(got - want) <= limit;
     if (!same)
-      throw Failed(text(who, ": sequence ", b, " head ", h, " row ", i, ": lse is ", got, ", expected ", want, ", limit ", limit));
+      throw Failed(text(who, ": sequence ", b, " head ", h, " row ", i, ": lse is ", got, ", expected ", want,
+                        ", limit ", limit));
   }
   return worst;
 }

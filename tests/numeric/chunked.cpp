@@ -22,7 +22,9 @@ Codes read(const Instance& in, const Index& index, int32_t head, int64_t keys) {
   const float *scales, *smoothing;
   ok(sale_index_codes(index.get(), head, &codes, &scales, &smoothing), "sale_index_codes");
   const int64_t rank = in.c.rank == 0 ? in.c.head_dim : in.c.rank, groups = in.c.format == SALE_INT4 ? 4 : 1;
-  return {{codes, codes + keys * rank}, {scales, scales + (keys + 31) / 32 * groups}, {smoothing, smoothing + in.c.head_dim}};
+  return {{codes, codes + keys * rank},
+          {scales, scales + (keys + 31) / 32 * groups},
+          {smoothing, smoothing + in.c.head_dim}};
 }
 
 void expect_same(const Instance& in, const Index& a, const Index& b, const std::string& what) {
@@ -79,40 +81,44 @@ void on_sequences(uint64_t first, int64_t n, const std::function<void(Case&)>& a
 }
 
 TEST(Chunked, IndexGrowsToTheSameCodes) {
-  on_sequences(200'000, 100, [](Case&) {}, [](Instance& in, const std::string& backend) {
-    const sale_options o = with_backend(in.options, backend);
-    const Index whole = make_index(in.problem, o, in.c.k_len), grown = make_index(in.problem, o, in.c.k_len + 100);
-    update(in, whole, in.c.k_len);
-    ok(sale_index_set_smoothing(grown.get(), smoothing_of(in, whole).data()), "sale_index_set_smoothing");
-    Random random(in.c.seed);
-    for (int64_t length = 0; length < in.c.k_len;) {
-      length = std::min(in.c.k_len, length + random.between(1, 150));
-      update(in, grown, length);
-      if (random.one_in(4)) {  // nothing new is fine too
-        update(in, grown, length);
-      }
-    }
-    expect_same(in, whole, grown, backend + ": index grown in chunks");
-  });
+  on_sequences(
+      200'000, 100, [](Case&) {},
+      [](Instance& in, const std::string& backend) {
+        const sale_options o = with_backend(in.options, backend);
+        const Index whole = make_index(in.problem, o, in.c.k_len), grown = make_index(in.problem, o, in.c.k_len + 100);
+        update(in, whole, in.c.k_len);
+        ok(sale_index_set_smoothing(grown.get(), smoothing_of(in, whole).data()), "sale_index_set_smoothing");
+        Random random(in.c.seed);
+        for (int64_t length = 0; length < in.c.k_len;) {
+          length = std::min(in.c.k_len, length + random.between(1, 150));
+          update(in, grown, length);
+          if (random.one_in(4)) {  // nothing new is fine too
+            update(in, grown, length);
+          }
+        }
+        expect_same(in, whole, grown, backend + ": index grown in chunks");
+      });
 }
 
 // Keys behind the present length are not read again, but for the last block's.
 TEST(Chunked, RollbackAndRegrowth) {
-  on_sequences(210'000, 60, [](Case&) {}, [](Instance& in, const std::string& backend) {
-    const sale_options o = with_backend(in.options, backend);
-    const Index whole = make_index(in.problem, o, in.c.k_len), cut = make_index(in.problem, o, in.c.k_len);
-    update(in, whole, in.c.k_len);
-    update(in, cut, in.c.k_len);
-    Random random(in.c.seed + 1);
-    for (int i = 0; i < 5; ++i) {
-      const int64_t to = random.between(0, sale_index_length(cut.get()));
-      ok(sale_index_truncate(cut.get(), to), "sale_index_truncate");
-      expect(sale_index_length(cut.get()) == to, "sale_index_truncate: length");
-      if (random.one_in(2)) update(in, cut, random.between(std::max<int64_t>(to, 1), in.c.k_len));
-    }
-    if (sale_index_length(cut.get()) < in.c.k_len) update(in, cut, in.c.k_len);
-    expect_same(in, whole, cut, backend + ": index cut and grown again");
-  });
+  on_sequences(
+      210'000, 60, [](Case&) {},
+      [](Instance& in, const std::string& backend) {
+        const sale_options o = with_backend(in.options, backend);
+        const Index whole = make_index(in.problem, o, in.c.k_len), cut = make_index(in.problem, o, in.c.k_len);
+        update(in, whole, in.c.k_len);
+        update(in, cut, in.c.k_len);
+        Random random(in.c.seed + 1);
+        for (int i = 0; i < 5; ++i) {
+          const int64_t to = random.between(0, sale_index_length(cut.get()));
+          ok(sale_index_truncate(cut.get(), to), "sale_index_truncate");
+          expect(sale_index_length(cut.get()) == to, "sale_index_truncate: length");
+          if (random.one_in(2)) update(in, cut, random.between(std::max<int64_t>(to, 1), in.c.k_len));
+        }
+        if (sale_index_length(cut.get()) < in.c.k_len) update(in, cut, in.c.k_len);
+        expect_same(in, whole, cut, backend + ": index cut and grown again");
+      });
 }
 
 // A prompt in chunks that are multiples of the tile keeps the blocks, and (exact products) the bits, of the whole.
@@ -142,7 +148,8 @@ TEST(Chunked, PrefillInChunks) {
       const sale_case::Memory workspace = make_workspace(plan);
       const sale_index* const indexes[]{index.get()};
       const std::byte* q = in.q.row(0, 0, from);
-      ok(sale_select(plan.get(), q, in.k.data(), indexes, blocks.get(), workspace.begin(), workspace.size(), nullptr), "sale_select");
+      ok(sale_select(plan.get(), q, in.k.data(), indexes, blocks.get(), workspace.begin(), workspace.size(), nullptr),
+         "sale_select");
       ok(sale_run(plan.get(), q, in.k.data(), in.v.data(), in.out.row(0, 0, from), nullptr, indexes, workspace.begin(),
                   workspace.size(), nullptr),
          "sale_run");
@@ -165,22 +172,25 @@ TEST(Chunked, PrefillInChunks) {
 // The workspace's own index and one made beforehand are the same (run() compares them for every generated problem);
 // here the index is longer lived: one index, many plans.
 TEST(Chunked, OneIndexServesManyPlans) {
-  on_sequences(230'000, 20, [](Case& c) { c.q_len = std::max<int64_t>(1, c.k_len / 3); }, [](Instance& in, const std::string& backend) {
-    const sale_options o = with_backend(in.options, backend);
-    const Index index = make_index(in.problem, o, in.c.k_len);
-    update(in, index, in.c.k_len);
-    const sale_index* const indexes[]{index.get()};
-    const Result expected = run(in, backend);
-    for (int i = 0; i < 5; ++i) {
-      const Plan plan = make_plan(in.problem, o, true);
-      const sale_case::Memory workspace = make_workspace(plan);
-      in.clear_outputs();
-      ok(sale_run(plan.get(), in.q.data(), in.k.data(), in.v.data(), in.out.data(), nullptr, indexes, workspace.begin(),
-                  workspace.size(), nullptr),
-         "sale_run");
-      expect(std::memcmp(in.out.memory->begin(), expected.out.data(), expected.out.size()) == 0, backend + ": bits differ");
-    }
-  });
+  on_sequences(
+      230'000, 20, [](Case& c) { c.q_len = std::max<int64_t>(1, c.k_len / 3); },
+      [](Instance& in, const std::string& backend) {
+        const sale_options o = with_backend(in.options, backend);
+        const Index index = make_index(in.problem, o, in.c.k_len);
+        update(in, index, in.c.k_len);
+        const sale_index* const indexes[]{index.get()};
+        const Result expected = run(in, backend);
+        for (int i = 0; i < 5; ++i) {
+          const Plan plan = make_plan(in.problem, o, true);
+          const sale_case::Memory workspace = make_workspace(plan);
+          in.clear_outputs();
+          ok(sale_run(plan.get(), in.q.data(), in.k.data(), in.v.data(), in.out.data(), nullptr, indexes,
+                      workspace.begin(), workspace.size(), nullptr),
+             "sale_run");
+          expect(std::memcmp(in.out.memory->begin(), expected.out.data(), expected.out.size()) == 0,
+                 backend + ": bits differ");
+        }
+      });
 }
 
 }  // namespace

@@ -9,18 +9,20 @@ namespace sale_test {
 namespace {
 
 void report(const char* what, const Tally& t) {
-  std::printf("%s: %lld problems, %lld backend runs; density %.1f%%; %lld of %lld candidate blocks differ from exact "
-              "thresholds; worst error %.0f%% of its limit\n",
-              what, static_cast<long long>(t.cases), static_cast<long long>(t.backend_runs),
-              100.0 * static_cast<double>(t.kept) / static_cast<double>(t.visible), static_cast<long long>(t.exempted),
-              static_cast<long long>(t.candidates), 100 * t.worst);
+  std::printf(
+      "%s: %lld problems, %lld backend runs; density %.1f%%; %lld of %lld candidate blocks differ from exact "
+      "thresholds; worst error %.0f%% of its limit\n",
+      what, static_cast<long long>(t.cases), static_cast<long long>(t.backend_runs),
+      100.0 * static_cast<double>(t.kept) / static_cast<double>(t.visible), static_cast<long long>(t.exempted),
+      static_cast<long long>(t.candidates), 100 * t.worst);
 }
 
 TEST(Generated, AgreesWithTheOracleOnAllBackends) {
   Tally total;
   const uint64_t seed = flags().seed * 1'000'000;
   const std::string failures = in_parallel(
-      flags().cases, [&](int64_t i) { return sale_case::random_case(seed + static_cast<uint64_t>(i)); }, check_case, total);
+      flags().cases, [&](int64_t i) { return sale_case::random_case(seed + static_cast<uint64_t>(i)); }, check_case,
+      total);
   report("generated", total);
   EXPECT_TRUE(failures.empty()) << failures;
   EXPECT_LE(static_cast<double>(total.exempted), 0.001 * static_cast<double>(total.candidates));
@@ -74,10 +76,15 @@ TEST(Generated, EveryChunkLength) {
 }
 
 TEST(Generated, LongAndAwkwardLengths) {
-  const char* const lines[]{
-      "q=1023 d=64 densebelow=0", "q=1024 d=64 densebelow=1k", "q=1025 d=64 densebelow=1k",
-      "q=1023 d=64 densebelow=1k", "q=64 k=4224 d=128 type=f16", "q=1 k=5000 d=128", "q=2k k=2k d=64 type=bf16 tau=0.02",
-      "q=65 k=12k d=64 estimator=int4", "q=100 k=9000 d=128 qheads=4 kvheads=1 estimator=int8:32 type=f32"};
+  const char* const lines[]{"q=1023 d=64 densebelow=0",
+                            "q=1024 d=64 densebelow=1k",
+                            "q=1025 d=64 densebelow=1k",
+                            "q=1023 d=64 densebelow=1k",
+                            "q=64 k=4224 d=128 type=f16",
+                            "q=1 k=5000 d=128",
+                            "q=2k k=2k d=64 type=bf16 tau=0.02",
+                            "q=65 k=12k d=64 estimator=int4",
+                            "q=100 k=9000 d=128 qheads=4 kvheads=1 estimator=int8:32 type=f32"};
   Tally total;
   const std::string failures = in_parallel(
       static_cast<int64_t>(std::size(lines)), [&](int64_t i) { return sale_case::parse(lines[i]); }, check_case, total);
@@ -93,14 +100,44 @@ TEST(Generated, LinesReadBackAsTheyWerePrinted) {
 }
 
 TEST(Generated, BadLinesAreRefusedByWord) {
-  const char* const lines[]{"batch",          "batch=",       "batch=x",          "batch=1 batch=1", "nonsense=1",
-                            "q=12x",          "q=-1",         "q=99999999999999999999", "q=9000000000000000m",
-                            "type=f64",       "tau=nan",      "tau=-1",           "tau=1e99",        "taus=0.1,,0.2",
-                            "taus=1,2",       "qlens=1,2",    "batch=2 qlens=5 ", "estimator=int2",  "estimator=int8:",
-                            "estimator=int8:0", "estimator=int8:x", "layout=x",   "data=",           "seed=1.5",
-                            "index=2",        "backend=AVX",  "q=1 qlens=1",      "tau=1 tau=2",     "tau=1 taus=1",
-                            "=",              "=1",           "q==1",             "offset=-1",       "scale=inf",
-                            "compute=int4",   "threads=k",    "batch=3000000000", "offsets=auto,1"};
+  const char* const lines[]{"batch",
+                            "batch=",
+                            "batch=x",
+                            "batch=1 batch=1",
+                            "nonsense=1",
+                            "q=12x",
+                            "q=-1",
+                            "q=99999999999999999999",
+                            "q=9000000000000000m",
+                            "type=f64",
+                            "tau=nan",
+                            "tau=-1",
+                            "tau=1e99",
+                            "taus=0.1,,0.2",
+                            "taus=1,2",
+                            "qlens=1,2",
+                            "batch=2 qlens=5 ",
+                            "estimator=int2",
+                            "estimator=int8:",
+                            "estimator=int8:0",
+                            "estimator=int8:x",
+                            "layout=x",
+                            "data=",
+                            "seed=1.5",
+                            "index=2",
+                            "backend=AVX",
+                            "q=1 qlens=1",
+                            "tau=1 tau=2",
+                            "tau=1 taus=1",
+                            "=",
+                            "=1",
+                            "q==1",
+                            "offset=-1",
+                            "scale=inf",
+                            "compute=int4",
+                            "threads=k",
+                            "batch=3000000000",
+                            "offsets=auto,1"};
   for (const char* line : lines) {
     try {
       sale_case::parse(line);

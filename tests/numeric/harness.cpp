@@ -15,8 +15,7 @@ void expect(bool condition, const std::string& what) {
 }
 
 void ok(sale_status status, const char* call) {
-  if (status != SALE_OK)
-    throw Failed(std::string(call) + ": " + sale_status_name(status) + ": " + sale_last_error());
+  if (status != SALE_OK) throw Failed(std::string(call) + ": " + sale_status_name(status) + ": " + sale_last_error());
 }
 
 Plan make_plan(const sale_problem& p, const sale_options& o, bool with_index) {
@@ -72,7 +71,8 @@ std::vector<std::string> backends_for(const Instance& in) {
   for (int32_t i = 0; i < sale_backend_count(); ++i) {
     const std::string name = sale_backend_name(i);
     if (!in.c.backend.empty() && in.c.backend != name) continue;
-    if (*sale_backend_why_not(i) == '\0' && *sale_backend_why_not_problem(i, &in.problem, &in.options) == '\0') names.push_back(name);
+    if (*sale_backend_why_not(i) == '\0' && *sale_backend_why_not_problem(i, &in.problem, &in.options) == '\0')
+      names.push_back(name);
   }
   return names;
 }
@@ -147,11 +147,12 @@ Result run(Instance& in, const std::string& backend) {
   ok(sale_select(plan.get(), in.q.data(), in.k.data(), with ? nullptr : indexes, blocks.get(), workspace.begin(),
                  workspace.size(), &stats),
      "sale_select");
-  expect(stats.kept_blocks == r.kept && stats.visible_blocks == r.visible, "sale_select keeps other blocks than sale_run");
+  expect(stats.kept_blocks == r.kept && stats.visible_blocks == r.visible,
+         "sale_select keeps other blocks than sale_run");
   r.lists = read_lists(in, blocks.get());
   in.clear_outputs();
-  ok(sale_attend(plan.get(), in.q.data(), in.k.data(), in.v.data(), blocks.get(), in.out.data(), lse,
-                 workspace.begin(), workspace.size(), nullptr),
+  ok(sale_attend(plan.get(), in.q.data(), in.k.data(), in.v.data(), blocks.get(), in.out.data(), lse, workspace.begin(),
+                 workspace.size(), nullptr),
      "sale_attend");
   expect(in.outputs_intact(), "sale_attend wrote outside out's or lse's rows");
   expect(r.out == copy(*in.out.memory) && r.lse == copy(*in.lse), "sale_run differs from sale_select and sale_attend");

@@ -61,9 +61,11 @@ void same_rows(const Instance& in, const Result& whole, int64_t b, int64_t first
   for (int64_t h = first_head; h < first_head + heads; ++h) {
     for (int64_t i = 0; i < q_len; ++i)
       expect(std::memcmp(in.out.row(b, h, i), whole.out.data() + in.out.offset(b, h, i), row_bytes) == 0,
-             "out of sequence " + std::to_string(b) + " head " + std::to_string(h) + " row " + std::to_string(i) + " differs");
+             "out of sequence " + std::to_string(b) + " head " + std::to_string(h) + " row " + std::to_string(i) +
+                 " differs");
     const std::byte* expected = whole.lse.data() + (b * in.c.q_heads + h) * in.longest_q() * 4;
-    expect(std::memcmp(lse.data() + (h - first_head) * q_len, expected, static_cast<size_t>(q_len) * 4) == 0, "lse differs");
+    expect(std::memcmp(lse.data() + (h - first_head) * q_len, expected, static_cast<size_t>(q_len) * 4) == 0,
+           "lse differs");
   }
 }
 
@@ -82,7 +84,8 @@ TEST(Invariance, Repetition) {
   const auto pick = [](Case& c) { c.threads = 3; };
   on_random_cases(60'000, 4, pick, [](Instance& in, const std::string& backend) {
     const Result first = run(in, backend);
-    for (int64_t i = 0; i < flags().repeats; ++i) expect(run(in, backend) == first, backend + ": bits change from run to run");
+    for (int64_t i = 0; i < flags().repeats; ++i)
+      expect(run(in, backend) == first, backend + ": bits change from run to run");
   });
 }
 
@@ -161,7 +164,8 @@ TEST(Invariance, HeadOrder) {
       for (int64_t h = 0; h < in.c.q_heads; ++h) {
         const int64_t to = (h + group) % in.c.q_heads;
         const size_t s = static_cast<size_t>(b);
-        expect(first.lists[s][static_cast<size_t>(h)] == second.lists[s][static_cast<size_t>(to)], "lists move with heads");
+        expect(first.lists[s][static_cast<size_t>(h)] == second.lists[s][static_cast<size_t>(to)],
+               "lists move with heads");
         for (int64_t i = 0; i < in.sequences[s].q_len; ++i)
           expect(std::memcmp(first.out.data() + in.out.offset(b, h, i), second.out.data() + in.out.offset(b, to, i),
                              static_cast<size_t>(in.c.head_dim * sale_case::bytes_of(in.c.dtype))) == 0,
@@ -241,7 +245,8 @@ TEST(Invariance, OwnBlockLists) {
           for (int32_t i = 0; i < visible; ++i)
             if (random.one_in(one_in)) list.push_back(i);
           if (list.empty()) list.push_back(static_cast<int32_t>(random.below(visible)));
-          ok(sale_blocks_set_row(blocks.get(), b, h, t, list.data(), static_cast<int64_t>(list.size())), "sale_blocks_set_row");
+          ok(sale_blocks_set_row(blocks.get(), b, h, t, list.data(), static_cast<int64_t>(list.size())),
+             "sale_blocks_set_row");
         }
     const Lists lists = read_lists(in, blocks.get());
     const sale_case::Memory workspace = make_workspace(plan);
@@ -251,7 +256,8 @@ TEST(Invariance, OwnBlockLists) {
        "sale_attend");
     for (int64_t b = 0; b < in.c.batch; ++b)
       for (int64_t h = 0; h < in.c.q_heads; ++h)
-        check_attention(in, b, h, expected_attention(in, b, h, lists[static_cast<size_t>(b)][static_cast<size_t>(h)]), backend);
+        check_attention(in, b, h, expected_attention(in, b, h, lists[static_cast<size_t>(b)][static_cast<size_t>(h)]),
+                        backend);
   });
 }
 

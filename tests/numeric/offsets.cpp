@@ -1,5 +1,5 @@
-// Offsets beyond 2^31 and 2^32 elements: views with huge strides over address space that is never filled. Only the pages
-// that hold tokens cost memory. 32-bit arithmetic anywhere gives wrong numbers here, or a fault.
+// Offsets beyond 2^31 and 2^32 elements: views with huge strides over address space that is never filled. Only the
+// pages that hold tokens cost memory. 32-bit arithmetic anywhere gives wrong numbers here, or a fault.
 #include <sys/mman.h>
 
 #include <gtest/gtest.h>
@@ -48,7 +48,8 @@ void copy(const sale_case::Tensor& t, void* base, const sale_strides& s, bool ou
   for (int64_t b = 0; b < static_cast<int64_t>(t.lengths.size()); ++b)
     for (int64_t h = 0; h < t.heads; ++h)
       for (int64_t i = 0; i < t.lengths[static_cast<size_t>(b)]; ++i) {
-        std::byte* far_row = static_cast<std::byte*>(base) + (b * s.batch + h * s.head + i * s.token) * sale_case::bytes_of(t.dtype);
+        std::byte* far_row =
+            static_cast<std::byte*>(base) + (b * s.batch + h * s.head + i * s.token) * sale_case::bytes_of(t.dtype);
         if (out_of) {
           expect(std::memcmp(far_row, t.row(b, h, i), bytes) == 0, "out differs from that of contiguous tensors");
         } else {
@@ -106,8 +107,8 @@ TEST_P(Offsets, BeyondInt32) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Offsets,
-                         testing::Combine(testing::Values(Axis::token, Axis::head, Axis::batch), testing::Values(31, 32),
-                                          testing::Values(SALE_BF16, SALE_F32),
+                         testing::Combine(testing::Values(Axis::token, Axis::head, Axis::batch),
+                                          testing::Values(31, 32), testing::Values(SALE_BF16, SALE_F32),
                                           testing::Values(SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8)));
 
 }  // namespace

@@ -140,7 +140,8 @@ Floats attend_plainly(const Head& h, const BlockLists& blocks) {
     float m = -std::numeric_limits<float>::infinity(), l = 0;
     for (int64_t j : keys) {
       float sum = 0;
-      for (int64_t c = 0; c < h.d; ++c) sum += h.q[static_cast<size_t>(i * h.d + c)] * h.k[static_cast<size_t>(j * h.d + c)];
+      for (int64_t c = 0; c < h.d; ++c)
+        sum += h.q[static_cast<size_t>(i * h.d + c)] * h.k[static_cast<size_t>(j * h.d + c)];
       s.push_back(sum * h.scale);
       m = std::max(m, s.back());
     }

@@ -25,8 +25,7 @@ struct Group {
   void code(const float* y, int64_t r, float qmax, int8_t* to) const {
     const bool zero = !finite || largest < 0x1p-100f;
     const float factor = zero ? 0.0f : qmax / largest;
-    for (int64_t c = 0; c < r; ++c)
-      to[c] = zero ? int8_t{0} : static_cast<int8_t>(std::nearbyint(y[c] * factor));
+    for (int64_t c = 0; c < r; ++c) to[c] = zero ? int8_t{0} : static_cast<int8_t>(std::nearbyint(y[c] * factor));
   }
 };
 
@@ -91,15 +90,15 @@ Floats mean(const Floats& x, int64_t rows, int64_t d) {
 Codes key_codes(const Floats& k, int64_t k_len, int64_t d, const Floats& smoothing, const Estimator& e) {
   const Floats y = transform(k, k_len, d, smoothing.data(), e.k_projection, e.rank);
   const int64_t blocks = (k_len + block_keys - 1) / block_keys;
-  if (e.format == SALE_INT8)
-    return encode(y, k_len, e.rank, blocks, 127.0f, [](int64_t j) { return j / block_keys; });
+  if (e.format == SALE_INT8) return encode(y, k_len, e.rank, blocks, 127.0f, [](int64_t j) { return j / block_keys; });
   return encode(y, k_len, e.rank, blocks * 4, 7.0f, [](int64_t j) { return j / block_keys * 4 + j % 8 / 2; });
 }
 
 Codes query_codes(const Floats& q, int64_t q_len, int64_t d, const Floats& smoothing, const Estimator& e) {
   if (e.format == SALE_INT8) {
     const Floats x = transform(q, q_len, d, nullptr, e.q_projection, e.rank);
-    return encode(x, q_len, e.rank, (q_len + tile_rows - 1) / tile_rows, 127.0f, [](int64_t i) { return i / tile_rows; });
+    return encode(x, q_len, e.rank, (q_len + tile_rows - 1) / tile_rows, 127.0f,
+                  [](int64_t i) { return i / tile_rows; });
   }
   const Floats x = transform(q, q_len, d, smoothing.data(), nullptr, d);
   return encode(x, q_len, d, (q_len + 15) / 16 * 8, 7.0f, [](int64_t i) { return i / 16 * 8 + i % 8; });

@@ -22,14 +22,14 @@ struct Head {
   float scale = 0;
 
   int64_t tiles() const { return (q_len + tile_rows - 1) / tile_rows; }
-  int64_t last_row(int64_t tile) const;       // of the tile, within q_len
-  int64_t visible_keys(int64_t row) const;    // keys 0 .. this - 1 are seen
+  int64_t last_row(int64_t tile) const;     // of the tile, within q_len
+  int64_t visible_keys(int64_t row) const;  // keys 0 .. this - 1 are seen
   int64_t visible_blocks(int64_t tile) const;
 };
 
 struct Estimator {
   sale_format format = SALE_INT8;
-  int64_t rank = 0;                                            // coordinates scanned
+  int64_t rank = 0;                                              // coordinates scanned
   const float *q_projection = nullptr, *k_projection = nullptr;  // [d, rank] of this kv head, or null
 };
 
@@ -44,13 +44,14 @@ Floats mean(const Floats& x, int64_t rows, int64_t d);
 
 struct Codes {
   std::vector<int8_t> codes;  // [tokens, rank]
-  Floats scales;              // keys: [blocks, 4 or 1]; queries: per tile, or per pair of rows [(tokens / 16) * 8 + r % 8]
+  Floats scales;  // keys: [blocks, 4 or 1]; queries: per tile, or per pair of rows [(tokens / 16) * 8 + r % 8]
 };
 Codes key_codes(const Floats& k, int64_t k_len, int64_t d, const Floats& smoothing, const Estimator& e);
 // smoothing: the mean of q for INT4; not used for INT8.
 Codes query_codes(const Floats& q, int64_t q_len, int64_t d, const Floats& smoothing, const Estimator& e);
 
-// ---- 3: thresholds ---------------------------------------------------------------------------------------------------
+// ---- 3: thresholds
+// ---------------------------------------------------------------------------------------------------
 
 // Per row: T_i = m_i + ln(tau l_i) over the reference keys. `exact` from exact scores in double, `defined` the page's
 // fixed-point form to the bit.
@@ -60,7 +61,8 @@ struct Thresholds {
 };
 Thresholds thresholds(const Head& h, const Floats& smoothed_keys, float tau, const Regions& r, bool fixed_point);
 
-// ---- 4: the vote -----------------------------------------------------------------------------------------------------
+// ---- 4: the vote
+// -----------------------------------------------------------------------------------------------------
 
 struct Candidate {
   int32_t block;
@@ -77,7 +79,8 @@ struct Tile {
 std::vector<Tile> select(const Head& h, const Floats& smoothing, const Estimator& e, const Regions& r, float tau,
                          bool dense);
 
-// ---- 5: attention ----------------------------------------------------------------------------------------------------
+// ---- 5: attention
+// ----------------------------------------------------------------------------------------------------
 
 using BlockLists = std::vector<std::vector<int32_t>>;  // kept blocks per tile
 BlockLists all_blocks(const Head& h);

@@ -1,6 +1,7 @@
 // One line of text that is at once a test input, a benchmark row, a log line and a reproduce command:
 //
-//   batch=2 qheads=4 kvheads=2 q=1000 k=4k offset=auto d=128 type=bf16 tau=0.004 estimator=int8:32 data=real-like seed=7
+//   batch=2 qheads=4 kvheads=2 q=1000 k=4k offset=auto d=128 type=bf16 tau=0.004 estimator=int8:32 data=real-like
+//   seed=7
 //
 // A Case is what such a line says: a problem, its options and how to fill the tensors. docs: sale_case::grammar().
 #pragma once
@@ -16,11 +17,11 @@
 namespace sale_case {
 
 enum class Layout {
-  bhld,   // [batch, head, token, d], contiguous
-  blhd,   // [batch, token, head, d], contiguous
-  padded, // bhld with gaps after every row, head and sequence
-  packed, // [all tokens, head, d], sequences one after the other with gaps between
-  fused   // q, k, v are views of one [batch, token, q_heads + 2 kv_heads, d] buffer
+  bhld,    // [batch, head, token, d], contiguous
+  blhd,    // [batch, token, head, d], contiguous
+  padded,  // bhld with gaps after every row, head and sequence
+  packed,  // [all tokens, head, d], sequences one after the other with gaps between
+  fused    // q, k, v are views of one [batch, token, q_heads + 2 kv_heads, d] buffer
 };
 
 enum class Data {
@@ -35,7 +36,12 @@ enum class Data {
   tiny,       // 2^-100 (f16: 2^-12)
   denormal,   // only denormal numbers
   huge,       // scores beyond f32's range (f16: the largest numbers)
-  nan_q, nan_k, nan_v, inf_q, inf_k, inf_v  // real-like with one to three poisoned elements per head
+  nan_q,
+  nan_k,
+  nan_v,
+  inf_q,
+  inf_k,
+  inf_v  // real-like with one to three poisoned elements per head
 };
 
 struct Case {
@@ -79,8 +85,8 @@ const char* name(sale_dtype);
 
 // A small random problem out of the whole space of features; costs milliseconds.
 struct Limits {
-  int64_t tokens = 4096;           // no sequence longer
-  int64_t products = 64'000'000;   // batch * q_heads * q * k * d, about
+  int64_t tokens = 4096;          // no sequence longer
+  int64_t products = 64'000'000;  // batch * q_heads * q * k * d, about
 };
 Case random_case(uint64_t seed, const Limits& limits = {});
 

@@ -10,7 +10,14 @@ namespace sale_case {
 namespace {
 
 using Vector = std::vector<float>;
-enum Stream : uint64_t { direction_stream = 1, query_stream, key_stream, value_stream, poison_stream, projection_stream };
+enum Stream : uint64_t {
+  direction_stream = 1,
+  query_stream,
+  key_stream,
+  value_stream,
+  poison_stream,
+  projection_stream
+};
 
 Vector random_vector(Random& random, int64_t d) {
   Vector x(static_cast<size_t>(d));
@@ -31,9 +38,9 @@ void add(float* to, const Vector& x, float weight) {
   for (size_t c = 0; c < x.size(); ++c) to[c] += weight * x[c];
 }
 
-// Directions that the keys and the queries of a kv head share, and how strong they are. Attention as real heads have it:
-// the first keys attract every query, near tokens attract each other, a few keys far away matter to a few queries, all on
-// top of an offset common to all keys (what smoothing removes).
+// Directions that the keys and the queries of a kv head share, and how strong they are. Attention as real heads have
+// it: the first keys attract every query, near tokens attract each other, a few keys far away matter to a few queries,
+// all on top of an offset common to all keys (what smoothing removes).
 struct Model {
   static constexpr int topics = 6;
   Vector offset, sink, walk[2], topic[topics];

@@ -146,8 +146,8 @@ void Instance::lay_out(int64_t most) {
       t.starts.push_back(keys ? s.k_start : s.q_start);
       t.lengths.push_back(keys ? s.k_len : s.q_len);
     }
-    t.memory = std::make_shared<Memory>(
-        tensor_bytes(t.strides, packed ? 1 : c.batch, heads, tokens, d, c.dtype, most), fill);
+    t.memory =
+        std::make_shared<Memory>(tensor_bytes(t.strides, packed ? 1 : c.batch, heads, tokens, d, c.dtype, most), fill);
   };
   make(out, c.q_heads, false, output_fill);
   if (c.layout == Layout::fused) {

@@ -16,9 +16,9 @@ namespace {
 using Text = std::string_view;
 
 constexpr std::array layouts{"bhld", "blhd", "padded", "packed", "fused"};
-constexpr std::array datas{"normal",   "real-like", "integers", "constant", "zeros", "zero-rows",
-                           "outlier",  "large",     "tiny",     "denormal", "huge",  "nan-q",
-                           "nan-k",    "nan-v",     "inf-q",    "inf-k",    "inf-v"};
+constexpr std::array datas{"normal",  "real-like", "integers", "constant", "zeros", "zero-rows",
+                           "outlier", "large",     "tiny",     "denormal", "huge",  "nan-q",
+                           "nan-k",   "nan-v",     "inf-q",    "inf-k",    "inf-v"};
 constexpr std::array dtypes{"f32", "f16", "bf16"};
 
 // Digits, then nothing, k or m. Empty on anything else, or beyond `most`.
@@ -87,9 +87,7 @@ std::string shortest(float x) {
   return {s, r.ptr};
 }
 
-std::string sized(int64_t n) {
-  return n >= 1024 && n % 1024 == 0 ? std::to_string(n / 1024) + "k" : std::to_string(n);
-}
+std::string sized(int64_t n) { return n >= 1024 && n % 1024 == 0 ? std::to_string(n / 1024) + "k" : std::to_string(n); }
 
 template <class T, class Write>
 std::string joined(const std::vector<T>& items, Write write) {
@@ -150,7 +148,8 @@ const std::vector<Word>& words() {
   static const std::vector<Word> table{
       {"batch", "digits", [](Text t, Case& c) { return assign(number(t, INT32_MAX), c.batch); },
        [](const Case& c) { return std::to_string(c.batch); }},
-      {"qheads", "digits, a multiple of kvheads", [](Text t, Case& c) { return assign(number(t, INT32_MAX), c.q_heads); },
+      {"qheads", "digits, a multiple of kvheads",
+       [](Text t, Case& c) { return assign(number(t, INT32_MAX), c.q_heads); },
        [](const Case& c) { return std::to_string(c.q_heads); }},
       {"kvheads", "digits", [](Text t, Case& c) { return assign(number(t, INT32_MAX), c.kv_heads); },
        [](const Case& c) { return std::to_string(c.kv_heads); }},
@@ -184,8 +183,7 @@ const std::vector<Word>& words() {
        [](Text t, Case& c) { return list(t, c.taus, real); },
        [](const Case& c) { return c.taus.size() > 1 ? joined(c.taus, shortest) : ""; }},
       {"estimator", "int8, int4 or int8:RANK", read_estimator, estimator_text},
-      {"compute", "exact, int8",
-       [](Text t, Case& c) { return choose(t, std::array{"exact", "int8"}, c.compute); },
+      {"compute", "exact, int8", [](Text t, Case& c) { return choose(t, std::array{"exact", "int8"}, c.compute); },
        [](const Case& c) { return std::string(c.compute == SALE_COMPUTE_EXACT ? "exact" : "int8"); }},
       {"sink", "digits", [](Text t, Case& c) { return assign(number(t, INT32_MAX), c.sink); },
        [](const Case& c) { return std::to_string(c.sink); }},
@@ -223,7 +221,8 @@ void read_word(Text word, Case& c, std::set<Text>& seen) {
     if (key != w.key) continue;
     if (equals == Text::npos) refuse(word, "no value; write " + std::string(w.key) + "=VALUE, allowed: " + w.allowed);
     if (!seen.insert(key).second) refuse(word, "given twice");
-    if (!w.read(word.substr(equals + 1), c)) refuse(word, "not a value for " + std::string(w.key) + "; allowed: " + w.allowed);
+    if (!w.read(word.substr(equals + 1), c))
+      refuse(word, "not a value for " + std::string(w.key) + "; allowed: " + w.allowed);
     return;
   }
   std::string keys;
@@ -254,7 +253,8 @@ void complete(Case& c, const std::set<Text>& seen) {
     c.k_lens = c.q_lens;
   }
   const auto per_sequence = [&](const char* key, size_t n) {
-    if (n != 0 && n != static_cast<size_t>(c.batch)) refuse(key, std::to_string(n) + " numbers for batch=" + std::to_string(c.batch));
+    if (n != 0 && n != static_cast<size_t>(c.batch))
+      refuse(key, std::to_string(n) + " numbers for batch=" + std::to_string(c.batch));
   };
   per_sequence("qlens", c.q_lens.size());
   per_sequence("klens", c.k_lens.size());
@@ -299,7 +299,8 @@ std::string print(const Case& c) {
 
 std::string grammar() {
   std::string s;
-  for (const Word& w : words()) s += std::string(w.key) + "=" + std::string(12 - std::string(w.key).size(), ' ') + w.allowed + "\n";
+  for (const Word& w : words())
+    s += std::string(w.key) + "=" + std::string(12 - std::string(w.key).size(), ' ') + w.allowed + "\n";
   return s;
 }
 

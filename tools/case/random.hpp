@@ -13,7 +13,9 @@ public:
 
   uint64_t u64() { return mix(state_ += 0x9e3779b97f4a7c15u); }
   // 0 .. n - 1, near enough to uniform for tests.
-  int64_t below(int64_t n) { return static_cast<int64_t>((static_cast<unsigned __int128>(u64()) * static_cast<uint64_t>(n)) >> 64); }
+  int64_t below(int64_t n) {
+    return static_cast<int64_t>((static_cast<unsigned __int128>(u64()) * static_cast<uint64_t>(n)) >> 64);
+  }
   int64_t between(int64_t low, int64_t high) { return low + below(high - low + 1); }
   bool one_in(int64_t n) { return below(n) == 0; }
   float uniform() { return static_cast<float>(u64() >> 40) * 0x1p-24f; }

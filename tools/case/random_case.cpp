@@ -36,12 +36,12 @@ void position(Random& random, int64_t k, int64_t& q, int64_t& offset) {
   const int64_t kind = random.below(10);
   q = k;
   offset = SALE_AUTO;
-  if (kind < 4) return;                 // the whole prompt
+  if (kind < 4) return;  // the whole prompt
   q = random.between(1, k);
-  if (kind < 7) return;                 // a chunk at the end
-  if (kind < 8) offset = k;             // not causal
+  if (kind < 7) return;                          // a chunk at the end
+  if (kind < 8) offset = k;                      // not causal
   if (kind == 8) offset = random.below(k + 65);  // anywhere, also past the keys
-  if (kind == 9) {                      // more queries than keys
+  if (kind == 9) {                               // more queries than keys
     q = std::min<int64_t>(k + random.below(100), 2048);
     offset = random.below(40);
   }

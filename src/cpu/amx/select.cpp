@@ -2,12 +2,12 @@
 //
 //   A: 16 keys x 64 coordinates, straight from the index; B: 64 coordinates x 16 queries; C: 16 keys x 16 queries, i32
 //
-// Per block of 32 keys and 64 queries at rank 64: 6 tile loads (48 cycles), 8 products (128), 8 stores of C (128) and, for
-// the block before, 128 vector maxima (64), all on different units. Floor 0.0625 cycles a score by the tile unit (rank 64;
-// 0.125 at 128).
+// Per block of 32 keys and 64 queries at rank 64: 6 tile loads (48 cycles), 8 products (128), 8 stores of C (128) and,
+// for the block before, 128 vector maxima (64), all on different units. Floor 0.0625 cycles a score by the tile unit
+// (rank 64; 0.125 at 128).
+#include "cpu/common/select.hpp"
 #include "cpu/amx/kernels.hpp"
 #include "cpu/amx/tile.hpp"
-#include "cpu/common/select.hpp"
 
 namespace sale {
 namespace {
@@ -60,8 +60,9 @@ private:
     return max(a, b);
   }
 
-  // Panel p of this block into C tiles c and c + 1, panel p of the block before to its maximum. A product takes 52 cycles
-  // to come out and 16 to follow the next, so C tiles alternate in pairs; queries are read again for every block (L1).
+  // Panel p of this block into C tiles c and c + 1, panel p of the block before to its maximum. A product takes 52
+  // cycles to come out and 16 to follow the next, so C tiles alternate in pairs; queries are read again for every block
+  // (L1).
   template <bool multiply, bool reduce, int c>
   SALE_INLINE void panel(const int8_t* keys, const uint32_t* q, int32_t width, int32_t (*to)[16],
                          const int32_t (*from)[16], I16* m) {

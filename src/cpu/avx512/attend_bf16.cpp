@@ -1,6 +1,6 @@
+#include "cpu/avx512/kernels.hpp"
 #include "cpu/common/attend.hpp"
 #include "cpu/common/bf16.hpp"
-#include "cpu/avx512/kernels.hpp"
 
 namespace sale {
 namespace {
@@ -10,8 +10,8 @@ struct ScoreBf16 : PackedBf16Keys {
                      float* s) {
     const int32_t words = h.shape.head_dim / 2;
     for (int b = 0; b < blocks; ++b)
-      multiply<DotBf16>(rows, reinterpret_cast<const uint32_t*>(q), words, &k[b], 1, words, 2, s + b * k_block, run_keys,
-                        false);
+      multiply<DotBf16>(rows, reinterpret_cast<const uint32_t*>(q), words, &k[b], 1, words, 2, s + b * k_block,
+                        run_keys, false);
   }
 };
 

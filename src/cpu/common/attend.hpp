@@ -16,9 +16,9 @@
 // Blocks are taken in ascending order and runs never cross a chunk, so a lane's arithmetic depends on its own list
 // alone: the same bits for any item size, batch or number of threads.
 //
-// Two policies make a kernel: Score (how Q and K are stored and multiplied) and Mix (how P and V are). Floors per score at
-// d = 128, in cycles: AMX bf16 0.25 + 0.25 (two products of 128 at 512 a cycle); AVX512-BF16 on two ports 2 + 2; f32 FMA
-// 4 + 4; the exponential about 0.35 with 16 lanes. docs/performance.md has what was reached.
+// Two policies make a kernel: Score (how Q and K are stored and multiplied) and Mix (how P and V are). Floors per score
+// at d = 128, in cycles: AMX bf16 0.25 + 0.25 (two products of 128 at 512 a cycle); AVX512-BF16 on two ports 2 + 2; f32
+// FMA 4 + 4; the exponential about 0.35 with 16 lanes. docs/performance.md has what was reached.
 #pragma once
 
 #include "cpu/common/gemm.hpp"
@@ -274,7 +274,8 @@ struct Attend {
     const HeadGroup& h = *lane.h;
     const int64_t word = h.row_word[lane.tile] + first / 64;
     if (word >= h.row_word[lane.tile + 1]) return 0;
-    return static_cast<uint32_t>(h.bits[lane.head * h.head_words + word] >> (first % 64)) & (0xffffffffu >> (32 - chunk_blocks));
+    return static_cast<uint32_t>(h.bits[lane.head * h.head_words + word] >> (first % 64)) &
+           (0xffffffffu >> (32 - chunk_blocks));
   }
 
   // Keys that a row does not see, in blocks that reach beyond the diagonal.
@@ -285,8 +286,7 @@ struct Attend {
       if (keys[b] + k_block <= h.visible_keys(at)) continue;
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t seen = h.visible_keys(at + r) - keys[b];
-        for (int64_t c = seen < 0 ? 0 : seen; c < k_block; ++c)
-          s[r * run_keys + b * k_block + c] = -__builtin_inff();
+        for (int64_t c = seen < 0 ? 0 : seen; c < k_block; ++c) s[r * run_keys + b * k_block + c] = -__builtin_inff();
       }
     }
   }

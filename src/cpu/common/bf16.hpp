@@ -51,7 +51,8 @@ struct PackedBf16Values {
         __m256i x = _mm256_setzero_si256(), y = x;
         if (2 * w < keys) x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a + 2 * c));
         if (2 * w + 1 < keys) y = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + 2 * c));
-        const __m512i words = _mm512_or_si512(_mm512_cvtepu16_epi32(x), _mm512_slli_epi32(_mm512_cvtepu16_epi32(y), 16));
+        const __m512i words =
+            _mm512_or_si512(_mm512_cvtepu16_epi32(x), _mm512_slli_epi32(_mm512_cvtepu16_epi32(y), 16));
         _mm512_storeu_si512(to + c * (k_block / 2) + w * 16, words);
       }
     }

@@ -106,8 +106,7 @@ SALE_INLINE void smooth(const HeadGroup& h, int64_t key, int64_t keys, float* to
   const int32_t d = h.shape.head_dim;
   for (int64_t j = 0; j < keys; ++j) {
     load_row(h.k, h.shape.dtype, (key + j) * h.k_token, d, to + j * d);
-    for (int32_t c = 0; c < d; c += 16)
-      store(to + j * d + c, load(to + j * d + c) - load(h.index.smoothing + c));
+    for (int32_t c = 0; c < d; c += 16) store(to + j * d + c, load(to + j * d + c) - load(h.index.smoothing + c));
   }
 }
 

@@ -1,6 +1,6 @@
-// The register-tiled product behind every non-AMX kernel: C[rows, 16 * panels] (+)= A[rows, words] * B, where a "word" is
-// 32 bits: one f32, two bf16 or four int8, and B is packed in panels [words][16 columns]. What multiplies two words is the
-// Dot policy; the tile's shape follows from the number of registers.
+// The register-tiled product behind every non-AMX kernel: C[rows, 16 * panels] (+)= A[rows, words] * B, where a "word"
+// is 32 bits: one f32, two bf16 or four int8, and B is packed in panels [words][16 columns]. What multiplies two words
+// is the Dot policy; the tile's shape follows from the number of registers.
 #pragma once
 
 #include "cpu/common/simd.hpp"
@@ -86,8 +86,8 @@ struct DotI8 {
 
 // One register tile. B comes in segments (key blocks) of `words` words each; A's words of segment s start at s * words.
 template <class Dot, int R, int P>
-SALE_INLINE void multiply_tile(const typename Dot::Word* a, int64_t lda, const typename Dot::Word* const* b, int segments,
-                               int64_t words, int64_t column, typename Dot::Acc acc[R][P]) {
+SALE_INLINE void multiply_tile(const typename Dot::Word* a, int64_t lda, const typename Dot::Word* const* b,
+                               int segments, int64_t words, int64_t column, typename Dot::Acc acc[R][P]) {
   for (int s = 0; s < segments; ++s) {
     const typename Dot::Word* bp = b[s] + column * words;
     const typename Dot::Word* ap = a + s * words;
@@ -110,7 +110,9 @@ SALE_INLINE void multiply(int64_t rows, const typename Dot::Word* a, int64_t lda
       Out* at = c + r * ldc + p * 16;
       for (int i = 0; i < R; ++i)
         for (int j = 0; j < P; ++j)
-          acc[i][j] = accumulate ? load(at + i * ldc + j * 16) : init != nullptr ? load(init + (p + j) * 16) : Dot::zero();
+          acc[i][j] = accumulate        ? load(at + i * ldc + j * 16)
+                      : init != nullptr ? load(init + (p + j) * 16)
+                                        : Dot::zero();
       multiply_tile<Dot, R, P>(a + r * lda, lda, b, segments, words, p * 16, acc);
       for (int i = 0; i < R; ++i)
         for (int j = 0; j < P; ++j) store(at + i * ldc + j * 16, acc[i][j]);

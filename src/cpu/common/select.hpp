@@ -1,7 +1,8 @@
 // Selection: which key blocks of a query tile can matter. docs/numerics.md sections 2 to 4.
 //
 //   item      one kv head, T query tiles, G heads: U = T*G lanes (head, tile)
-//   lanes of a vector are queries: a tile is 4 panels of 16. Codes of a panel: [rank/4 words][16 queries], 4 int8 a word
+//   lanes of a vector are queries: a tile is 4 panels of 16. Codes of a panel: [rank/4 words][16 queries], 4 int8 a
+//   word
 //
 //   per lane, once:   code the queries; thresholds T[64] from sink and local keys (exact integers, 4 digit products)
 //   for each chunk of 8 key blocks, for each lane, for each candidate block:
@@ -21,8 +22,8 @@ namespace {
 constexpr int64_t scan_blocks = 8;
 constexpr int panels = 4;
 
-// The int8 products of a key block with a panel of queries, without tiles. Keys are the broadcast factor, so their codes
-// carry DotI8's bias (added to a copy of the chunk) and the queries' sums undo it.
+// The int8 products of a key block with a panel of queries, without tiles. Keys are the broadcast factor, so their
+// codes carry DotI8's bias (added to a copy of the chunk) and the queries' sums undo it.
 struct ScanDot {
   static constexpr int32_t bias = DotI8::a_bias;
 
@@ -94,10 +95,10 @@ struct Select {
   struct Lane {
     int head;
     int64_t tile, rows;
-    uint32_t* codes;    // [panels][width/4][16]
-    int32_t* undo;      // [64]
-    float* scale;       // [64], per query
-    float* threshold;   // [64]
+    uint32_t* codes;      // [panels][width/4][16]
+    int32_t* undo;        // [64]
+    float* scale;         // [64], per query
+    float* threshold;     // [64]
     int64_t first, last;  // candidate blocks
     uint64_t* bits;
   };
@@ -110,11 +111,11 @@ struct Select {
     uint32_t *qp_hi, *qp_lo;  // the same, packed
     int32_t *undo_hi, *undo_lo;
     float *row_scale, *key_scale;
-    int8_t *k_hi, *k_lo;    // [reference keys, d]
-    int64_t* key_at;        // [reference keys]
-    float* s;               // [reference keys][16]
+    int8_t *k_hi, *k_lo;         // [reference keys, d]
+    int64_t* key_at;             // [reference keys]
+    float* s;                    // [reference keys][16]
     int32_t *hh, *x1, *x2, *ll;  // [32][16]
-    int8_t* chunk;          // biased codes of a chunk
+    int8_t* chunk;               // biased codes of a chunk
   };
 
   static int64_t reference_keys(const Shape& s) { return s.sink + s.local + 2 * q_block; }
@@ -201,7 +202,8 @@ struct Select {
     for (int64_t r = 0; r < q_block; ++r) lane.scale[r] = 0;
     const auto code = [&](int64_t first, int64_t step, int64_t count, float levels) {
       Range range;
-      for (int64_t i = 0, r = first; i < count && r < lane.rows; ++i, r += step) Range::include(range, x + r * s.rank, s.rank);
+      for (int64_t i = 0, r = first; i < count && r < lane.rows; ++i, r += step)
+        Range::include(range, x + r * s.rank, s.rank);
       const Quantizer z(range.value(), levels);
       for (int64_t i = 0, r = first; i < count; ++i, r += step) {
         lane.scale[r] = z.scale;
@@ -273,7 +275,8 @@ struct Select {
     for (int64_t r = lane.rows; r < q_block; ++r) lane.threshold[r] = __builtin_inff();  // absent rows keep nothing
   }
 
-  static void panel_thresholds(const HeadGroup& h, Lane& lane, const Scratch& w, int64_t n, int64_t row, double log_tau) {
+  static void panel_thresholds(const HeadGroup& h, Lane& lane, const Scratch& w, int64_t n, int64_t row,
+                               double log_tau) {
     const int32_t d = h.shape.head_dim;
     const int64_t words = d / 4, base = h.position(lane.tile * q_block + row);
     const uint32_t *hi = w.qp_hi + row * words, *lo = w.qp_lo + row * words;
@@ -306,8 +309,7 @@ struct Select {
     }
     I16 count = splat(int32_t{0});
     const F16 to_base2 = splat(1.44269502162933349609375f), unit = splat(1048576.0f);
-    for (int64_t j = 0; j < n; ++j)
-      count = count + round_small(exp2<6>((load(w.s + j * 16) - top) * to_base2) * unit);
+    for (int64_t j = 0; j < n; ++j) count = count + round_small(exp2<6>((load(w.s + j * 16) - top) * to_base2) * unit);
     int32_t counts[16];
     float tops[16], bads[16];
     store(counts, count);

@@ -87,8 +87,8 @@ SALE_INLINE F16 operator*(const F16& a, const F16& b) {
   SALE_EACH r.p[i] = a.p[i] * b.p[i];
   return r;
 }
-// a * b + c, in one rounding where the machine can. Kernel files are compiled with -ffp-contract=off: what is not written
-// with this is rounded step by step.
+// a * b + c, in one rounding where the machine can. Kernel files are compiled with -ffp-contract=off: what is not
+// written with this is rounded step by step.
 SALE_INLINE F16 fused(const F16& a, const F16& b, const F16& c) {
   F16 r;
 #if defined(__AVX512F__)
@@ -195,8 +195,7 @@ SALE_INLINE bool any_not_below(const F16& a, const F16& b) {
 
 SALE_INLINE float max_lane(const F16& a) {
 #if defined(__AVX512F__)
-  const __m256 h = _mm256_max_ps(_mm512_castps512_ps256((__m512)a.p[0]),
-                                 _mm512_extractf32x8_ps((__m512)a.p[0], 1));
+  const __m256 h = _mm256_max_ps(_mm512_castps512_ps256((__m512)a.p[0]), _mm512_extractf32x8_ps((__m512)a.p[0], 1));
   const __m128 q = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
   const __m128 d = _mm_max_ps(q, _mm_movehl_ps(q, q));
   return _mm_cvtss_f32(_mm_max_ss(d, _mm_shuffle_ps(d, d, 1)));
