@@ -1,0 +1,153 @@
+// What the host sees of the Hopper kernels: plain structs passed by value and one launch function a stage. Nothing here
+// allocates, synchronises or changes the current device; everything runs on the given stream and can be captured.
+//
+//     mean ─▶ range ─▶ index        keys: smoothing vector, largest coordinate, codes            index.cu
+//     prepare ─▶ scan               queries: thresholds and codes; then the vote per block      prepare.cu, scan.cu
+//     attend                        exact attention over the kept blocks                         attend.cu
+#pragma once
+
+#include <cuda.h>  // CUtensorMap, CUstream: types only
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "sale/sale.h"
+
+namespace sale::sm90 {
+
+constexpr int64_t tile_rows = 128;     // rows of a query tile: the block list is the union of its two halves of 64 rows
+constexpr int64_t block_keys = 32;     // keys of a block
+constexpr int32_t max_sequences = 64;  // of one launch; larger batches take several
+constexpr int64_t max_keys = int64_t{1} << 21;  // of a sequence: a row of block bits must fit shared memory
+
+// One sequence of the batch. Positions as in sale_problem.
+struct Sequence {
+  int64_t q_len, k_len, q_offset;
+  int64_t q_start, k_start;  // first token in q and out, k and v
+  int64_t bits_at, words;    // block list: head h's rows at bits + bits_at + h * words
+  int64_t row_word_at;       // tile t's words begin row_word[row_word_at + t] after that
+  int32_t batch;             // its place on the tensors' batch axis (and in lse and the page table)
+  int32_t dense;             // every head dense: keeps all blocks, needs no index
+  // Key index, null when dense; kv head h's part at h times the stride.
+  uint8_t* codes;    // [keys rounded up to 32, width] bytes, laid out by code_offset()
+  float* scales;     // INT8: [blocks]; FP8: one number
+  float* smoothing;  // [head_dim]
+  int64_t codes_head, scales_head;  // strides: bytes, floats
+};
+
+struct Item {
+  int32_t sequence, tile;
+};
+
+// The same for every kernel of a call.
+struct Common {
+  Sequence sequences[max_sequences];
+  const Item* items;        // device, [n_items]: every (sequence, tile), longest first
+  const int64_t* row_word;  // device
+  const float* thresholds;  // device, [q_heads]: tau
+  uint64_t* bits;           // device: the block list
+  int32_t n_sequences, n_items;
+  int32_t q_heads, kv_heads, group, head_dim;
+  int32_t dtype;  // sale_dtype: SALE_F16 or SALE_BF16
+  int32_t sink, local;
+  float scale;
+  int32_t page_size;           // 0: not paged
+  int64_t pages;               // page table row length
+  const int32_t* page_table;   // device, [batch, pages]
+};
+
+// How keys and queries are coded. width: bytes of a coded row.
+//   FP8 projected   rank <= width - 4; the last four coordinates carry the threshold      width 32, 64
+//   FP8, INT8       rank = head_dim                                                        width = rank
+struct Estimator {
+  int32_t format;  // sale_format: SALE_FP8 or SALE_INT8
+  int32_t rank, width;
+  const float* k_projection;     // device, [kv_heads, head_dim, rank], or null
+  const uint16_t* q_projection;  // device, tensors' dtype, [kv_heads, width, head_dim]: transposed, zero rows beyond rank;
+                                 // or null
+};
+
+// Byte of coordinate c of key j in a head's codes: rows in order, their 16-byte pieces permuted the way the tensor cores
+// read shared memory, so that plain bulk copies will do.
+inline int64_t code_offset(int64_t key, int64_t c, int64_t width) {
+  const int64_t swizzle = width == 32 ? (key >> 2) & 1 : width == 64 ? (key >> 1) & 3 : key & 7;
+  return key * width + ((c / 16) ^ swizzle) * 16 + c % 16;
+}
+
+// ---- index ---------------------------------------------------------------------------------------------------
+
+struct IndexCall {
+  const void* k;  // first key of the sequence, kv head 0; device
+  int64_t k_head, k_token;  // strides in elements
+  int32_t dtype, head_dim, kv_heads;
+  Estimator estimator;
+  uint8_t* codes;
+  float *scales, *smoothing;
+  int64_t codes_head, scales_head;
+  int64_t k_len;            // keys of the sequence
+  int64_t first_key;        // codes from this key (a multiple of 32) on are made
+  int32_t fix;              // != 0: also fix smoothing (unless given) and FP8's scale, by keys [0, k_len)
+  int32_t smoothing_given;  // != 0: the vectors are set already
+  void* scratch;            // device, index_scratch_bytes()
+  // Paged keys: k is page 0's first key; key j of the sequence is at page_table[j / page_size].
+  int32_t page_size;
+  int64_t k_page;             // stride between pages, elements
+  const int32_t* page_table;  // device, this sequence's row
+};
+size_t index_scratch_bytes(int32_t kv_heads, int32_t head_dim);
+cudaError_t launch_index(const IndexCall& call, cudaStream_t stream);
+
+// ---- tensor maps ---------------------------------------------------------------------------------------------
+
+// A tensor [batch or page, head, token, head_dim] seen by the copy engine in boxes of `rows` tokens x 64 elements.
+struct MapSpec {
+  const void* base;
+  int32_t head_dim;
+  int64_t tokens, heads, outer;                         // extents
+  int64_t token_stride, head_stride, outer_stride;      // elements; multiples of 8
+  int32_t rows;                                         // of a box
+};
+// Empty, or why the copy engine cannot read such a tensor.
+const char* why_not_map(const MapSpec& spec, int32_t dtype);
+// encode: the driver's cuTensorMapEncodeTiled.
+using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
+                                 const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
+                                 CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+CUresult make_map(EncodeTiled encode, const MapSpec& spec, int32_t dtype, CUtensorMap* map);
+
+// ---- select --------------------------------------------------------------------------------------------------
+
+struct SelectCall {
+  Common common;
+  Estimator estimator;
+  CUtensorMap q64, k32;  // boxes of 64 and 32 rows (paged: min(32, page_size) rows)
+  // Scratch, device. Rows of head h, tile t of item i: see select_scratch().
+  uint8_t* q_codes;   // coded queries of a slice of the items
+  float* row_limits;  // their thresholds in code units
+  int64_t slice;      // items handled at a time
+};
+// Bytes of scratch for slices of `items` items: q_codes, then row_limits.
+struct SelectScratch {
+  size_t q_codes, row_limits;
+};
+SelectScratch select_scratch(const Estimator& estimator, int32_t q_heads, int64_t items);
+// Writes every row of bits of the call's sequences.
+cudaError_t launch_select(const SelectCall& call, int32_t multiprocessors, cudaStream_t stream);
+
+// ---- attend --------------------------------------------------------------------------------------------------
+
+struct AttendCall {
+  Common common;
+  CUtensorMap q64, k32, k128, v32, v128;
+  void* out;
+  int64_t out_batch, out_head, out_token;  // strides, elements
+  float* lse;                              // or null: [batch, q_heads, lse_rows]
+  int64_t lse_rows;
+  int32_t* counter;  // device scratch, one int; set to 0 by the launch
+};
+cudaError_t launch_attend(const AttendCall& call, int32_t multiprocessors, cudaStream_t stream);
+
+// Raises the kernels' shared-memory limits on the current device. Once per device.
+cudaError_t prepare_device();
+
+}  // namespace sale::sm90
