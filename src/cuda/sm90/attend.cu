@@ -2,15 +2,14 @@
 //
 // One thread block stays on each multiprocessor and takes items, longest first, from a counter:
 //
-//   producer warp     reads the tile's block bits, last block first, gathers four blocks of 32 keys at a time
-//                     ─▶ K stage (128 keys), V stage (128 keys)        copy engine, boxes of 32 rows (128 when the four adjoin)
+//   2 producer warps  read the tile's block bits, last block first, gather four blocks of 32 keys at a time
+//                     ─▶ K stage, V stage (128 keys)        copy engine, boxes of 32 rows (128 when the four adjoin)
 //   2 consumer groups 64 rows each, the same four blocks:
 //                     S = Q Kᵀ ─▶ online softmax ─▶ P ─▶ O += P V
 //
 // While one group's softmax runs on the vector units, the other's products run on the tensor cores (named barriers 1, 2 hand
 // over); within a group S of the next step is multiplied before P V of the last one, so that softmax overlaps with P V too.
 //
-//   step n      producer: K(n+1) V(n) ...
 //   group 0     QK(n+1) PV(n) │ softmax(n+1)      │ QK(n+2) PV(n+1) │ ...
 //   group 1     softmax(n)    │ QK(n+1) PV(n)     │ softmax(n+1)    │ ...
 //
@@ -66,9 +65,11 @@ struct Ring {
   }
 };
 
-__device__ Place place_of(const Common& c, int32_t item) {
-  const Item& i = c.items[item / c.q_heads];
-  return {&c.sequences[i.sequence], i.tile, item % c.q_heads};
+// All items of one kv head before the next: what the multiprocessors read at a time then fits L2.
+__device__ Place place_of(const Common& c, int32_t work) {
+  const int32_t per_head = c.n_items * c.group, kv_head = work / per_head, rest = work % per_head;
+  const Item& i = c.items[rest / c.group];
+  return {&c.sequences[i.sequence], i.tile, kv_head * c.group + rest % c.group};
 }
 
 // ---- producer -------------------------------------------------------------------------------------------------------
@@ -130,71 +131,83 @@ __device__ void copy_blocks(const AttendCall& call, const Sequence& s, int32_t k
   }
 }
 
+// The next item for everyone, by the K warp. Returns false when there is none left.
 template <int D>
+__device__ bool take_item(const AttendCall& call, Shared<D>& sh, Ring<2>& slot, int32_t& work, int32_t& steps) {
+  const Common& c = call.common;
+  const int lane = threadIdx.x % 32;
+  if (lane == 0) work = atomicAdd(call.counter, 1);
+  work = __shfl_sync(0xffffffff, work, 0);
+  barrier_wait(&sh.slot_empty[slot.index], slot.parity ^ 1);
+  const bool any = work < c.n_items * c.q_heads;
+  int32_t kept = 0;
+  if (any) {
+    const Place p = place_of(c, work);
+    const uint64_t* row = tile_bits(c, *p.sequence, p.tile, p.head);
+    const int32_t n_words = (visible_blocks(*p.sequence, p.tile) + 63) / 64;
+    for (int32_t w = lane; w < n_words; w += 32) kept += __popcll(row[w]);
+    kept = __reduce_add_sync(0xffffffff, kept);
+  }
+  steps = (kept + step_blocks - 1) / step_blocks;
+  if (lane == 0) {
+    sh.slots[slot.index] = {any ? work : -1, steps};
+    barrier_arrive(&sh.slot_full[slot.index]);
+  }
+  slot.next();
+  return any;
+}
+
+// The same, by everyone else: one lane of each warp says that it has read the slot.
+template <int D>
+__device__ bool read_item(Shared<D>& sh, Ring<2>& slot, int32_t& work, int32_t& steps) {
+  barrier_wait(&sh.slot_full[slot.index], slot.parity);
+  work = sh.slots[slot.index].item;
+  steps = sh.slots[slot.index].steps;
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) barrier_arrive(&sh.slot_empty[slot.index]);
+  slot.next();
+  return work >= 0;
+}
+
+template <int D, bool keys>
 __device__ void produce(const AttendCall& call, Shared<D>& sh) {
   const Common& c = call.common;
   const int lane = threadIdx.x % 32;
-  Ring<stages> kr, vr;
+  Ring<stages> ring;
   Ring<2> qr, slot;
-  const int32_t n_work = c.n_items * c.q_heads;
-  while (true) {
-    int32_t item = 0;
-    if (lane == 0) item = atomicAdd(call.counter, 1);
-    item = __shfl_sync(0xffffffff, item, 0);
-    barrier_wait(&sh.slot_empty[slot.index], slot.parity ^ 1);
-    if (item >= n_work) {
-      if (lane == 0) {
-        sh.slots[slot.index] = {-1, 0};
-        barrier_arrive(&sh.slot_full[slot.index]);
-      }
-      return;
-    }
-    const Place p = place_of(c, item);
+  int32_t work = 0, steps = 0;
+  while (keys ? take_item<D>(call, sh, slot, work, steps) : read_item<D>(sh, slot, work, steps)) {
+    const Place p = place_of(c, work);
     const Sequence& s = *p.sequence;
-    const int32_t kv_head = p.head / c.group, n_words = (visible_blocks(s, p.tile) + 63) / 64;
-    const uint64_t* row = tile_bits(c, s, p.tile, p.head);
-    int32_t kept = 0;
-    for (int32_t w = lane; w < n_words; w += 32) kept += __popcll(row[w]);
-    kept = __reduce_add_sync(0xffffffff, kept);
-    const int32_t steps = (kept + step_blocks - 1) / step_blocks;
-    if (lane == 0) {
-      sh.slots[slot.index] = {item, steps};
-      barrier_arrive(&sh.slot_full[slot.index]);
+    const int32_t kv_head = p.head / c.group;
+    if constexpr (keys) {
+      barrier_wait(&sh.q_empty[qr.index], qr.parity ^ 1);
+      if (lane == 0) {
+        barrier_expect(&sh.q_full[qr.index], sizeof(sh.q[0]));
+        for (int piece = 0; piece < D / 64; ++piece)
+          for (int half = 0; half < 2; ++half)
+            copy_box(&sh.q[qr.index][piece][half * 64 * 64], &call.q64, &sh.q_full[qr.index], piece * 64,
+                     static_cast<int32_t>(s.q_start + p.tile * tile_rows + half * 64), p.head, s.batch);
+      }
+      qr.next();
     }
-    slot.next();
-
-    barrier_wait(&sh.q_empty[qr.index], qr.parity ^ 1);
-    if (lane == 0) {
-      barrier_expect(&sh.q_full[qr.index], sizeof(sh.q[0]));
-      for (int piece = 0; piece < D / 64; ++piece)
-        for (int half = 0; half < 2; ++half)
-          copy_box(&sh.q[qr.index][piece][half * 64 * 64], &call.q64, &sh.q_full[qr.index], piece * 64,
-                   static_cast<int32_t>(s.q_start + p.tile * tile_rows + half * 64), p.head, s.batch);
-    }
-    qr.next();
-
-    Bits bits(row, n_words);
-    Gathered last{};
-    for (int32_t n = 0; n <= steps; ++n) {
-      Gathered g{};
-      if (n < steps) {
+    Bits bits(tile_bits(c, s, p.tile, p.head), (visible_blocks(s, p.tile) + 63) / 64);
+    for (int32_t n = 0; n < steps; ++n) {
+      Gathered g;
 #pragma unroll
-        for (int b = step_blocks - 1; b >= 0; --b) g.id[b] = bits.next();
-        barrier_wait(&sh.k_empty[kr.index], kr.parity ^ 1);
-        if (lane == 0) {
+      for (int b = step_blocks - 1; b >= 0; --b) g.id[b] = bits.next();
+      const int at = ring.index;
+      barrier_wait(keys ? &sh.k_empty[at] : &sh.v_empty[at], ring.parity ^ 1);
+      if (lane == 0) {
+        if constexpr (keys) {
 #pragma unroll
-          for (int b = 0; b < step_blocks; ++b) sh.ids[kr.index][b] = g.id[b];
-          copy_blocks<D>(call, s, kv_head, g, sh.k[kr.index], &call.k32, &call.k128, &sh.k_full[kr.index]);
+          for (int b = 0; b < step_blocks; ++b) sh.ids[at][b] = g.id[b];
+          copy_blocks<D>(call, s, kv_head, g, sh.k[at], &call.k32, &call.k128, &sh.k_full[at]);
+        } else {
+          copy_blocks<D>(call, s, kv_head, g, sh.v[at], &call.v32, &call.v128, &sh.v_full[at]);
         }
-        kr.next();
       }
-      if (n > 0) {  // V one step behind K, in the order they are used
-        barrier_wait(&sh.v_empty[vr.index], vr.parity ^ 1);
-        if (lane == 0)
-          copy_blocks<D>(call, s, kv_head, last, sh.v[vr.index], &call.v32, &call.v128, &sh.v_full[vr.index]);
-        vr.next();
-      }
-      last = g;
+      ring.next();
     }
   }
 }
@@ -307,13 +320,16 @@ __device__ __forceinline__ void round_p(const float (&s)[64], uint32_t (&p)[8][4
     for (int e = 0; e < 4; ++e) p[i][e] = pack<T>(s[8 * i + 2 * e], s[8 * i + 2 * e + 1]);
 }
 
-// Rows of V beyond the last key may hold anything; a weight of 0 does not silence NaN.
+// Rows of V beyond the last key may hold anything, and a weight of 0 does not silence NaN. The last block is among the first
+// four; where there are fewer, copies of it stand in for the missing ones.
 template <int D>
-__device__ void clear_rows(uint16_t (&v)[D / 64][step_keys * 64], int from) {
-  const int n = (step_keys - from) * 8;  // pieces of 16 bytes
+__device__ void clear_rows(uint16_t (&v)[D / 64][step_keys * 64], const int4& ids, int64_t k_len) {
+  const int missing = (ids.x < 0) + (ids.y < 0) + (ids.z < 0);
+  const int valid = static_cast<int>(k_len - int64_t{ids.w} * block_keys);
   for (int piece = 0; piece < D / 64; ++piece)
-    for (int i = threadIdx.x - 128; i < n; i += 128 * groups)
-      reinterpret_cast<uint4*>(&v[piece][from * 64])[i] = uint4{0, 0, 0, 0};
+    for (int i = threadIdx.x - 128; i < step_keys * 8; i += 128 * groups)  // pieces of 16 bytes
+      if (i / 8 < missing * block_keys || i / 8 >= 96 + valid)
+        reinterpret_cast<uint4*>(v[piece])[i] = uint4{0, 0, 0, 0};
   fence_async();
   named_sync(3, 128 * groups);
 }
@@ -371,14 +387,9 @@ __device__ void consume(const AttendCall& call, Shared<D>& sh) {
   Softmax softmax;
   softmax.scale = c.scale * log2e;
   if (group == 1) named_arrive(1, 128 * groups);  // group 0 goes first
-  while (true) {
-    barrier_wait(&sh.slot_full[slot.index], slot.parity);
-    const int32_t item = sh.slots[slot.index].item, steps = sh.slots[slot.index].steps;
-    __syncwarp();
-    if (speaks) barrier_arrive(&sh.slot_empty[slot.index]);
-    slot.next();
-    if (item < 0) break;
-    const Place p = place_of(c, item);
+  int32_t work, steps;
+  while (read_item<D>(sh, slot, work, steps)) {
+    const Place p = place_of(c, work);
     const Sequence& s = *p.sequence;
     const int64_t first = int64_t{p.tile} * tile_rows + group * 64;
     const int64_t limit0 = visible_keys(s, first + row), limit1 = visible_keys(s, first + row + 8);
@@ -409,7 +420,7 @@ __device__ void consume(const AttendCall& call, Shared<D>& sh) {
       round_p<T>(scores, prob);
       if (int64_t{ids.w + 1} * block_keys > s.k_len) {
         barrier_wait(&sh.v_full[vr.index], vr.parity);
-        clear_rows<D>(sh.v[vr.index], 96 + static_cast<int>(s.k_len - int64_t{ids.w} * block_keys));
+        clear_rows<D>(sh.v[vr.index], ids, s.k_len);
       }
     }
 #pragma unroll 1
@@ -479,16 +490,19 @@ __global__ void __launch_bounds__(threads, 1) attend_kernel(const __grid_constan
       barrier_init(&sh.q_full[i], 1);
       barrier_init(&sh.q_empty[i], groups);
       barrier_init(&sh.slot_full[i], 1);
-      barrier_init(&sh.slot_empty[i], 4 * groups);
+      barrier_init(&sh.slot_empty[i], 1 + 4 * groups);
     }
     barrier_init_fence();
   }
   __syncthreads();
   if (threadIdx.x < 128) {
-    give_registers<40>();
-    if (threadIdx.x < 32) produce<D>(call, sh);
+    give_registers<56>();
+    if (threadIdx.x < 32)
+      produce<D, true>(call, sh);
+    else if (threadIdx.x < 64)
+      produce<D, false>(call, sh);
   } else {
-    take_registers<232>();
+    take_registers<224>();
     consume<D, T>(call, sh);
   }
 }
