@@ -104,7 +104,7 @@ SALE_API sale_problem sale_problem_init(int32_t batch, int32_t q_heads, int32_t 
 
 /* ---- how it is to be done ------------------------------------------------------------------------------------ */
 
-typedef enum sale_format SALE_INT { SALE_INT4 = 4, SALE_INT8 = 8 } sale_format;
+typedef enum sale_format SALE_INT { SALE_INT4 = 4, SALE_INT8 = 8, SALE_FP8 = 9 } sale_format;
 
 typedef enum sale_compute SALE_INT {
   SALE_COMPUTE_EXACT = 0, /* bf16 products for bf16 tensors, f32 products for f16 and f32; f32 accumulation */

@@ -266,15 +266,14 @@ struct Softmax {
   }
 };
 
-// Scores of keys that a row does not see become -inf. limit: keys seen by row r.
-__device__ __forceinline__ void mask(float (&s)[64], const int4& ids, int64_t limit0, int64_t limit1) {
+// Scores of keys that a row does not see become -inf. limit: keys seen by rows r and r + 8.
+__device__ __forceinline__ void mask(float (&s)[64], const int4& ids, int32_t limit0, int32_t limit1) {
   const int column = threadIdx.x % 4 * 2;
   const int32_t id[4] = {ids.x, ids.y, ids.z, ids.w};
 #pragma unroll
   for (int b = 0; b < step_blocks; ++b) {
-    const int64_t first = int64_t{id[b]} * block_keys + column;
-    const int32_t left0 = id[b] < 0 ? 0 : static_cast<int32_t>(max(int64_t{0}, min(int64_t{64}, limit0 - first)));
-    const int32_t left1 = id[b] < 0 ? 0 : static_cast<int32_t>(max(int64_t{0}, min(int64_t{64}, limit1 - first)));
+    const int32_t first = id[b] * static_cast<int32_t>(block_keys) + column;
+    const int32_t left0 = id[b] < 0 ? 0 : limit0 - first, left1 = id[b] < 0 ? 0 : limit1 - first;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
@@ -392,8 +391,12 @@ __device__ void consume(const AttendCall& call, Shared<D>& sh) {
     const Place p = place_of(c, work);
     const Sequence& s = *p.sequence;
     const int64_t first = int64_t{p.tile} * tile_rows + group * 64;
-    const int64_t limit0 = visible_keys(s, first + row), limit1 = visible_keys(s, first + row + 8);
-    const int64_t limit_first = visible_keys(s, first);
+    // Blocks below this one are seen whole by every row of the group.
+    const int32_t whole = static_cast<int32_t>(visible_keys(s, first) / block_keys);
+    const auto hide = [&](float (&x)[64], const int4& ids) {
+      if (ids.x >= 0 && ids.w < whole) return;
+      mask(x, ids, static_cast<int32_t>(visible_keys(s, first + row)), static_cast<int32_t>(visible_keys(s, first + row + 8)));
+    };
 
     float o[D / 2], scores[64], shrink[2];
     uint32_t prob[8][4];
@@ -402,9 +405,6 @@ __device__ void consume(const AttendCall& call, Shared<D>& sh) {
     for (int i = 0; i < D / 2; ++i) o[i] = 0;
     barrier_wait(&sh.q_full[qr.index], qr.parity);
 
-    const auto hidden = [&](const int4& ids) {
-      return ids.x < 0 || int64_t{ids.w + 1} * block_keys > limit_first;
-    };
     if (steps > 0) {
       barrier_wait(&sh.k_full[kr.index], kr.parity);
       const int4 ids = *reinterpret_cast<const int4*>(sh.ids[kr.index]);
@@ -415,7 +415,7 @@ __device__ void consume(const AttendCall& call, Shared<D>& sh) {
       wgmma_touch(scores);
       if (speaks) barrier_arrive(&sh.k_empty[kr.index]);
       kr.next();
-      if (hidden(ids)) mask(scores, ids, limit0, limit1);
+      hide(scores, ids);
       softmax.step(scores, shrink);
       round_p<T>(scores, prob);
       if (int64_t{ids.w + 1} * block_keys > s.k_len) {
@@ -440,7 +440,7 @@ __device__ void consume(const AttendCall& call, Shared<D>& sh) {
       wgmma_touch(scores);
       if (speaks) barrier_arrive(&sh.k_empty[kr.index]);
       kr.next();
-      if (hidden(ids)) mask(scores, ids, limit0, limit1);
+      hide(scores, ids);
       softmax.step(scores, shrink);
       wgmma_wait<0>();
       wgmma_touch(o);
@@ -529,7 +529,7 @@ cudaError_t launch_attend(const AttendCall& call, int32_t multiprocessors, cudaS
   return bf16 ? launch<64, Bf16>(call, multiprocessors, stream) : launch<64, F16>(call, multiprocessors, stream);
 }
 
-cudaError_t prepare_attend() {
+cudaError_t allow_attend() {
   for (const auto f : {allow<128, Bf16>, allow<128, F16>, allow<64, Bf16>, allow<64, F16>})
     if (const cudaError_t e = f(); e != cudaSuccess) return e;
   return cudaSuccess;

@@ -69,6 +69,9 @@ struct Estimator {
 
 // Byte of coordinate c of key j in a head's codes: rows in order, their 16-byte pieces permuted the way the tensor cores
 // read shared memory, so that plain bulk copies will do.
+#ifdef __CUDACC__
+__host__ __device__
+#endif
 inline int64_t code_offset(int64_t key, int64_t c, int64_t width) {
   const int64_t swizzle = width == 32 ? (key >> 2) & 1 : width == 64 ? (key >> 1) & 3 : key & 7;
   return key * width + ((c / 16) ^ swizzle) * 16 + c % 16;
@@ -117,9 +120,16 @@ CUresult make_map(EncodeTiled encode, const MapSpec& spec, int32_t dtype, CUtens
 
 // ---- select --------------------------------------------------------------------------------------------------
 
+// The tensors themselves, for thresholds that must be exact (INT8).
+struct ExactCall {
+  const void *q, *k;
+  int64_t q_batch, q_head, q_token, k_batch, k_head, k_token;  // strides, elements; k_batch: of pages when paged
+};
+
 struct SelectCall {
   Common common;
   Estimator estimator;
+  ExactCall exact;
   CUtensorMap q64, k32;  // boxes of 64 and 32 rows (paged: min(32, page_size) rows)
   // Scratch, device. Rows of head h, tile t of item i: see select_scratch().
   uint8_t* q_codes;   // coded queries of a slice of the items
