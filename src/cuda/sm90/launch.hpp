@@ -11,7 +11,6 @@ cudaError_t launch_exact(const SelectCall& call, int32_t first, int32_t items, c
 cudaError_t launch_scan(const SelectCall& call, int32_t first, int32_t items, cudaStream_t stream);
 
 // Shared-memory limits of each file's kernels, on the current device.
-cudaError_t allow_index();
 cudaError_t allow_prepare();
 cudaError_t allow_scan();
 cudaError_t allow_attend();
