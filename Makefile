@@ -22,7 +22,7 @@ bench: all
 	@bench/cpu
 
 format:
-	@git ls-files '*.cpp' '*.hpp' '*.h' | xargs clang-format-19 -i
+	@git ls-files '*.cpp' '*.hpp' '*.h' '*.cu' '*.cuh' | xargs clang-format-19 -i
 
 clean:
 	rm -rf build

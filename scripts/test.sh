@@ -20,7 +20,7 @@ compile() {  # name, targets...
 }
 
 format() {
-  git ls-files '*.cpp' '*.hpp' '*.h' | xargs clang-format-19 --dry-run --Werror
+  git ls-files '*.cpp' '*.hpp' '*.h' '*.cu' '*.cuh' | xargs clang-format-19 --dry-run --Werror
 }
 
 release() {
