@@ -11,7 +11,8 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// ---- mbarrier: a count of arrivals and of bytes to come; phases alternate, waiting is for the parity of a phase ------
+// ---- mbarrier: a count of arrivals and of bytes to come; phases alternate, waiting is for the parity of a phase
+// ------
 
 __device__ __forceinline__ void barrier_init(uint64_t* bar, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(bar)), "r"(arrivals) : "memory");
@@ -53,8 +54,8 @@ __device__ __forceinline__ void named_arrive(int id, int threads) {
 __device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, uint64_t* bar, int element, int token,
                                          int head, int outer) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::
-          "r"(shared_address(to)),
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
+      "[%2];" ::"r"(shared_address(to)),
       "l"(map), "r"(shared_address(bar)), "r"(element), "r"(token), "r"(head), "r"(outer)
       : "memory");
 }

@@ -7,8 +7,9 @@
 //   2 consumer groups 64 rows each, the same four blocks:
 //                     S = Q Kᵀ ─▶ online softmax ─▶ P ─▶ O += P V
 //
-// While one group's softmax runs on the vector units, the other's products run on the tensor cores (named barriers 1, 2 hand
-// over); within a group S of the next step is multiplied before P V of the last one, so that softmax overlaps with P V too.
+// While one group's softmax runs on the vector units, the other's products run on the tensor cores (named barriers 1, 2
+// hand over); within a group S of the next step is multiplied before P V of the last one, so that softmax overlaps with
+// P V too.
 //
 //   group 0     QK(n+1) PV(n) │ softmax(n+1)      │ QK(n+2) PV(n+1) │ ...
 //   group 1     softmax(n)    │ QK(n+1) PV(n)     │ softmax(n+1)    │ ...
@@ -16,8 +17,8 @@
 // Shared memory (d = 128): Q 2 x 32 KB (the next item's Q arrives while this one is worked on; O leaves through it),
 // K 2 x 32 KB, V 2 x 32 KB. All tiles: columns in pieces of 64, 128 bytes a row, 128-byte swizzle.
 //
-// Numbers: S in f32 from 16-bit products; softmax in base 2, f32; P rounded to the tensors' type; O in f32. The arithmetic of
-// an item depends on its own list alone.
+// Numbers: S in f32 from 16-bit products; softmax in base 2, f32; P rounded to the tensors' type; O in f32. The
+// arithmetic of an item depends on its own list alone.
 //
 // Floor: 4 d operations a kept pair; at the 989 TFLOP/s of the data sheet a step of 128 x 128 takes 2048 cycles, its
 // exponentials 1024 on 16 lanes, its K and V 64 KB, 32 bytes a cycle, from L2. What was reached: docs/performance.md.
@@ -99,7 +100,7 @@ struct Bits {
     return word * 64 + bit;
   }
 
- private:
+private:
   int32_t mine_group = -1;
 };
 
@@ -319,8 +320,8 @@ __device__ __forceinline__ void round_p(const float (&s)[64], uint32_t (&p)[8][4
     for (int e = 0; e < 4; ++e) p[i][e] = pack<T>(s[8 * i + 2 * e], s[8 * i + 2 * e + 1]);
 }
 
-// Rows of V beyond the last key may hold anything, and a weight of 0 does not silence NaN. The last block is among the first
-// four; where there are fewer, copies of it stand in for the missing ones.
+// Rows of V beyond the last key may hold anything, and a weight of 0 does not silence NaN. The last block is among the
+// first four; where there are fewer, copies of it stand in for the missing ones.
 template <int D>
 __device__ void clear_rows(uint16_t (&v)[D / 64][step_keys * 64], const int4& ids, int64_t k_len) {
   const int missing = (ids.x < 0) + (ids.y < 0) + (ids.z < 0);
@@ -393,9 +394,10 @@ __device__ void consume(const AttendCall& call, Shared<D>& sh) {
     const int64_t first = int64_t{p.tile} * tile_rows + group * 64;
     // Blocks below this one are seen whole by every row of the group.
     const int32_t whole = static_cast<int32_t>(visible_keys(s, first) / block_keys);
-    const auto hide = [&](float (&x)[64], const int4& ids) {
+    const auto hide = [&](float(&x)[64], const int4& ids) {
       if (ids.x >= 0 && ids.w < whole) return;
-      mask(x, ids, static_cast<int32_t>(visible_keys(s, first + row)), static_cast<int32_t>(visible_keys(s, first + row + 8)));
+      mask(x, ids, static_cast<int32_t>(visible_keys(s, first + row)),
+           static_cast<int32_t>(visible_keys(s, first + row + 8)));
     };
 
     float o[D / 2], scores[64], shrink[2];
@@ -525,7 +527,8 @@ cudaError_t launch_attend(const AttendCall& call, int32_t multiprocessors, cudaS
   const cudaError_t cleared = cudaMemsetAsync(call.counter, 0, sizeof(int32_t), stream);
   if (cleared != cudaSuccess) return cleared;
   const bool wide = call.common.head_dim == 128, bf16 = call.common.dtype == SALE_BF16;
-  if (wide) return bf16 ? launch<128, Bf16>(call, multiprocessors, stream) : launch<128, F16>(call, multiprocessors, stream);
+  if (wide)
+    return bf16 ? launch<128, Bf16>(call, multiprocessors, stream) : launch<128, F16>(call, multiprocessors, stream);
   return bf16 ? launch<64, Bf16>(call, multiprocessors, stream) : launch<64, F16>(call, multiprocessors, stream);
 }
 

@@ -1,13 +1,14 @@
-// Thresholds to the bit, and INT8 codes of queries: docs/numerics.md, sections 2 and 3, as every CPU backend computes them.
+// Thresholds to the bit, and INT8 codes of queries: docs/numerics.md, sections 2 and 3, as every CPU backend computes
+// them.
 //
-// One thread block owns 64 rows of one query head. Four threads share a row: each holds the row's 15-bit digits in registers
-// (two 8-bit parts of every coordinate) and takes a quarter of the reference keys, whose digits the block makes in shared
-// memory, 32 keys at a time. Scores are exact integer sums put together in f32 in the defined order; the maximum needs a first
-// pass over the keys, the sum of exponentials a second.
+// One thread block owns 64 rows of one query head. Four threads share a row: each holds the row's 15-bit digits in
+// registers (two 8-bit parts of every coordinate) and takes a quarter of the reference keys, whose digits the block
+// makes in shared memory, 32 keys at a time. Scores are exact integer sums put together in f32 in the defined order;
+// the maximum needs a first pass over the keys, the sum of exponentials a second.
 //
-// Floor: four integer products of d digits per row and reference key, twice: d dp4a instructions a score and pass, 64 a cycle:
-// 128 K rows x 32 heads x 290 keys x 256 / (132 x 64 x 1.7 GHz) = 22 ms. INT8 over all coordinates is the estimator for agreement with
-// CPUs, not for speed; tensor cores would do this in 2 ms.
+// Floor: four integer products of d digits per row and reference key, twice: d dp4a instructions a score and pass, 64 a
+// cycle: 128 K rows x 32 heads x 290 keys x 256 / (132 x 64 x 1.7 GHz) = 22 ms. INT8 over all coordinates is the
+// estimator for agreement with CPUs, not for speed; tensor cores would do this in 2 ms.
 #include <initializer_list>
 
 #include "cuda/sm90/blocks.cuh"
@@ -210,8 +211,10 @@ __global__ void __launch_bounds__(threads) exact_kernel(const __grid_constant__ 
     uint32_t word[2] = {};
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
-      const uint32_t a = zero ? 0 : static_cast<uint32_t>(__float2int_rn(__fmul_rn(low_element(pairs[p], bf16), factor)));
-      const uint32_t b = zero ? 0 : static_cast<uint32_t>(__float2int_rn(__fmul_rn(high_element(pairs[p], bf16), factor)));
+      const uint32_t a =
+          zero ? 0 : static_cast<uint32_t>(__float2int_rn(__fmul_rn(low_element(pairs[p], bf16), factor)));
+      const uint32_t b =
+          zero ? 0 : static_cast<uint32_t>(__float2int_rn(__fmul_rn(high_element(pairs[p], bf16), factor)));
       word[p / 2] |= ((a & 0xff) | (b & 0xff) << 8) << 16 * (p % 2);
     }
     *reinterpret_cast<uint2*>(place.codes + code_offset(half * half_rows + row, 8 * i, D)) = uint2{word[0], word[1]};
@@ -223,7 +226,8 @@ __global__ void __launch_bounds__(threads) exact_kernel(const __grid_constant__ 
 
   // The reference.
   const int64_t end_row = least(first_row + half_rows, s.q_len) - 1;
-  const int32_t last = first_row < s.q_len ? static_cast<int32_t>((visible_keys(s, end_row) + block_keys - 1) / block_keys) : 0;
+  const int32_t last =
+      first_row < s.q_len ? static_cast<int32_t>((visible_keys(s, end_row) + block_keys - 1) / block_keys) : 0;
   const int32_t sink = min(c.sink / static_cast<int32_t>(block_keys), last);
   const int32_t local = max(sink, local_block(s, first_row, c.local));
   const int64_t seen = visible_keys(s, first_row + row);

@@ -5,12 +5,12 @@
 //   range   FP8: the largest coordinate of the first keys               reads a little of K
 //   code    smoothed, projected, coded                                  reads K, writes `width` bytes a key
 //
-// Sums in double are taken range by range instead of key by key. 16-bit numbers within 2^28 of each other add up exactly in
-// any order, and what smaller ones could change lies 2^-29 below what rounding to f32 keeps.
+// Sums in double are taken range by range instead of key by key. 16-bit numbers within 2^28 of each other add up
+// exactly in any order, and what smaller ones could change lies 2^-29 below what rounding to f32 keeps.
 //
 // Floor: K twice over memory bandwidth (8 heads of 128 K keys, d 128: 0.54 GB, 0.16 ms at 3.35 TB/s); the projection in
-// unfused f32, 2 d instructions per key and 32 coordinates, 8.6 G lanes for rank 28: 0.29 ms. It is what binds, so its inner
-// loop holds the projection's column in registers and reads keys as broadcasts: 8 loads for 64 operations.
+// unfused f32, 2 d instructions per key and 32 coordinates, 8.6 G lanes for rank 28: 0.29 ms. It is what binds, so its
+// inner loop holds the projection's column in registers and reads keys as broadcasts: 8 loads for 64 operations.
 #include "cuda/sm90/element.cuh"
 
 namespace sale::sm90 {
@@ -132,8 +132,8 @@ __device__ float block_largest(float x, bool& finite) {  // over the block's thr
   return x;
 }
 
-// Each coordinate of the 32 keys once: f(row, coordinate, y), 32 coordinates at a time. Projected, `parts` times 32 of them:
-// the columns of one part stay in registers from block to block.
+// Each coordinate of the 32 keys once: f(row, coordinate, y), 32 coordinates at a time. Projected, `parts` times 32 of
+// them: the columns of one part stay in registers from block to block.
 template <int D, int parts>
 struct Coordinates {
   float column[parts > 0 ? D : 1];
@@ -238,8 +238,9 @@ __global__ void __launch_bounds__(code_threads) code_kernel(const __grid_constan
         codes[row][at] = zero ? 0 : static_cast<uint8_t>(static_cast<int8_t>(__float2int_rn(__fmul_rn(y, by))));
       });
       if (threadIdx.x == 0)
-        c.scales[head * c.scales_head + first / 32] =
-            !finite ? __uint_as_float(0x7fc00000u) : zero ? 0.0f : __fdiv_rn(largest, 127.0f);
+        c.scales[head * c.scales_head + first / 32] = !finite ? __uint_as_float(0x7fc00000u)
+                                                      : zero  ? 0.0f
+                                                              : __fdiv_rn(largest, 127.0f);
     }
     __syncthreads();
     for (int i = threadIdx.x; i < 32 * width / 16; i += code_threads) {
@@ -271,7 +272,8 @@ cudaError_t launch(const IndexCall& c, cudaStream_t stream) {
     if (!c.smoothing_given) sum_kernel<<<dim3(ranges, heads), 256, 0, stream>>>(c);
     mean_kernel<<<heads, D, 0, stream>>>(c);
     if (c.estimator.format == SALE_FP8) {
-      range_kernel<D, parts><<<dim3(blocks(c.k_len < range_keys ? c.k_len : range_keys), heads), code_threads, 0, stream>>>(c);
+      range_kernel<D, parts>
+          <<<dim3(blocks(c.k_len < range_keys ? c.k_len : range_keys), heads), code_threads, 0, stream>>>(c);
       scale_kernel<<<heads, 1, 0, stream>>>(c);
     }
   }

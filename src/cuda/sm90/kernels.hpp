@@ -29,9 +29,9 @@ struct Sequence {
   int32_t batch;             // its place on the tensors' batch axis (and in lse and the page table)
   int32_t dense;             // every head dense: keeps all blocks, needs no index
   // Key index, null when dense; kv head h's part at h times the stride.
-  uint8_t* codes;    // [keys rounded up to 32, width] bytes, laid out by code_offset()
-  float* scales;     // INT8: [blocks]; FP8: one number
-  float* smoothing;  // [head_dim]
+  uint8_t* codes;                   // [keys rounded up to 32, width] bytes, laid out by code_offset()
+  float* scales;                    // INT8: [blocks]; FP8: one number
+  float* smoothing;                 // [head_dim]
   int64_t codes_head, scales_head;  // strides: bytes, floats
 };
 
@@ -51,9 +51,9 @@ struct Common {
   int32_t dtype;  // sale_dtype: SALE_F16 or SALE_BF16
   int32_t sink, local;
   float scale;
-  int32_t page_size;           // 0: not paged
-  int64_t pages;               // page table row length
-  const int32_t* page_table;   // device, [batch, pages]
+  int32_t page_size;          // 0: not paged
+  int64_t pages;              // page table row length
+  const int32_t* page_table;  // device, [batch, pages]
 };
 
 // How keys and queries are coded. width: bytes of a coded row.
@@ -63,16 +63,17 @@ struct Estimator {
   int32_t format;  // sale_format: SALE_FP8 or SALE_INT8
   int32_t rank, width;
   const float* k_projection;     // device, [kv_heads, head_dim, rank], or null
-  const uint16_t* q_projection;  // device, tensors' dtype, [kv_heads, width, head_dim]: transposed, zero rows beyond rank;
-                                 // or null
+  const uint16_t* q_projection;  // device, tensors' dtype, [kv_heads, width, head_dim]: transposed, zero rows beyond
+                                 // rank; or null
 };
 
-// Byte of coordinate c of key j in a head's codes: rows in order, their 16-byte pieces permuted the way the tensor cores
-// read shared memory, so that plain bulk copies will do.
+// Byte of coordinate c of key j in a head's codes: rows in order, their 16-byte pieces permuted the way the tensor
+// cores read shared memory, so that plain bulk copies will do.
 #ifdef __CUDACC__
 __host__ __device__
 #endif
-inline int64_t code_offset(int64_t key, int64_t c, int64_t width) {
+    inline int64_t
+    code_offset(int64_t key, int64_t c, int64_t width) {
   const int64_t swizzle = width == 32 ? (key >> 2) & 1 : width == 64 ? (key >> 1) & 3 : key & 7;
   return key * width + ((c / 16) ^ swizzle) * 16 + c % 16;
 }
@@ -80,7 +81,7 @@ inline int64_t code_offset(int64_t key, int64_t c, int64_t width) {
 // ---- index ---------------------------------------------------------------------------------------------------
 
 struct IndexCall {
-  const void* k;  // first key of the sequence, kv head 0; device
+  const void* k;            // first key of the sequence, kv head 0; device
   int64_t k_head, k_token;  // strides in elements
   int32_t dtype, head_dim, kv_heads;
   Estimator estimator;
@@ -106,9 +107,9 @@ cudaError_t launch_index(const IndexCall& call, cudaStream_t stream);
 struct MapSpec {
   const void* base;
   int32_t head_dim;
-  int64_t tokens, heads, outer;                         // extents
-  int64_t token_stride, head_stride, outer_stride;      // elements; multiples of 8
-  int32_t rows;                                         // of a box
+  int64_t tokens, heads, outer;                     // extents
+  int64_t token_stride, head_stride, outer_stride;  // elements; multiples of 8
+  int32_t rows;                                     // of a box
 };
 // Empty, or why the copy engine cannot read such a tensor.
 const char* why_not_map(const MapSpec& spec, int32_t dtype);

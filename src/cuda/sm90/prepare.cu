@@ -5,15 +5,15 @@
 //
 //   S = Q K_refᵀ (64 x 32, 16-bit products, f32 sums) ─▶ running maximum m and sum l of every row
 //   Y = Q A      (projected: A as one more block of 32 columns)  ─▶ e4m3 codes, one scale a row
-//   T = m + ln(tau l) - q k̄: the codes are of smoothed keys, whose scores are lower by that. k̄ takes two spare columns of A, its
-//   16-bit value and what that leaves.
-//   last coordinates of the row ─▶ -T in code units, in three e4m3 pieces: the scan's sums are then D - T
+//   T = m + ln(tau l) - q k̄: the codes are of smoothed keys, whose scores are lower by that. k̄ takes two spare columns
+//   of A, its 16-bit value and what that leaves. last coordinates of the row ─▶ -T in code units, in three e4m3 pieces:
+//   the scan's sums are then D - T
 //
-// Without projection the codes are made from Q itself, and T goes to row_limits: FP8 in code units, INT8 as it is (that one
-// needs T to the bit: exact.cu writes it).
+// Without projection the codes are made from Q itself, and T goes to row_limits: FP8 in code units, INT8 as it is (that
+// one needs T to the bit: exact.cu writes it).
 //
-// Floor: Q read once (256 bytes a row: 1 GB for 32 heads of 128 K rows, 0.3 ms), about 9 blocks of 32 reference keys and one of
-// the projection, 320 products of 128 a row: 0.35 TFLOP, 0.5 ms.
+// Floor: Q read once (256 bytes a row: 1 GB for 32 heads of 128 K rows, 0.3 ms), about 9 blocks of 32 reference keys
+// and one of the projection, 320 products of 128 a row: 0.35 TFLOP, 0.5 ms.
 #include <initializer_list>
 #include <type_traits>
 
@@ -144,9 +144,9 @@ __device__ void produce(const SelectCall& call, const Sequence& s, int64_t first
 // ---- codes ----------------------------------------------------------------------------------------------------------
 
 struct Out {
-  uint8_t* codes;     // of this (item, head): 128 rows
-  float* limits;      // 128 rows, then INT8's tile scales of the two halves
-  int row;            // of this thread in the tile; the other is row + 8
+  uint8_t* codes;  // of this (item, head): 128 rows
+  float* limits;   // 128 rows, then INT8's tile scales of the two halves
+  int row;         // of this thread in the tile; the other is row + 8
 };
 
 // Projected: y holds columns 8 i + 2 (t % 4) + {0, 1} of 32-coordinate blocks, rows r and r + 8.
@@ -163,7 +163,8 @@ __device__ void write_projected(const Out& out, float (&y)[width / 32][16], int 
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         if (32 * b + 8 * i + column == rank) mean_score = y[b][4 * i + 2 * r] + y[b][4 * i + 2 * r + 1];
-    threshold[r] -= __shfl_sync(0xffffffff, mean_score, static_cast<int>(threadIdx.x) % 32 / 4 * 4 + rank % 8 / 2) * scale;
+    threshold[r] -=
+        __shfl_sync(0xffffffff, mean_score, static_cast<int>(threadIdx.x) % 32 / 4 * 4 + rank % 8 / 2) * scale;
     float largest = 0;
     bool finite = isfinite(threshold[r]);
 #pragma unroll
@@ -280,8 +281,7 @@ template <int D, class T, int heads, int width, bool projected>
 __global__ void __launch_bounds__(128 * heads + 32)
     prepare_kernel(const __grid_constant__ SelectCall call, int32_t first_item) {
   extern __shared__ char raw[];
-  auto& sh = *reinterpret_cast<Shared<D, heads, width>*>(
-      (reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
+  auto& sh = *reinterpret_cast<Shared<D, heads, width>*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
   const Common& c = call.common;
   const int32_t half = blockIdx.x % 2, first_head = blockIdx.y * heads, kv_head = first_head / c.group;
   const int32_t item = first_item + blockIdx.x / 2;
@@ -350,8 +350,8 @@ __global__ void __launch_bounds__(128 * heads + 32)
       of_row[group][row + 8] = threshold[1];
     }
     named_sync(1 + group, 128);
-    write_plain<D>({place.codes, place.limits, 0}, sh.q[group], c.dtype == SALE_BF16, s.smoothing + kv_head * D, of_row[group][t / 2],
-                   first_row + t / 2 < s.q_len, key_scale, c.scale, half);
+    write_plain<D>({place.codes, place.limits, 0}, sh.q[group], c.dtype == SALE_BF16, s.smoothing + kv_head * D,
+                   of_row[group][t / 2], first_row + t / 2 < s.q_len, key_scale, c.scale, half);
   }
 }
 
@@ -403,8 +403,8 @@ cudaError_t allow_prepare() {
     for (const int32_t dtype : {SALE_BF16, SALE_F16})
       for (const int32_t group : {1, 2, 4})
         for (const int32_t width : {0, 32, 64})
-          if (const cudaError_t e = with_instance(dim, dtype, group, width != 0, width,
-                                                  [](auto instance) { return instance.allow(); });
+          if (const cudaError_t e =
+                  with_instance(dim, dtype, group, width != 0, width, [](auto instance) { return instance.allow(); });
               e != cudaSuccess)
             return e;
   return cudaSuccess;

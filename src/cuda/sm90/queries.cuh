@@ -17,8 +17,8 @@ __device__ __forceinline__ QueryPlace query_place(const SelectCall& c, int64_t i
   return {c.q_codes + at * tile_rows * c.estimator.width, c.row_limits + at * limits_per_item};
 }
 
-// FP8's scale of a query row: 32 steps to its largest coordinate, so that no sum of coded products leaves the range that
-// three e4m3 pieces of a threshold cover.
+// FP8's scale of a query row: 32 steps to its largest coordinate, so that no sum of coded products leaves the range
+// that three e4m3 pieces of a threshold cover.
 struct RowCode {
   float scale, factor;
 };

@@ -1,24 +1,28 @@
-// The vote: every query row against every key, in 8 bits; a block is kept when any of its pairs reaches its row's threshold.
-// Hopper.
+// The vote: every query row against every key, in 8 bits; a block is kept when any of its pairs reaches its row's
+// threshold. Hopper.
 //
-// One thread block owns four slots, each a (128-row tile, query head) of one kv head, a warpgroup a slot; their coded queries
-// stay in shared memory. A producer warp streams the coded keys past them:
+// One thread block owns four slots, each a (128-row tile, query head) of one kv head, a warpgroup a slot; their coded
+// queries stay in shared memory. A producer warp streams the coded keys past them:
 //
-//   keys (chunk) ─▶ ring of stages ─▶ per slot, for both halves of 64 rows:  wgmma 64 x chunk ─▶ vote ─▶ one bit a block
+//   keys (chunk) ─▶ ring of stages ─▶ per slot, for both halves of 64 rows:  wgmma 64 x chunk ─▶ vote ─▶ one bit a
+//   block
 //
 // The four warpgroups overlap each other: while one votes on the vector units, the products of the others run.
 //
-//   Signs (FP8 projected)   keys of 32 or 64 bytes, chunks of 256. The last coordinates of query and key multiply to -T, so the
-//                           sign of a sum is the decision. Sums in f16, two a register, and all negative is the AND of the
-//                           registers: 3.5 LOP3 for the 16 scores a thread has of a block. (-0 counts as below.)
+//   Signs (FP8 projected)   keys of 32 or 64 bytes, chunks of 256. The last coordinates of query and key multiply to
+//   -T, so the
+//                           sign of a sum is the decision. Sums in f16, two a register, and all negative is the AND of
+//                           the registers: 3.5 LOP3 for the 16 scores a thread has of a block. (-0 counts as below.)
 //   Limits (FP8, rank d)    chunks of 128, sums in f32, each compared with its row's limit; NaN keeps.
-//   Maxima (INT8, rank d)   chunks of 128, exact integer sums, the maximum per row and block, one dequantization after it.
+//   Maxima (INT8, rank d)   chunks of 128, exact integer sums, the maximum per row and block, one dequantization after
+//   it.
 //
-// Bits gather in registers, 32 blocks at a time, are or-ed together in shared memory, and leave with the sink and local blocks
-// added.
+// Bits gather in registers, 32 blocks at a time, are or-ed together in shared memory, and leave with the sink and local
+// blocks added.
 //
-// Floors for L rows causal, H query heads, L^2 H / 2 scores: products 2 x width operations a score (8-bit rate 1979 TFLOP/s on the
-// data sheet: 64 x 256 x 32 in 128 cycles), vector work of Signs about 55 instructions per thread and 64 x 256 scores, 110 cycles.
+// Floors for L rows causal, H query heads, L^2 H / 2 scores: products 2 x width operations a score (8-bit rate 1979
+// TFLOP/s on the data sheet: 64 x 256 x 32 in 128 cycles), vector work of Signs about 55 instructions per thread and 64
+// x 256 scores, 110 cycles.
 #include <initializer_list>
 
 #include "cuda/ptx/async.cuh"
@@ -34,7 +38,8 @@ using namespace ptx;
 constexpr int slots = 4, half_rows = 64, threads = 128 * (slots + 1);
 constexpr int max_words = max_keys / block_keys / 64;
 
-// ---- the three ways to vote: products of 64 rows and a chunk, then a bit per block ------------------------------------
+// ---- the three ways to vote: products of 64 rows and a chunk, then a bit per block
+// ------------------------------------
 
 template <int bytes>
 struct Signs {
@@ -125,8 +130,8 @@ struct Maxima {
 
 // ---- the kernel -----------------------------------------------------------------------------------------------------
 
-// What a slot works on. Slots of one thread block share the kv head; `lead`: the first slot with the same sequence, whose
-// keys are streamed for all of them together.
+// What a slot works on. Slots of one thread block share the kv head; `lead`: the first slot with the same sequence,
+// whose keys are streamed for all of them together.
 struct Slot {
   const Sequence* sequence;  // null: nothing to do
   int32_t item, tile, head, first_local, lead;
@@ -287,7 +292,8 @@ __global__ void __launch_bounds__(threads, 1)
     }
     barrier_init_fence();
   }
-  if (threadIdx.x < slots) sh.all[threadIdx.x] = slot_at(call, first_item, items, heads, static_cast<int32_t>(threadIdx.x));
+  if (threadIdx.x < slots)
+    sh.all[threadIdx.x] = slot_at(call, first_item, items, heads, static_cast<int32_t>(threadIdx.x));
   __syncthreads();
   if (threadIdx.x < slots) {
     int32_t end = 0;
@@ -325,10 +331,13 @@ cudaError_t launch(const SelectCall& call, int32_t first, int32_t items, cudaStr
 cudaError_t launch_scan(const SelectCall& call, int32_t first, int32_t items, cudaStream_t stream) {
   const Estimator& e = call.estimator;
   if (e.q_projection != nullptr)
-    return e.width == 32 ? launch<Signs<32>>(call, first, items, stream) : launch<Signs<64>>(call, first, items, stream);
+    return e.width == 32 ? launch<Signs<32>>(call, first, items, stream)
+                         : launch<Signs<64>>(call, first, items, stream);
   if (e.format == SALE_FP8)
-    return e.width == 64 ? launch<Limits<64>>(call, first, items, stream) : launch<Limits<128>>(call, first, items, stream);
-  return e.width == 64 ? launch<Maxima<64>>(call, first, items, stream) : launch<Maxima<128>>(call, first, items, stream);
+    return e.width == 64 ? launch<Limits<64>>(call, first, items, stream)
+                         : launch<Limits<128>>(call, first, items, stream);
+  return e.width == 64 ? launch<Maxima<64>>(call, first, items, stream)
+                       : launch<Maxima<128>>(call, first, items, stream);
 }
 
 cudaError_t allow_scan() {

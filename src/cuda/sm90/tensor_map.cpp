@@ -21,8 +21,7 @@ CUresult make_map(EncodeTiled encode, const MapSpec& s, int32_t dtype, CUtensorM
     return static_cast<cuuint64_t>(extent == 1 ? 16 : stride * 2);
   };
   const cuuint64_t extents[4] = {static_cast<cuuint64_t>(s.head_dim), static_cast<cuuint64_t>(s.tokens),
-                                 static_cast<cuuint64_t>(s.heads),
-                                 static_cast<cuuint64_t>(s.outer)};
+                                 static_cast<cuuint64_t>(s.heads), static_cast<cuuint64_t>(s.outer)};
   const cuuint64_t strides[3] = {bytes(s.token_stride, s.tokens), bytes(s.head_stride, s.heads),
                                  bytes(s.outer_stride, s.outer)};
   const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(s.rows), 1, 1}, step[4] = {1, 1, 1, 1};
