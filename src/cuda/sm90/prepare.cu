@@ -77,42 +77,39 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
-// Maximum and sum of one row's reference scores, as this thread and its three neighbours see them.
+// Maximum and sum of one row's reference scores, as this thread and its three neighbours see them. A NaN or +inf among
+// them makes the sum NaN and with it the threshold.
 struct Row {
   float most = -INFINITY, sum = 0;
-  bool finite = true;
 
-  // Scores of columns 8 i + {0, 1}, those below `seen` count.
-  __device__ void add(const float (&s)[16], int at, float scale, int seen) {
-    float here = most;
+  // Scores of columns 8 i + {0, 1}; those from `seen` on do not count.
+  template <bool masked>
+  __device__ __forceinline__ void add(const float (&s)[16], int at, float scale, int seen) {
+    float x[8], here = most;
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
+    for (int i = 0; i < 8; ++i) {
+      x[i] = s[i / 2 * 4 + at + i % 2];
+      if (masked && i / 2 * 8 + i % 2 >= seen) x[i] = -INFINITY;
+    }
 #pragma unroll
-      for (int e = 0; e < 2; ++e)
-        if (8 * i + e < seen) {
-          const float x = s[4 * i + at + e] * scale;
-          finite = finite && isfinite(x);
-          here = fmaxf(here, x);
-        }
-    if (here == -INFINITY) return;
-    sum *= exp2_fast((most - here) * log2e);
+    for (int i = 0; i < 8; ++i) here = fmaxf(here, x[i]);
+    const float base = here == -INFINITY ? 0.0f : here * scale;
+    sum *= exp2_fast(fmaf(most, scale, -base));
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-#pragma unroll
-      for (int e = 0; e < 2; ++e)
-        if (8 * i + e < seen) sum += exp2_fast((s[4 * i + at + e] * scale - here) * log2e);
+    for (int i = 0; i < 8; ++i) sum += exp2_fast(fmaf(x[i], scale, -base));
     most = here;
   }
-  __device__ float threshold(float tau) {
+  // scale: of scores in base 2, as given to add.
+  __device__ float threshold(float tau, float scale) {
+    constexpr float ln2 = 0.6931471805599453f;
 #pragma unroll
     for (int o = 1; o <= 2; o *= 2) {
       const float other = __shfl_xor_sync(0xffffffff, most, o), its = __shfl_xor_sync(0xffffffff, sum, o);
-      const float top = fmaxf(most, other);
-      sum = top == -INFINITY ? 0.0f : sum * exp2_fast((most - top) * log2e) + its * exp2_fast((other - top) * log2e);
+      const float top = fmaxf(most, other), base = top == -INFINITY ? 0.0f : top * scale;
+      sum = sum * exp2_fast(fmaf(most, scale, -base)) + its * exp2_fast(fmaf(other, scale, -base));
       most = top;
-      finite = __shfl_xor_sync(0xffffffff, static_cast<int>(finite), o) != 0 && finite;
     }
-    return finite ? most + (logf(tau) + logf(sum)) : __uint_as_float(0x7fc00000u);
+    return most * (scale * ln2) + (logf(tau) + logf(sum));
   }
 };
 
@@ -320,6 +317,8 @@ __global__ void __launch_bounds__(128 * heads + 32)
   const float tau = c.thresholds[head], key_scale = s.scales[kv_head * s.scales_head];
   const int32_t seen0 = static_cast<int32_t>(visible_keys(s, first_row + row));
   const int32_t seen1 = static_cast<int32_t>(visible_keys(s, first_row + row + 8));
+  const auto whole = static_cast<int32_t>(visible_keys(s, first_row) / block_keys);  // blocks every row sees all of
+  const float scale2 = c.scale * log2e;
   Row rows[2];
   float scores[16];
   barrier_wait(&sh.q_full, 0);
@@ -330,10 +329,15 @@ __global__ void __launch_bounds__(128 * heads + 32)
     multiply<T, D>(scores, sh.q[group], sh.k[at]);
     if (threadIdx.x % 32 == 0) barrier_arrive(&sh.k_empty[at]);
     const int32_t first = reference.block(n) * static_cast<int32_t>(block_keys) + column;
-    rows[0].add(scores, 0, c.scale, seen0 - first);
-    rows[1].add(scores, 2, c.scale, seen1 - first);
+    if (reference.block(n) < whole) {
+      rows[0].add<false>(scores, 0, scale2, 0);
+      rows[1].add<false>(scores, 2, scale2, 0);
+    } else {
+      rows[0].add<true>(scores, 0, scale2, seen0 - first);
+      rows[1].add<true>(scores, 2, scale2, seen1 - first);
+    }
   }
-  float threshold[2] = {rows[0].threshold(tau), rows[1].threshold(tau)};
+  float threshold[2] = {rows[0].threshold(tau, scale2), rows[1].threshold(tau, scale2)};
   const bool present[2] = {first_row + row < s.q_len, first_row + row + 8 < s.q_len};
   const QueryPlace place = query_place(call, item - first_item, head);
   if constexpr (projected) {
