@@ -306,6 +306,27 @@ cudaError_t launch(const IndexCall& c, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
+cudaError_t launch_smoothing(const Tokens& k, int32_t dtype, int32_t head_dim, int32_t kv_heads, int64_t k_len,
+                             float* smoothing, void* scratch, cudaStream_t stream) {
+  IndexCall c{};
+  c.k = k.base;
+  c.k_head = k.head;
+  c.k_token = k.token;
+  c.dtype = dtype;
+  c.head_dim = head_dim;
+  c.kv_heads = kv_heads;
+  c.smoothing = smoothing;
+  c.k_len = k_len;
+  c.scratch = scratch;
+  c.page_size = k.page_size;
+  c.k_page = k.page;
+  c.page_table = k.page_table;
+  const auto heads = static_cast<unsigned>(kv_heads);
+  sum_kernel<<<dim3(ranges, heads), 256, 0, stream>>>(c);
+  mean_kernel<<<heads, static_cast<unsigned>(head_dim), 0, stream>>>(c);
+  return cudaGetLastError();
+}
+
 cudaError_t launch_index(const IndexCall& c, cudaStream_t stream) {
   const int parts = c.estimator.k_projection == nullptr ? 0 : c.estimator.rank <= 32 ? 1 : 2;
   if (c.head_dim == 128)

@@ -209,14 +209,13 @@ __device__ void write_row(const SelectCall& call, const Slot& s, const uint32_t*
   const Common& c = call.common;
   const int32_t visible = visible_blocks(*s.sequence, s.tile), sink = c.sink / static_cast<int32_t>(block_keys);
   uint64_t* row = tile_bits(c, *s.sequence, s.tile, s.head);
-  const auto below = [](int32_t n) { return n <= 0 ? uint64_t{0} : n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1; };
   for (int32_t w = threadIdx.x % 128; w < (visible + 63) / 64; w += 128) {
     uint64_t bits = ~uint64_t{0};
     if (s.scans) {
       const uint64_t vote = votes[2 * w] | uint64_t{votes[2 * w + 1]} << 32;
-      bits = vote | below(sink - 64 * w) | ~below(s.first_local - 64 * w);
+      bits = vote | bits_below(sink - 64 * w) | ~bits_below(s.first_local - 64 * w);
     }
-    row[w] = bits & below(visible - 64 * w);
+    row[w] = bits & bits_below(visible - 64 * w);
   }
 }
 
