@@ -223,28 +223,33 @@ struct Softmax {
     sum[0] = sum[1] = 0;
   }
   // S becomes P (f32); shrink: by how much what was summed so far must shrink. bonus: what every score is short of; it
-  // is taken off the maximum instead.
+  // is taken off the maximum instead. Two maxima and two sums a row: a warp has few others to hide their latency.
   __device__ __forceinline__ void step(float (&s)[64], float (&shrink)[2], float bonus = 0) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      most[r] -= bonus;
-      float m = most[r];
+      const float before = most[r] - bonus;
+      float m[2] = {before, -INFINITY};
 #pragma unroll
-      for (int i = 0; i < 16; ++i) m = fmaxf(m, fmaxf(s[4 * i + 2 * r], s[4 * i + 2 * r + 1]));
-      m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 1));
-      m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 2));
-      const float top = m == -INFINITY ? 0.0f : m * scale, base = top - shift;
-      shrink[r] = exp2f_fast(most[r] * scale - top);
-      most[r] = m + bonus;
-      float total = sum[r] * shrink[r];
+      for (int i = 0; i < 32; ++i) m[i % 2] = fmaxf(m[i % 2], s[i / 2 * 4 + 2 * r + i % 2]);
+      const float base = raise(r, before, fmaxf(m[0], m[1]), bonus, shrink[r]);
+      float total[2] = {sum[r] * shrink[r], 0};
 #pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        s[4 * i + 2 * r] = exp2f_fast(fmaf(s[4 * i + 2 * r], scale, -base));
-        s[4 * i + 2 * r + 1] = exp2f_fast(fmaf(s[4 * i + 2 * r + 1], scale, -base));
-        total += s[4 * i + 2 * r] + s[4 * i + 2 * r + 1];
+      for (int i = 0; i < 32; ++i) {
+        float& x = s[i / 2 * 4 + 2 * r + i % 2];
+        x = exp2f_fast(fmaf(x, scale, -base));
+        total[i % 2] += x;
       }
-      sum[r] = total;
+      sum[r] = total[0] + total[1];
     }
+  }
+  // The row's maximum becomes m (over its four threads); returns what scores are lowered by.
+  __device__ __forceinline__ float raise(int r, float before, float m, float bonus, float& shrink) {
+    m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 1));
+    m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 2));
+    const float top = m == -INFINITY ? 0.0f : m * scale;
+    shrink = exp2f_fast(before * scale - top);
+    most[r] = m + bonus;
+    return top - shift;
   }
   __device__ static float exp2f_fast(float x) {
     float y;

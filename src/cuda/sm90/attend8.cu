@@ -10,7 +10,8 @@
 // Keys were smoothed, which takes q k̄ off every score of a row; softmax does not see it, lse gets it back. P V's
 // columns are values v 448 / most: the last factor of the output is most / 448.
 //
-// Each group's products and softmax take turns; the two groups fill each other's gaps.
+// The groups take turns as in attend.cu: while one weighs its scores, its P V of the step before and the other's
+// products run.
 //
 // Floor: a step of 128 x 128 keys takes 1024 cycles of products (twice the 16-bit rate) and as many of exponentials, on
 // 16 lanes: together they bound it, not the products alone. K and V are half the bytes.
@@ -166,6 +167,31 @@ __device__ __forceinline__ void round_p(const float (&s)[64], uint32_t (&p)[step
       }
 }
 
+// The softmax's step from exact sums that all count: maxima are taken on integers, and a score is made on the way to
+// its exponential. by: of a sum of row r and block b.
+__device__ __forceinline__ void step_whole(Softmax<p_shift>& softmax, const int32_t (&sums)[64], float (&p)[64],
+                                           const float (&by)[2][step_blocks], float (&shrink)[2]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float m = softmax.most[r];
+#pragma unroll
+    for (int b = 0; b < step_blocks; ++b) {
+      const int32_t* x = sums + 16 * b + 2 * r;
+      const int32_t low = __vimax3_s32(x[0], x[1], x[4]), high = __vimax3_s32(x[8], x[9], x[12]);
+      m = fmaxf(m, static_cast<float>(max(__vimax3_s32(low, high, x[5]), x[13])) * by[r][b]);
+    }
+    const float base = softmax.raise(r, softmax.most[r], m, 0, shrink[r]);
+    float total[2] = {softmax.sum[r] * shrink[r], 0};
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      const int at = i / 2 * 4 + 2 * r + i % 2;
+      p[at] = Softmax<p_shift>::exp2f_fast(fmaf(static_cast<float>(sums[at]), by[r][i / 8], -base));
+      total[i % 2] += p[at];
+    }
+    softmax.sum[r] = total[0] + total[1];
+  }
+}
+
 template <int D, class T>
 __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
   using Tiles = LowBitTiles<D>;
@@ -175,7 +201,8 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
   Ring<Tiles::stages> kr, vr;
   Ring<2> qr, slot;
   Softmax<p_shift> softmax;
-  softmax.scale = 1;  // scores are made in base 2
+  softmax.scale = 1;                              // scores are made in base 2
+  if (group == 1) named_arrive(1, 128 * groups);  // group 0 goes first
   const uint64_t q = row_descriptor(shared_address(sh.own.q + group * 64 * D), D);
   Work work;
   while (read_item(sh, slot, work)) {
@@ -186,45 +213,82 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
     const int32_t whole = static_cast<int32_t>(visible_keys(s, first) / block_keys);
     barrier_wait(&sh.q_full[qr.index], qr.parity);
     code_queries<D, T>(call, p, sh.q[qr.index], sh.own, group);
-    const float by[2] = {sh.own.scale[group * 64 + row] * c.scale * log2e,
-                         sh.own.scale[group * 64 + row + 8] * c.scale * log2e};
+    const float row_by[2] = {sh.own.scale[group * 64 + row] * c.scale * log2e,
+                             sh.own.scale[group * 64 + row + 8] * c.scale * log2e};
 
-    float o[D / 2], shrink[2];
+    float o[D / 2], part[D / 2], shrink[2] = {0, 0};
+    uint32_t prob[step_blocks][4];
     softmax.start();
 #pragma unroll
     for (int i = 0; i < D / 2; ++i) o[i] = 0;
-#pragma unroll 1
-    for (int32_t n = 0; n < work.steps; ++n) {
-      uint32_t prob[step_blocks][4];
-      {
-        int32_t sums[64];
-        float scores[64];
-        barrier_wait(&sh.k_full[kr.index], kr.parity);
-        const int4 ids = *reinterpret_cast<const int4*>(sh.ids[kr.index]);
-        const float4 scales = *reinterpret_cast<const float4*>(sh.k[kr.index].scales);
-        wgmma_touch(sums);
-        wgmma_fence();
-        multiply_qk<D>(sums, q, sh.k[kr.index].codes);
-        wgmma_commit();
-        wgmma_wait<0>();
-        wgmma_touch(sums);
-        if (speaks) barrier_arrive(&sh.k_empty[kr.index]);
-        kr.next();
-        const float scale[step_blocks] = {scales.x, scales.y, scales.z, scales.w};
+    // Sums of step n to probabilities (f32).
+    const auto weigh = [&](const int32_t(&sums)[64], float(&scores)[64], const float4& scales, const int4& ids,
+                           int32_t n, float(&to)[2]) {
+      const float scale[step_blocks] = {scales.x, scales.y, scales.z, scales.w};
+      float by[2][step_blocks];
 #pragma unroll
-        for (int i = 0; i < 64; ++i) scores[i] = static_cast<float>(sums[i]) * (by[i / 2 % 2] * scale[i / 16]);
-        if (n < work.kept) {
-          if (ids.x < 0 || ids.w >= whole)
-            mask(scores, ids, static_cast<int32_t>(visible_keys(s, first + row)),
-                 static_cast<int32_t>(visible_keys(s, first + row + 8)));
-          softmax.step(scores, shrink);
-        } else {
-          mask_means(scores, ids);
-          softmax.step(scores, shrink, 5.0f);  // a pseudo-key stands for 2^5 keys
-        }
-        round_p(scores, prob);
-      }
-      float part[D / 2];
+      for (int i = 0; i < 2 * step_blocks; ++i)
+        by[i / step_blocks][i % step_blocks] = row_by[i / step_blocks] * scale[i % step_blocks];
+      const bool means = n >= work.kept;
+      if (!means && ids.x >= 0 && ids.w < whole) return step_whole(softmax, sums, scores, by, to);
+#pragma unroll
+      for (int i = 0; i < 64; ++i) scores[i] = static_cast<float>(sums[i]) * by[i / 2 % 2][i / 16];
+      if (means)
+        mask_means(scores, ids);
+      else
+        mask(scores, ids, static_cast<int32_t>(visible_keys(s, first + row)),
+             static_cast<int32_t>(visible_keys(s, first + row + 8)));
+      softmax.step(scores, to, means ? 5.0f : 0.0f);  // a pseudo-key stands for 2^5 keys
+    };
+    if (work.steps > 0) {
+      int32_t sums[64];
+      float scores[64];
+      barrier_wait(&sh.k_full[kr.index], kr.parity);
+      const int4 ids = *reinterpret_cast<const int4*>(sh.ids[kr.index]);
+      const float4 scales = *reinterpret_cast<const float4*>(sh.k[kr.index].scales);
+      wgmma_touch(sums);
+      wgmma_fence();
+      multiply_qk<D>(sums, q, sh.k[kr.index].codes);
+      wgmma_commit();
+      wgmma_wait<0>();
+      wgmma_touch(sums);
+      if (speaks) barrier_arrive(&sh.k_empty[kr.index]);
+      kr.next();
+      weigh(sums, scores, scales, ids, 0, shrink);
+      round_p(scores, prob);
+    }
+#pragma unroll 1
+    for (int32_t n = 1; n < work.steps; ++n) {
+      int32_t sums[64];
+      float scores[64], next[2];
+      barrier_wait(&sh.k_full[kr.index], kr.parity);
+      const int4 ids = *reinterpret_cast<const int4*>(sh.ids[kr.index]);
+      const float4 scales = *reinterpret_cast<const float4*>(sh.k[kr.index].scales);
+      named_sync(1 + group, 128 * groups);
+      wgmma_touch(sums);
+      wgmma_touch(part);
+      wgmma_fence();
+      multiply_qk<D>(sums, q, sh.k[kr.index].codes);
+      wgmma_commit();
+      barrier_wait(&sh.v_full[vr.index], vr.parity);
+      multiply_pv<D>(part, prob, sh.v[vr.index]);
+      wgmma_commit();
+      named_arrive(2 - group, 128 * groups);
+      wgmma_wait<1>();
+      wgmma_touch(sums);
+      if (speaks) barrier_arrive(&sh.k_empty[kr.index]);
+      kr.next();
+      weigh(sums, scores, scales, ids, n, next);
+      wgmma_wait<0>();
+      wgmma_touch(part);
+      if (speaks) barrier_arrive(&sh.v_empty[vr.index]);
+      vr.next();
+#pragma unroll
+      for (int i = 0; i < D / 2; ++i) o[i] = fmaf(o[i], shrink[i / 2 % 2], part[i]);
+      shrink[0] = next[0], shrink[1] = next[1];
+      round_p(scores, prob);
+    }
+    if (work.steps > 0) {
       barrier_wait(&sh.v_full[vr.index], vr.parity);
       wgmma_touch(part);
       wgmma_fence();
@@ -255,6 +319,7 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
     if (t == 0) barrier_arrive(&sh.q_empty[qr.index]);
     qr.next();
   }
+  if (group == 0) named_sync(1, 128 * groups);  // what group 1 arrived at last
 }
 
 template <int D, class T>

@@ -38,7 +38,8 @@ using namespace ptx;
 constexpr int slots = 4, half_rows = 64, threads = 128 * (slots + 1);
 constexpr int max_words = max_keys / block_keys / 64;
 
-// ---- the three ways to vote: products of 64 rows and a chunk, then a bit per block
+// ---- the three ways to vote: products of 64 rows and a chunk; what a thread saw, in bits that may be or-ed; a bit a
+// block
 // ------------------------------------
 
 template <int bytes>
@@ -54,17 +55,24 @@ struct Signs {
     for (int i = 0; i < width / 32; ++i) wgmma_n256(s, a + 2 * i, b + 2 * i, i > 0, E4m3{});
   }
   // Register 2 i holds columns 8 i + 2 (t % 4) + {0, 1} of row r, register 2 i + 1 the same of row r + 8. Signs are
-  // shifted into place by multiply-adds: the logic unit has enough to do.
+  // moved into place, block b's to bits 23 + b and 7 + b, by multiply-adds: the logic unit has enough to do.
   __device__ static uint32_t vote(const Sum (&s)[64], const Rows&, const float*) {
-    uint64_t kept = 0;  // block b at bits 15 + b and 31 + b
+    uint32_t bits = 0;
 #pragma unroll
     for (int b = 0; b < 8; ++b) {
       const Sum* x = s + 8 * b;
-      const uint32_t negative = (x[0] & x[1] & x[2]) & (x[3] & x[4] & x[5]) & x[6] & x[7];
-      asm("mad.wide.u32 %0, %1, %2, %0;" : "+l"(kept) : "r"(~negative & 0x80008000u), "r"(1u << b));
+      const uint32_t negative = and3(and3(and3(x[0], x[1], x[2]), x[3], x[4]), x[5], x[6]);
+      uint32_t kept;  // mask & ~(negative & x[7])
+      asm("lop3.b32 %0, %1, %2, %3, 0x2a;" : "=r"(kept) : "r"(negative), "r"(x[7]), "r"(0x80008000u));
+      asm("mad.hi.u32 %0, %1, %2, %0;" : "+r"(bits) : "r"(kept), "r"(1u << (24 + b)));
     }
-    const auto low = static_cast<uint32_t>(kept), high = static_cast<uint32_t>(kept >> 32);
-    return __reduce_or_sync(0xffffffff, low >> 15 | __funnelshift_l(low, high, 1)) & 0xff;
+    return bits;
+  }
+  __device__ static uint32_t gather(uint32_t bits) { return (bits >> 23 | bits >> 7) & 0xff; }
+  __device__ static uint32_t and3(uint32_t a, uint32_t b, uint32_t c) {  // the compiler takes two at a time
+    uint32_t d;
+    asm("lop3.b32 %0, %1, %2, %3, 0x80;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
   }
 };
 
@@ -91,8 +99,9 @@ struct Limits {
       for (int i = 16 * b; i < 16 * b + 16; ++i) keep = keep || !(s[i] < rows.limit[i / 2 % 2]);
       bits |= keep ? 1u << b : 0u;
     }
-    return __reduce_or_sync(0xffffffff, bits);
+    return bits;
   }
+  __device__ static uint32_t gather(uint32_t bits) { return bits; }
 };
 
 template <int bytes>
@@ -125,8 +134,9 @@ struct Maxima {
         if (!(__fmul_rn(static_cast<float>(most), step) < rows.limit[r])) bits |= 1u << b;
       }
     }
-    return __reduce_or_sync(0xffffffff, bits);
+    return bits;
   }
+  __device__ static uint32_t gather(uint32_t bits) { return bits; }
 };
 
 // ---- the kernel -----------------------------------------------------------------------------------------------------
@@ -247,12 +257,13 @@ __device__ void scan(const SelectCall& call, Shared<Vote>& sh) {
     const typename Vote::Rows rows[2] = {{limits, row}, {limits, half_rows + row}};
     const uint64_t a[2] = {row_descriptor(shared_address(sh.q[slot]), Vote::width),
                            row_descriptor(shared_address(&sh.q[slot][half_rows * Vote::width]), Vote::width)};
-    uint32_t word = 0;
+    uint32_t word = 0;  // what this thread saw of 32 blocks
 #pragma unroll 1
     for (int32_t b = 0; b < end; b += blocks) {
       barrier_wait(&sh.full[at], parity);
       const uint64_t keys = row_descriptor(shared_address(sh.k[at]), Vote::width);
       typename Vote::Sum sums[64];
+      uint32_t seen = 0;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         wgmma_touch(sums);
@@ -262,14 +273,16 @@ __device__ void scan(const SelectCall& call, Shared<Vote>& sh) {
         wgmma_wait<0>();
         wgmma_touch(sums);
         if (half == 1 && !Vote::key_scales && t % 32 == 0) barrier_arrive(&sh.empty[at]);
-        word |= Vote::vote(sums, rows[half], sh.key_scales[at]) << b % 32;
+        seen |= Vote::vote(sums, rows[half], sh.key_scales[at]);
       }
+      word |= Vote::gather(seen) << b % 32;
       if (Vote::key_scales) {  // the vote read the stage's scales
         __syncwarp();
         if (t % 32 == 0) barrier_arrive(&sh.empty[at]);
       }
       if (++at == Vote::stages) at = 0, parity ^= 1;
       if ((b + blocks) % 32 == 0 || b + blocks >= end) {
+        word = __reduce_or_sync(0xffffffff, word);
         if (t % 32 == 0 && word != 0) atomicOr(&bits[b / 32], word);
         word = 0;
       }
