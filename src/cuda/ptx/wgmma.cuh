@@ -45,6 +45,14 @@ __device__ __forceinline__ uint64_t row_descriptor(uint32_t shared_address, int 
   return descriptor(shared_address, swizzle, 16, 8u * static_cast<uint32_t>(swizzle));
 }
 
+// The same operand `bytes` (a multiple of 16) further on. Addresses never carry out of the low word.
+__device__ __forceinline__ uint64_t advance(uint64_t descriptor, uint32_t bytes) {
+  return (descriptor & 0xffffffff00000000u) | (static_cast<uint32_t>(descriptor) + bytes / 16);
+}
+// The number of this thread's warpgroup, known to the compiler as the same for all threads of a warp: what follows from
+// it (descriptors, above all) then needs no moves to uniform registers.
+__device__ __forceinline__ int warpgroup() { return __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x / 128), 0); }
+
 // D[64][32] (+)= A[64][16] B[16][32]; A in shared memory.
 __device__ __forceinline__ void wgmma_n32(float (&d)[16], uint64_t a, uint64_t b, bool accumulate, Bf16) {
   asm volatile(

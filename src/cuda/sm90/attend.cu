@@ -83,7 +83,7 @@ __device__ __forceinline__ void multiply_qk(float (&s)[64], const uint16_t (&q)[
     const uint64_t a = row_descriptor(shared_address(&q[piece][group * 64 * 64]), 128);
     const uint64_t b = row_descriptor(shared_address(&k[piece][0]), 128);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) wgmma_n128(s, a + 2 * i, b + 2 * i, piece + i > 0, T{});
+    for (int i = 0; i < 4; ++i) wgmma_n128(s, advance(a, 32 * i), advance(b, 32 * i), piece + i > 0, T{});
   }
 }
 
@@ -95,9 +95,9 @@ __device__ __forceinline__ void multiply_pv(float (&o)[D / 2], const uint32_t (&
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     if constexpr (D == 128)
-      wgmma_n128_transposed(o, p[i], b + i * (16 * 128 / 16), true, T{});
+      wgmma_n128_transposed(o, p[i], advance(b, 16 * 128 * i), true, T{});
     else
-      wgmma_n64_transposed(o, p[i], b + i * (16 * 128 / 16), true, T{});
+      wgmma_n64_transposed(o, p[i], advance(b, 16 * 128 * i), true, T{});
   }
 }
 
@@ -126,7 +126,7 @@ __device__ void clear_rows(uint16_t (&v)[D / 64][step_keys * 64], const int4& id
 template <int D, class T>
 __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
   const Common& c = call.common;
-  const int group = threadIdx.x / 128 - 1, t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4;
+  const int group = warpgroup() - 1, t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4;
   const bool speaks = threadIdx.x % 32 == 0;
   Ring<Exact<D>::stages> kr, vr;
   Ring<2> qr, slot;

@@ -130,7 +130,7 @@ template <int D>
 __device__ __forceinline__ void multiply_qk(int32_t (&s)[64], uint64_t q, const uint8_t* k) {
   const uint64_t b = row_descriptor(shared_address(k), D);
 #pragma unroll
-  for (int i = 0; i < D / 32; ++i) wgmma_n128(s, q + 2 * i, b + 2 * i, i > 0, S8{});
+  for (int i = 0; i < D / 32; ++i) wgmma_n128(s, advance(q, 32 * i), advance(b, 32 * i), i > 0, S8{});
 }
 
 template <int D>
@@ -196,7 +196,7 @@ template <int D, class T>
 __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
   using Tiles = LowBitTiles<D>;
   const Common& c = call.common;
-  const int group = threadIdx.x / 128 - 1, t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4;
+  const int group = warpgroup() - 1, t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4;
   const bool speaks = threadIdx.x % 32 == 0;
   Ring<Tiles::stages> kr, vr;
   Ring<2> qr, slot;

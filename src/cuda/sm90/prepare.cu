@@ -14,6 +14,7 @@
 //
 // Floor: Q read once (256 bytes a row: 1 GB for 32 heads of 128 K rows, 0.3 ms), about 9 blocks of 32 reference keys
 // and one of the projection, 320 products of 128 a row: 0.35 TFLOP, 0.5 ms.
+#include <cstddef>
 #include <initializer_list>
 #include <type_traits>
 
@@ -28,17 +29,17 @@ namespace {
 
 using namespace ptx;
 
-constexpr int half_rows = 64, ring = 4;
+constexpr int half_rows = 64, ring = 4, max_heads = 4;
 constexpr float log2e = 1.4426950408889634f;
 
 // Columns in pieces of 64 elements: 128 bytes a row, 128-byte swizzle.
-template <int D, int heads, int width>
+template <int D, int width>
 struct Shared {
   static constexpr int pieces = D / 64;
-  alignas(1024) uint16_t q[heads][pieces][half_rows * 64];
   alignas(1024) uint16_t k[ring][pieces][block_keys * 64];
   alignas(1024) uint16_t a[width / 32][pieces][32 * 64];  // projection, transposed: 32 coordinates a block
   uint64_t q_full, k_full[ring], k_empty[ring];
+  alignas(1024) uint16_t q[max_heads][pieces][half_rows * 64];  // only as many heads as a thread block has are there
 };
 
 // The reference blocks of a half: the sink, then from the first local block on to the last one seen.
@@ -64,7 +65,7 @@ __device__ __forceinline__ void multiply(float (&s)[16], const uint16_t (&q)[D /
     const uint64_t a = row_descriptor(shared_address(q[piece]), 128);
     const uint64_t b = row_descriptor(shared_address(k[piece]), 128);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) wgmma_n32(s, a + 2 * i, b + 2 * i, piece + i > 0, T{});
+    for (int i = 0; i < 4; ++i) wgmma_n32(s, advance(a, 32 * i), advance(b, 32 * i), piece + i > 0, T{});
   }
   wgmma_commit();
   wgmma_wait<0>();
@@ -113,11 +114,11 @@ struct Row {
   }
 };
 
-template <int D, int heads, int width>
-__device__ void produce(const SelectCall& call, const Sequence& s, int64_t first_row, int32_t first_head,
-                        const Reference& reference, Shared<D, heads, width>& sh) {
+template <int D, int width>
+__device__ void produce(const SelectCall& call, const Sequence& s, int64_t first_row, int32_t first_head, int heads,
+                        const Reference& reference, Shared<D, width>& sh) {
   const Common& c = call.common;
-  barrier_expect(&sh.q_full, sizeof(sh.q));
+  barrier_expect(&sh.q_full, static_cast<uint32_t>(heads * sizeof(sh.q[0])));
   for (int h = 0; h < heads; ++h)
     for (int piece = 0; piece < D / 64; ++piece)
       copy_box(sh.q[h][piece], &call.q64, &sh.q_full, piece * 64, static_cast<int32_t>(s.q_start + first_row),
@@ -274,13 +275,15 @@ __device__ uint4 mean_pieces(const float* mean, bool first) {
   return {pair[0], pair[1], pair[2], pair[3]};
 }
 
-template <int D, class T, int heads, int width, bool projected>
-__global__ void __launch_bounds__(128 * heads + 32)
+template <int D, class T, int width, bool projected>
+__global__ void __launch_bounds__(128 * max_heads + 32)
     prepare_kernel(const __grid_constant__ SelectCall call, int32_t first_item) {
   extern __shared__ char raw[];
-  auto& sh = *reinterpret_cast<Shared<D, heads, width>*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
+  auto& sh = *reinterpret_cast<Shared<D, width>*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
   const Common& c = call.common;
-  const int32_t half = blockIdx.x % 2, first_head = blockIdx.y * heads, kv_head = first_head / c.group;
+  const int heads = static_cast<int>(blockDim.x - 32) / 128;
+  const int32_t half = blockIdx.x % 2, first_head = static_cast<int32_t>(blockIdx.y) * heads,
+                kv_head = first_head / c.group;
   const int32_t item = first_item + blockIdx.x / 2;
   const Sequence& s = c.sequences[c.items[item].sequence];
   const int64_t first_row = int64_t{c.items[item].tile} * tile_rows + half * half_rows;
@@ -308,11 +311,11 @@ __global__ void __launch_bounds__(128 * heads + 32)
   }
   __syncthreads();
   if (threadIdx.x >= 128 * heads) {
-    if (threadIdx.x % 32 == 0) produce<D, heads, projected ? width : 32>(call, s, first_row, first_head, reference, sh);
+    if (threadIdx.x % 32 == 0) produce<D, width>(call, s, first_row, first_head, heads, reference, sh);
     return;
   }
 
-  const int group = threadIdx.x / 128, t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4, column = t % 4 * 2;
+  const int group = warpgroup(), t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4, column = t % 4 * 2;
   const int32_t head = first_head + group;
   const float tau = c.thresholds[head], key_scale = s.scales[kv_head * s.scales_head];
   const int32_t seen0 = static_cast<int32_t>(visible_keys(s, first_row + row));
@@ -348,7 +351,7 @@ __global__ void __launch_bounds__(128 * heads + 32)
                            present, key_scale, c.scale);
   } else {
     // From the accumulators' rows to two threads a row.
-    __shared__ float of_row[heads][half_rows];
+    __shared__ float of_row[max_heads][half_rows];
     if (t % 4 == 0) {
       of_row[group][row] = threshold[0];
       of_row[group][row + 8] = threshold[1];
@@ -359,58 +362,49 @@ __global__ void __launch_bounds__(128 * heads + 32)
   }
 }
 
-template <int D, class T, int heads, int width, bool projected>
+template <int D, class T, int width, bool projected>
 struct Instance {
-  static constexpr size_t bytes = sizeof(Shared<D, heads, width>) + 1024;
+  using Map = Shared<D, width>;
+  static size_t bytes(int heads) { return offsetof(Map, q) + heads * sizeof(Map::q[0]) + 1024; }
   static cudaError_t allow() {
-    return cudaFuncSetAttribute(prepare_kernel<D, T, heads, width, projected>,
-                                cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    return cudaFuncSetAttribute(prepare_kernel<D, T, width, projected>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(bytes(max_heads)));
   }
   static cudaError_t launch(const SelectCall& call, int32_t first, int32_t items, cudaStream_t stream) {
+    const int32_t group = call.common.group, heads = group % 4 == 0 ? 4 : group % 2 == 0 ? 2 : 1;
     const dim3 grid(static_cast<unsigned>(2 * items), static_cast<unsigned>(call.common.q_heads / heads));
-    prepare_kernel<D, T, heads, width, projected><<<grid, 128 * heads + 32, bytes, stream>>>(call, first);
+    prepare_kernel<D, T, width, projected><<<grid, 128 * heads + 32, bytes(heads), stream>>>(call, first);
     return cudaGetLastError();
   }
 };
 
-// f<Instance>() for the one that serves such a call.
-template <int D, class T, int heads, class F>
-cudaError_t with_width(bool projected, int32_t width, F&& f) {
-  if (!projected) return f(Instance<D, T, heads, 32, false>{});
-  return width == 32 ? f(Instance<D, T, heads, 32, true>{}) : f(Instance<D, T, heads, 64, true>{});
-}
+// f<Instance>() for the one that serves such a call. width 0: not projected.
 template <int D, class T, class F>
-cudaError_t with_heads(int32_t group, bool projected, int32_t width, F&& f) {
-  if (group % 4 == 0) return with_width<D, T, 4>(projected, width, f);
-  if (group % 2 == 0) return with_width<D, T, 2>(projected, width, f);
-  return with_width<D, T, 1>(projected, width, f);
+cudaError_t with_width(int32_t width, F&& f) {
+  if (width == 0) return f(Instance<D, T, 32, false>{});
+  return width == 32 ? f(Instance<D, T, 32, true>{}) : f(Instance<D, T, 64, true>{});
 }
 template <class F>
-cudaError_t with_instance(int32_t dim, int32_t dtype, int32_t group, bool projected, int32_t width, F&& f) {
-  if (dim == 128)
-    return dtype == SALE_BF16 ? with_heads<128, Bf16>(group, projected, width, f)
-                              : with_heads<128, F16>(group, projected, width, f);
-  return dtype == SALE_BF16 ? with_heads<64, Bf16>(group, projected, width, f)
-                            : with_heads<64, F16>(group, projected, width, f);
+cudaError_t with_instance(int32_t dim, int32_t dtype, int32_t width, F&& f) {
+  if (dim == 128) return dtype == SALE_BF16 ? with_width<128, Bf16>(width, f) : with_width<128, F16>(width, f);
+  return dtype == SALE_BF16 ? with_width<64, Bf16>(width, f) : with_width<64, F16>(width, f);
 }
 
 }  // namespace
 
 cudaError_t launch_prepare(const SelectCall& call, int32_t first, int32_t items, cudaStream_t stream) {
   const Common& c = call.common;
-  return with_instance(c.head_dim, c.dtype, c.group, call.estimator.q_projection != nullptr, call.estimator.width,
+  return with_instance(c.head_dim, c.dtype, call.estimator.q_projection != nullptr ? call.estimator.width : 0,
                        [&](auto instance) { return instance.launch(call, first, items, stream); });
 }
 
 cudaError_t allow_prepare() {
   for (const int32_t dim : {64, 128})
     for (const int32_t dtype : {SALE_BF16, SALE_F16})
-      for (const int32_t group : {1, 2, 4})
-        for (const int32_t width : {0, 32, 64})
-          if (const cudaError_t e =
-                  with_instance(dim, dtype, group, width != 0, width, [](auto instance) { return instance.allow(); });
-              e != cudaSuccess)
-            return e;
+      for (const int32_t width : {0, 32, 64})
+        if (const cudaError_t e = with_instance(dim, dtype, width, [](auto instance) { return instance.allow(); });
+            e != cudaSuccess)
+          return e;
   return cudaSuccess;
 }
 

@@ -52,7 +52,7 @@ struct Signs {
   };
   __device__ static void multiply(Sum (&s)[64], uint64_t a, uint64_t b) {
 #pragma unroll
-    for (int i = 0; i < width / 32; ++i) wgmma_n256(s, a + 2 * i, b + 2 * i, i > 0, E4m3{});
+    for (int i = 0; i < width / 32; ++i) wgmma_n256(s, advance(a, 32 * i), advance(b, 32 * i), i > 0, E4m3{});
   }
   // Register 2 i holds columns 8 i + 2 (t % 4) + {0, 1} of row r, register 2 i + 1 the same of row r + 8. Signs are
   // moved into place, block b's to bits 23 + b and 7 + b, by multiply-adds: the logic unit has enough to do.
@@ -87,7 +87,7 @@ struct Limits {
   };
   __device__ static void multiply(Sum (&s)[64], uint64_t a, uint64_t b) {
 #pragma unroll
-    for (int i = 0; i < width / 32; ++i) wgmma_n128(s, a + 2 * i, b + 2 * i, i > 0, E4m3{});
+    for (int i = 0; i < width / 32; ++i) wgmma_n128(s, advance(a, 32 * i), advance(b, 32 * i), i > 0, E4m3{});
   }
   // Registers 4 i + {0, 1} hold columns 8 i + 2 (t % 4) + {0, 1} of row r, 4 i + {2, 3} of row r + 8.
   __device__ static uint32_t vote(const Sum (&s)[64], const Rows& rows, const float*) {
@@ -116,7 +116,7 @@ struct Maxima {
   };
   __device__ static void multiply(Sum (&s)[64], uint64_t a, uint64_t b) {
 #pragma unroll
-    for (int i = 0; i < width / 32; ++i) wgmma_n128(s, a + 2 * i, b + 2 * i, i > 0, S8{});
+    for (int i = 0; i < width / 32; ++i) wgmma_n128(s, advance(a, 32 * i), advance(b, 32 * i), i > 0, S8{});
   }
   // key_scales: of the chunk's blocks. docs/numerics.md, section 4.
   __device__ static uint32_t vote(const Sum (&s)[64], const Rows& rows, const float* key_scales) {
@@ -231,7 +231,7 @@ __device__ void write_row(const SelectCall& call, const Slot& s, const uint32_t*
 
 template <class Vote>
 __device__ void scan(const SelectCall& call, Shared<Vote>& sh) {
-  const int slot = threadIdx.x / 128, t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4;
+  const int slot = warpgroup(), t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4;
   const Slot& mine = sh.all[slot];
   uint32_t* bits = sh.bits[slot];
   if (mine.scans)
