@@ -67,7 +67,7 @@ Timing measure(const sale_case::Instance& in, CasePlan& plan, const Arguments& a
   for (int i = -a.warm_up; i < a.repeats; ++i) {
     const auto start = std::chrono::steady_clock::now();
     sale::check(sale_run(plan.get(), in.q.data(), in.k.data(), in.v.data(), in.out.data(), nullptr, nullptr,
-                         plan.workspace().data(), plan.workspace().size(), &stats));
+                         plan.workspace().data(), plan.workspace().size(), &stats, nullptr));
     if (i >= 0) t.seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   return t;

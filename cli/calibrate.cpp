@@ -110,7 +110,7 @@ void Sweep::measure(const lm::AttentionCall& call, const KeyIndex& index, int at
     Point& p = curves_[static_cast<size_t>(call.layer * call.q_heads + h)][static_cast<size_t>(at)];
     double error = 0;
     for (size_t i = 0; i < r.rows.size(); ++i) {
-      const auto kept = blocks.row(0, static_cast<int32_t>(h), r.rows[i] / SALE_Q_BLOCK).kept;
+      const auto kept = blocks.row(0, static_cast<int32_t>(h), r.rows[i] / blocks.q_block()).kept;
       error += l1_distance(r.exact[i].output(kept), r.outputs[i]);
       p.mass += r.exact[i].mass(kept) / static_cast<double>(r.rows.size());
     }

@@ -122,11 +122,11 @@ Verdict check_on(Instance& in, const std::string& backend) {
   sale::check(sale_blocks_create(plan.get(), &raw));
   const std::unique_ptr<sale_blocks, decltype(&sale_blocks_destroy)> blocks(raw, &sale_blocks_destroy);
   const Workspace& w = plan.workspace();
-  sale::check(sale_select(plan.get(), in.q.data(), in.k.data(), nullptr, raw, w.data(), w.size(), nullptr));
+  sale::check(sale_select(plan.get(), in.q.data(), in.k.data(), nullptr, raw, w.data(), w.size(), nullptr, nullptr));
   in.clear_outputs();
   auto* lse = reinterpret_cast<float*>(in.lse->begin());
   sale::check(sale_attend(plan.get(), in.q.data(), in.k.data(), in.v.data(), raw, in.out.data(), lse, w.data(),
-                          w.size(), nullptr));
+                          w.size(), nullptr, nullptr));
   Verdict verdict;
   for (int64_t b = 0; b < in.c.batch; ++b)
     for (int64_t h = 0; h < in.c.q_heads; ++h) {

@@ -15,18 +15,16 @@ struct Estimate {
   sale_format format;
   int32_t rank;
 };
-constexpr Estimate estimates[] = {{"int8", SALE_INT8, 0},
-                                  {"int4", SALE_INT4, 0},
-                                  {"int8:16", SALE_INT8, 16},
-                                  {"int8:32", SALE_INT8, 32},
-                                  {"int8:64", SALE_INT8, 64}};
+constexpr Estimate estimates[] = {{"int8", SALE_INT8, 0},     {"int4", SALE_INT4, 0},     {"int8:16", SALE_INT8, 16},
+                                  {"int8:32", SALE_INT8, 32}, {"int8:64", SALE_INT8, 64}, {"fp8", SALE_FP8, 0},
+                                  {"fp8:28", SALE_FP8, 28},   {"fp8:60", SALE_FP8, 60}};
 constexpr int32_t head_dims[] = {16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256};
 constexpr sale_dtype dtypes[] = {SALE_F32, SALE_F16, SALE_BF16};
 constexpr sale_compute computes[] = {SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8};
 
-// Why not, or "" - for a problem of ordinary size.
+// Why not, or "" - for a problem of ordinary size, in host memory or on a device.
 std::string why_not_for(int32_t backend, sale_dtype dtype, int32_t head_dim, const Estimate& e, sale_compute compute) {
-  const Problem problem(1, 8, 2, 4096, 4096, head_dim, dtype);
+  Problem problem(1, 8, 2, 4096, 4096, head_dim, dtype);
   Options options;
   options.compute(compute);
   const std::vector<float> projection(static_cast<size_t>(2 * head_dim * e.rank));
@@ -34,10 +32,12 @@ std::string why_not_for(int32_t backend, sale_dtype dtype, int32_t head_dim, con
     options.estimator(e.format);
   else
     options.estimator(e.format, e.rank, projection, projection);
-  return why_not(backend, problem, options);
+  const std::string why = why_not(backend, problem, options);
+  return why.empty() ? why : why_not(backend, problem.device(0), options);
 }
 
-// Head dimensions that work, in words: "all", "none" or the list.
+constexpr const char* nowhere = "–";
+// Head dimensions that work, in words: "all", nowhere or the list.
 std::string dims_of(int32_t backend, sale_dtype dtype, const Estimate& e, sale_compute compute) {
   std::string list;
   bool all = true;
@@ -48,7 +48,7 @@ std::string dims_of(int32_t backend, sale_dtype dtype, const Estimate& e, sale_c
     else
       all = false;
   }
-  return list.empty() ? "–" : all ? "all" : list;
+  return list.empty() ? nowhere : all ? "all" : list;
 }
 
 std::string support_table() {
@@ -63,8 +63,14 @@ std::string support_table() {
     for (sale_dtype dtype : dtypes)
       for (sale_compute compute : computes) {
         cells.emplace_back();
-        for (const Estimate& e : estimates) cells.back() += fmt::format(" {} |", dims_of(i, dtype, e, compute));
-        rows.push_back(fmt::format("| {} | {} | {} |{}\n", name, name_of(dtype), name_of(compute), cells.back()));
+        bool any = false;
+        for (const Estimate& e : estimates) {
+          const std::string dims = dims_of(i, dtype, e, compute);
+          cells.back() += fmt::format(" {} |", dims);
+          any = any || dims != nowhere;
+        }
+        if (any)
+          rows.push_back(fmt::format("| {} | {} | {} |{}\n", name, name_of(dtype), name_of(compute), cells.back()));
       }
     const bool same = std::all_of(cells.begin(), cells.end(), [&](const std::string& c) { return c == cells.front(); });
     if (same) rows = {fmt::format("| {} | f32, f16, bf16 | exact, int8 |{}\n", name, cells.front())};

@@ -11,7 +11,7 @@ export CTEST_OUTPUT_ON_FAILURE=1 CTEST_PARALLEL_LEVEL=1
 configure() {  # name, cmake arguments...
   local name=$1
   shift
-  cmake -S . -B "$build/$name" -G Ninja -DSALE_WERROR=ON "$@" >/dev/null
+  cmake -S . -B "$build/$name" -G Ninja -DSALE_WERROR=ON -DSALE_CUDA=OFF "$@" >/dev/null
 }
 compile() {  # name, targets...
   local name=$1 log=$build/$1/compile.log
@@ -23,8 +23,24 @@ format() {
   git ls-files '*.cpp' '*.hpp' '*.h' '*.cu' '*.cuh' | xargs clang-format-19 --dry-run --Werror
 }
 
+# The one build with GPU backends, where there is a compiler for them; it notes what every unit costs.
+configure_test() {
+  configure test -DCMAKE_BUILD_TYPE=Release -DSALE_CUDA=AUTO -DCMAKE_CUDA_COMPILER_LAUNCHER="$root/scripts/compile_cost.py"
+}
+
+# The compile budget of device code, which is compiled here and used by the stages after this one.
+cuda() {
+  configure_test
+  if ! grep -q sale_sm90 "$build/test/build.ninja"; then
+    echo "skipped: there is no nvcc"
+    return
+  fi
+  compile test sale_sm90
+  scripts/compile_cost.py --judge "$build/test/src"
+}
+
 release() {
-  configure test -DCMAKE_BUILD_TYPE=Release
+  configure_test
   compile test
   (cd "$build/test" && ctest --no-tests=error)
 }
@@ -87,7 +103,8 @@ package() {
   cmake -S tests/package/consumer -B "$prefix/found" -G Ninja -DCMAKE_PREFIX_PATH="$prefix/root" >/dev/null
   cmake --build "$prefix/found" >/dev/null
   "$prefix/found/consumer"
-  cmake -S tests/package/consumer -B "$prefix/sub" -G Ninja -DSALE_SOURCE="$root" -DCMAKE_BUILD_TYPE=Release >/dev/null
+  cmake -S tests/package/consumer -B "$prefix/sub" -G Ninja -DSALE_SOURCE="$root" -DCMAKE_BUILD_TYPE=Release \
+    -DSALE_CUDA=OFF >/dev/null
   cmake --build "$prefix/sub" >/dev/null
   "$prefix/sub/consumer"
 }
@@ -95,7 +112,7 @@ package() {
 # The portable backend for arm64: cross-compiled, and run once in an emulator.
 arm64() {
   cmake -S tests/package/consumer -B "$build/arm64" -G Ninja -DSALE_SOURCE="$root" -DCMAKE_BUILD_TYPE=Release \
-    -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+    -DSALE_CUDA=OFF -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
     -DCMAKE_EXE_LINKER_FLAGS=-static >/dev/null
   cmake --build "$build/arm64" >/dev/null
   qemu-aarch64 "$build/arm64/consumer"
@@ -121,7 +138,7 @@ demo() {
 }
 
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(format release symbols emulated address thread fuzz package arm64 docs demo)
+[ ${#stages[@]} -gt 0 ] || stages=(format cuda release symbols emulated address thread fuzz package arm64 docs demo)
 for stage in "${stages[@]}"; do
   echo "==== $stage"
   start=$SECONDS

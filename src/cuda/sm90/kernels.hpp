@@ -221,6 +221,11 @@ struct AttendCall {
 };
 cudaError_t launch_attend(const AttendCall& call, int32_t multiprocessors, cudaStream_t stream);
 
+// ---- statistics ----------------------------------------------------------------------------------------------
+
+// Kept blocks of the call's sequences, all heads: kept[sequence.batch * q_heads + head], device memory.
+cudaError_t launch_count(const Common& common, int64_t* kept, cudaStream_t stream);
+
 // Raises the kernels' shared-memory limits on the current device. Once per device.
 cudaError_t prepare_device();
 
