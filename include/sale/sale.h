@@ -126,7 +126,7 @@ typedef enum sale_format SALE_INT {
 typedef enum sale_compute SALE_INT {
   SALE_COMPUTE_EXACT = 0, /* bf16 products for bf16 tensors, f32 products for f16 and f32; f32 accumulation */
   SALE_COMPUTE_INT8 = 1,  /* Q K^T from INT8 codes (SageAttention style), P V as above; CPUs */
-  SALE_COMPUTE_FP8 = 2    /* Q K^T and P V in 8 bits; no backend of this version has it */
+  SALE_COMPUTE_FP8 = 2    /* Q K^T from INT8 codes, P V in e4m3 with a scale per value coordinate; sm90 */
 } sale_compute;
 
 typedef struct sale_options {
@@ -145,7 +145,8 @@ typedef struct sale_options {
   sale_compute compute;
   const char* backend; /* NULL: environment SALE_BACKEND, else the first usable of the list. A name forces that one */
   int32_t threads;     /* of CPU backends; 0: one per available CPU */
-  int32_t compensate;  /* 1: a pseudo-key stands in for every dropped block; no backend of this version has it */
+  int32_t compensate;  /* 1: a pseudo-key stands in for every dropped block: its mean key, weighing as many keys as it
+                          has, and its mean value; lse counts it. sm90 */
 } sale_options;
 
 /* tau = 0.004 for every head, INT8 over all coordinates, sink 32, local 128, dense below 1024, exact products. */

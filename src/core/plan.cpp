@@ -94,6 +94,7 @@ std::unique_ptr<Plan> make_plan(const sale_problem& p, const sale_options& o, bo
   plan->sink = o.sink;
   plan->local = o.local;
   plan->compute = o.compute;
+  plan->compensate = o.compensate != 0;
   plan->with_index = with_index;
   const bool all_dense = std::all_of(plan->thresholds.begin(), plan->thresholds.end(), [](float t) { return t == 0; });
   for (Sequence& s : plan->sequences) s.dense = all_dense || s.k_len < o.dense_below;

@@ -68,6 +68,7 @@ struct Plan {
   Estimator estimator;
   int32_t sink, local;
   sale_compute compute;
+  bool compensate;
   bool with_index;
   std::vector<Sequence> sequences;
   int64_t bits_words;  // of the whole block list

@@ -29,6 +29,8 @@ Common common_of(const Call& call, const Group& group) {
     s.row_word_at = tables.row_word_at[static_cast<size_t>(b)];
     s.batch = b;
     s.dense = from.dense;
+    s.block_at = tables.block_at[static_cast<size_t>(b)];
+    s.mean_block_at = tables.mean_block_at[static_cast<size_t>(b)];
     if (from.dense) continue;
     const bool own = call.indexes == nullptr;
     const IndexMap m = own ? index_map(x.kv_heads, x.head_dim, p.estimator, from.k_len) : call.indexes[b]->map;
@@ -157,6 +159,73 @@ void select_blocks(const Call& call) {
   }
 }
 
+Tokens tokens_of(const Call& call, const void* base, const sale_strides& strides, int64_t b) {
+  const sale_problem& x = call.plan->problem;
+  const int64_t first =
+      x.page_size != 0 ? 0 : b * strides.batch + call.plan->sequences[static_cast<size_t>(b)].k_start * strides.token;
+  return {static_cast<const uint16_t*>(base) + first,
+          strides.head,
+          strides.token,
+          x.page_size,
+          strides.batch,
+          x.page_size != 0 ? x.page_table + b * x.pages : nullptr};
+}
+
+LowBit low_bit_of(const Call& call) {
+  const Tables& t = tables_of(*call.plan);
+  if (call.plan->compute != SALE_COMPUTE_FP8) return {};
+  const auto codes = [&](size_t at) { return reinterpret_cast<uint8_t*>(call.workspace + at); };
+  const auto floats = [&](size_t at) { return reinterpret_cast<float*>(call.workspace + at); };
+  return {codes(t.k_codes_at), codes(t.v_codes_at),    floats(t.k_scales_at),
+          floats(t.v_most_at), floats(t.smoothing_at), t.coded_blocks};
+}
+
+// Means of blocks and 8-bit keys and values, as far as the plan asks for them.
+void make_stand_ins(const Call& call) {
+  const Plan& p = *call.plan;
+  const Tables& t = tables_of(p);
+  const sale_problem& x = p.problem;
+  for (size_t b = 0; b < p.sequences.size(); ++b) {
+    const auto means = [&](size_t at) {
+      return reinterpret_cast<uint16_t*>(call.workspace + at) + t.block_at[b] * x.head_dim;
+    };
+    const Tokens k = tokens_of(call, call.k, x.k, static_cast<int64_t>(b));
+    const Tokens v = tokens_of(call, call.v, x.v, static_cast<int64_t>(b));
+    const int64_t k_len = p.sequences[b].k_len, means_head = t.blocks * x.head_dim;
+    if (p.compensate)
+      must(launch_means(
+               {k, v, x.dtype, x.head_dim, x.kv_heads, k_len, means(t.k_means_at), means(t.v_means_at), means_head},
+               stream_of(call)),
+           "launching the means");
+    if (p.compute != SALE_COMPUTE_FP8) continue;
+    const uint16_t* none = nullptr;
+    const LowBitCall c{k,
+                       v,
+                       x.dtype,
+                       x.head_dim,
+                       x.kv_heads,
+                       static_cast<int32_t>(b),
+                       k_len,
+                       p.compensate ? means(t.k_means_at) : none,
+                       p.compensate ? means(t.v_means_at) : none,
+                       means_head,
+                       low_bit_of(call),
+                       t.block_at[b],
+                       t.mean_block_at[b],
+                       call.workspace + t.index_scratch_at};
+    must(launch_low_bit(c, stream_of(call)), "launching the 8-bit keys and values");
+  }
+}
+
+CUtensorMap means_map(const Call& call, size_t at) {
+  const sale_problem& x = call.plan->problem;
+  const int64_t blocks = tables_of(*call.plan).blocks;
+  return map_of("means",
+                {call.workspace + at, x.head_dim, blocks, x.kv_heads, 1, x.head_dim, blocks * x.head_dim, 8,
+                 static_cast<int32_t>(tile_rows)},
+                call);
+}
+
 void attend_blocks(const Call& call) {
   const Plan& p = *call.plan;
   const Tables& tables = tables_of(p);
@@ -168,6 +237,10 @@ void attend_blocks(const Call& call) {
   c.k128 = map_of("k", key_spec(call, call.k, x.k, 128), call);
   c.v32 = map_of("v", key_spec(call, call.v, x.v, block_rows(call)), call);
   c.v128 = map_of("v", key_spec(call, call.v, x.v, 128), call);
+  c.compensate = p.compensate;
+  if (p.compensate) c.k_means = means_map(call, tables.k_means_at), c.v_means = means_map(call, tables.v_means_at);
+  c.low = low_bit_of(call);
+  make_stand_ins(call);
   c.out = call.out;
   c.out_batch = x.out.batch;
   c.out_head = x.out.head;

@@ -98,6 +98,34 @@ const T* part(const std::shared_ptr<void>& memory, size_t at) {
   return reinterpret_cast<const T*>(static_cast<const char*>(memory.get()) + at);
 }
 
+// Means of blocks, and keys and values in 8 bits: whole blocks of every sequence side by side, the coded means after
+// them.
+void place_stand_ins(const Plan& plan, Tables& t, Areas& areas) {
+  const sale_problem& p = plan.problem;
+  const bool low = plan.compute == SALE_COMPUTE_FP8;
+  t.blocks = 0;
+  for (const sale::Sequence& s : plan.sequences) {
+    t.block_at.push_back(t.blocks);
+    t.blocks += ceil_div(s.k_len, block_keys);
+  }
+  t.coded_blocks = t.blocks;
+  for (const sale::Sequence& s : plan.sequences) {
+    t.mean_block_at.push_back(t.coded_blocks);
+    if (plan.compensate) t.coded_blocks += coded_mean_blocks(s.k_len);
+  }
+  const Checked heads(p.kv_heads), dim(p.head_dim);
+  const Checked means = plan.compensate ? heads * Checked(t.blocks) * dim * Checked(2) : Checked(0);
+  t.k_means_at = areas.add(means);
+  t.v_means_at = areas.add(means);
+  const Checked codes = low ? heads * Checked(t.coded_blocks) * Checked(block_keys) * dim : Checked(0);
+  t.k_codes_at = areas.add(codes);
+  t.v_codes_at = areas.add(codes);
+  t.k_scales_at = areas.add(low ? heads * Checked(t.coded_blocks) * Checked(4) : Checked(0));
+  const Checked vectors = low ? Checked(p.batch) * heads * dim * Checked(4) : Checked(0);
+  t.v_most_at = areas.add(vectors);
+  t.smoothing_at = areas.add(vectors);
+}
+
 }  // namespace
 
 int32_t width_of(const sale::Estimator& e) { return !e.projected ? e.rank : e.rank <= 28 ? 32 : 64; }
@@ -155,8 +183,10 @@ void make_tables(Plan& plan, const sale_options&, Areas& areas) {
   made->row_limits_at = areas.add(static_cast<int64_t>(scratch.row_limits));
   made->counter_at = areas.add(4);
   made->counts_at = areas.add(int64_t{p.batch} * p.q_heads * 8);
+  const bool low = plan.compute == SALE_COMPUTE_FP8, indexes = !plan.with_index && !all_dense;
   made->index_scratch_at =
-      areas.add(plan.with_index || all_dense ? 0 : static_cast<int64_t>(index_scratch_bytes(p.kv_heads, p.head_dim)));
+      areas.add(indexes || low ? static_cast<int64_t>(index_scratch_bytes(p.kv_heads, p.head_dim)) : 0);
+  place_stand_ins(plan, *made, areas);
   plan.state = std::move(made);
 }
 

@@ -29,6 +29,11 @@ struct Tables {
   int64_t slice;                     // items selected at a time
   // In the workspace, bytes.
   size_t q_codes_at, row_limits_at, counter_at, counts_at, index_scratch_at;
+  // What stands for keys and values, [kv_heads, blocks, ...]: first blocks of each sequence, then where the arrays are.
+  std::vector<int64_t> block_at, mean_block_at;
+  int64_t blocks, coded_blocks;
+  size_t k_means_at, v_means_at;                                        // compensation
+  size_t k_codes_at, v_codes_at, k_scales_at, v_most_at, smoothing_at;  // low-bit
 };
 void make_tables(Plan& plan, const sale_options&, Areas& areas);
 std::string explain(const Plan& plan);
