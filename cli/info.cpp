@@ -37,6 +37,25 @@ std::string why_not_for(int32_t backend, sale_dtype dtype, int32_t head_dim, con
   return why_not(backend, problem, options);
 }
 
+// The same as data: a row per backend, tensor type, products and estimate.
+Json support_rows() {
+  Json rows = Json::array();
+  for (int32_t i = 0; i < sale_backend_count(); ++i)
+    for (sale_dtype dtype : dtypes)
+      for (sale_compute compute : computes)
+        for (const Estimate& e : estimates) {
+          Json dims = Json::array();
+          for (int32_t d : head_dims)
+            if (e.rank < d && why_not_for(i, dtype, d, e, compute).empty()) dims.push_back(d);
+          rows.push_back({{"backend", sale_backend_name(i)},
+                          {"tensors", name_of(dtype)},
+                          {"products", name_of(compute)},
+                          {"estimator", e.name},
+                          {"head_dims", dims}});
+        }
+  return rows;
+}
+
 // Head dimensions that work, in words: "all", "none" or the list.
 std::string dims_of(int32_t backend, sale_dtype dtype, const Estimate& e, sale_compute compute) {
   std::string list;
@@ -75,20 +94,24 @@ std::string support_table() {
   return text + ".\n";
 }
 
-int show_info(const std::string& json) {
+void show_info() {
   fmt::print("sale       {}\nmachine    {}\n", sale_version(), sale_machine());
-  Json j = json_head("info");
-  j["backends"] = Json::array();
   bool first = true;
   for (const BackendInfo& b : backends()) {
-    const bool usable = b.why_not.empty();
     fmt::print("{:<10} {:<10} {}\n{:<10} {:<10} {}\n", first ? "backends" : "", b.name, b.summary, "", "",
-               usable ? "usable" : "not usable: " + b.why_not);
-    j["backends"].push_back({{"name", b.name}, {"summary", b.summary}, {"usable", usable}, {"why_not", b.why_not}});
+               b.why_not.empty() ? "usable" : "not usable: " + b.why_not);
     first = false;
   }
-  if (!json.empty()) write_json(json, j);
-  return good;
+}
+
+void write_info(const std::string& path) {
+  Json j = json_head("info");
+  j["backends"] = Json::array();
+  for (const BackendInfo& b : backends())
+    j["backends"].push_back(
+        {{"name", b.name}, {"summary", b.summary}, {"usable", b.why_not.empty()}, {"why_not", b.why_not}});
+  j["support"] = support_rows();
+  write_json(path, j);
 }
 
 }  // namespace
@@ -99,11 +122,14 @@ void add_info(CLI::App& program, Action& action) {
   auto table = std::make_shared<bool>(false);
   auto json = std::make_shared<std::string>();
   command->add_flag("--table", *table, "the support table in Markdown instead, found by asking the library");
-  command->add_option("--json", *json, "write the result there");
+  command->add_option("--json", *json, "write both there");
   command->callback([=, &action] {
     action = [=] {
-      if (!*table) return show_info(*json);
-      fmt::print("{}", support_table());
+      if (*table)
+        fmt::print("{}", support_table());
+      else
+        show_info();
+      if (!json->empty()) write_info(*json);
       return int{good};
     };
   });
