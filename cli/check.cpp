@@ -157,7 +157,7 @@ struct Arguments {
 
 int run(const Arguments& a) {
   Json all = json_head("check");
-  all["rows"] = Json::array();
+  all["rows"] = Json::array(), all["not_run"] = Json::array();
   int64_t runs = 0, failed = 0;
   for (const std::string& line : lines_of(a.words, a.file)) {
     Instance in(sale_case::parse(line));
@@ -178,7 +178,10 @@ int run(const Arguments& a) {
                              {"lse_share_of_limit", share(v.lse.share)},
                              {"worst", v.out.where}});
     }
-    for (const auto& [name, why] : choice.refused) fmt::print("{:<10} not run: {}\n", name, why);
+    for (const auto& [name, why] : choice.refused) {
+      fmt::print("{:<10} not run: {}\n", name, why);
+      all["not_run"].push_back({{"problem", problem}, {"backend", name}, {"why_not", why}});
+    }
   }
   fmt::print("{} runs, {} failed\n", runs, failed);
   if (!a.json.empty()) write_json(a.json, all);

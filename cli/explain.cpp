@@ -74,6 +74,9 @@ void add_explain(CLI::App& program, Action& action) {
         all["problems"].push_back({{"problem", sale_case::print(c)},
                                    {"backend", sale_plan_backend(plan.get())},
                                    {"workspace_bytes", w.total},
+                                   {"key_index_bytes", w.key_index},
+                                   {"selection_bytes", w.selection},
+                                   {"scratch_bytes", w.scratch},
                                    {"explanation", sale_plan_explain(plan.get())}});
       }
       if (!json->empty()) write_json(*json, all);

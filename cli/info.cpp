@@ -20,7 +20,7 @@ constexpr Estimate estimates[] = {{"int8", SALE_INT8, 0},     {"int4", SALE_INT4
                                   {"fp8:28", SALE_FP8, 28},   {"fp8:60", SALE_FP8, 60}};
 constexpr int32_t head_dims[] = {16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256};
 constexpr sale_dtype dtypes[] = {SALE_F32, SALE_F16, SALE_BF16};
-constexpr sale_compute computes[] = {SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8};
+constexpr sale_compute computes[] = {SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8, SALE_COMPUTE_FP8};
 
 // Why not, or "" - for a problem of ordinary size, in host memory or on a device.
 std::string why_not_for(int32_t backend, sale_dtype dtype, int32_t head_dim, const Estimate& e, sale_compute compute) {
@@ -34,6 +34,25 @@ std::string why_not_for(int32_t backend, sale_dtype dtype, int32_t head_dim, con
     options.estimator(e.format, e.rank, projection, projection);
   const std::string why = why_not(backend, problem, options);
   return why.empty() ? why : why_not(backend, problem.device(0), options);
+}
+
+// The same as data: a row per backend, tensor type, products and estimate.
+Json support_rows() {
+  Json rows = Json::array();
+  for (int32_t i = 0; i < sale_backend_count(); ++i)
+    for (sale_dtype dtype : dtypes)
+      for (sale_compute compute : computes)
+        for (const Estimate& e : estimates) {
+          Json dims = Json::array();
+          for (int32_t d : head_dims)
+            if (e.rank < d && why_not_for(i, dtype, d, e, compute).empty()) dims.push_back(d);
+          rows.push_back({{"backend", sale_backend_name(i)},
+                          {"tensors", name_of(dtype)},
+                          {"products", name_of(compute)},
+                          {"estimator", e.name},
+                          {"head_dims", dims}});
+        }
+  return rows;
 }
 
 constexpr const char* nowhere = "–";
@@ -81,20 +100,24 @@ std::string support_table() {
   return text + ".\n";
 }
 
-int show_info(const std::string& json) {
+void show_info() {
   fmt::print("sale       {}\nmachine    {}\n", sale_version(), sale_machine());
-  Json j = json_head("info");
-  j["backends"] = Json::array();
   bool first = true;
   for (const BackendInfo& b : backends()) {
-    const bool usable = b.why_not.empty();
     fmt::print("{:<10} {:<10} {}\n{:<10} {:<10} {}\n", first ? "backends" : "", b.name, b.summary, "", "",
-               usable ? "usable" : "not usable: " + b.why_not);
-    j["backends"].push_back({{"name", b.name}, {"summary", b.summary}, {"usable", usable}, {"why_not", b.why_not}});
+               b.why_not.empty() ? "usable" : "not usable: " + b.why_not);
     first = false;
   }
-  if (!json.empty()) write_json(json, j);
-  return good;
+}
+
+void write_info(const std::string& path) {
+  Json j = json_head("info");
+  j["backends"] = Json::array();
+  for (const BackendInfo& b : backends())
+    j["backends"].push_back(
+        {{"name", b.name}, {"summary", b.summary}, {"usable", b.why_not.empty()}, {"why_not", b.why_not}});
+  j["support"] = support_rows();
+  write_json(path, j);
 }
 
 }  // namespace
@@ -105,11 +128,14 @@ void add_info(CLI::App& program, Action& action) {
   auto table = std::make_shared<bool>(false);
   auto json = std::make_shared<std::string>();
   command->add_flag("--table", *table, "the support table in Markdown instead, found by asking the library");
-  command->add_option("--json", *json, "write the result there");
+  command->add_option("--json", *json, "write both there");
   command->callback([=, &action] {
     action = [=] {
-      if (!*table) return show_info(*json);
-      fmt::print("{}", support_table());
+      if (*table)
+        fmt::print("{}", support_table());
+      else
+        show_info();
+      if (!json->empty()) write_info(*json);
       return int{good};
     };
   });

@@ -29,7 +29,7 @@ void show(const Arguments& a, const std::string& what, const std::vector<double>
   fmt::print("\n");
   if (a.json.empty()) return;
   Json j = json_head("mask");
-  j["of"] = what, j["layers"] = layers, j["heads"] = heads, j["density_of_heads"] = densities;
+  j["of"] = what, j["layers"] = layers, j["heads"] = heads, j["density_of_heads"] = densities, j["picture"] = a.out;
   write_json(a.json, j);
 }
 

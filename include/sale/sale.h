@@ -161,7 +161,9 @@ typedef struct sale_workspace {
   size_t total;
   size_t key_index; /* 0 for sequences that come with an index of their own */
   size_t selection; /* one bit per candidate block, rounded up to 64 per row of blocks */
-  size_t scratch;   /* CPUs: per thread, independent of the lengths. Devices: coded queries, at most some 256 MB */
+  size_t scratch;   /* CPUs: per thread, independent of the lengths; INT4 adds 4 bytes per key and query head. Devices:
+                       coded queries, at most some 256 MB; compensation adds 2 / 32 of the bytes of K and V, 8-bit
+                       products half of them */
 } sale_workspace;
 
 /* Checks everything that does not depend on pointers. with_index != 0: sale_run will be given one key index per

@@ -377,6 +377,7 @@ struct BackendInfo {
 };
 inline std::vector<BackendInfo> backends() {
   std::vector<BackendInfo> all;
+  all.reserve(static_cast<size_t>(sale_backend_count()));
   for (int32_t i = 0; i < sale_backend_count(); ++i)
     all.push_back({sale_backend_name(i), sale_backend_summary(i), sale_backend_why_not(i)});
   return all;
