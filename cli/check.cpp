@@ -117,16 +117,17 @@ void compare_output(const Instance& in, int64_t b, int64_t h, const sale_oracle:
 }
 
 Verdict check_on(Instance& in, const std::string& backend) {
-  CasePlan plan(in.problem, in.options, backend);
+  PlacedCase at(in, backend);
+  CasePlan plan(at.problem(), in.options, backend);
   sale_blocks* raw = nullptr;
   sale::check(sale_blocks_create(plan.get(), &raw));
   const std::unique_ptr<sale_blocks, decltype(&sale_blocks_destroy)> blocks(raw, &sale_blocks_destroy);
-  const Workspace& w = plan.workspace();
-  sale::check(sale_select(plan.get(), in.q.data(), in.k.data(), nullptr, raw, w.data(), w.size(), nullptr, nullptr));
-  in.clear_outputs();
-  auto* lse = reinterpret_cast<float*>(in.lse->begin());
-  sale::check(sale_attend(plan.get(), in.q.data(), in.k.data(), in.v.data(), raw, in.out.data(), lse, w.data(),
-                          w.size(), nullptr, nullptr));
+  const Bytes w = plan.workspace();
+  sale::check(sale_select(plan.get(), at.q(), at.k(), nullptr, raw, w.data, w.size, nullptr, nullptr));
+  at.clear_outputs();
+  sale::check(
+      sale_attend(plan.get(), at.q(), at.k(), at.v(), raw, at.out(), at.lse(), w.data, w.size, nullptr, nullptr));
+  at.fetch();
   Verdict verdict;
   for (int64_t b = 0; b < in.c.batch; ++b)
     for (int64_t h = 0; h < in.c.q_heads; ++h) {
