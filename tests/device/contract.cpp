@@ -2,23 +2,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <new>
 
 #include "device.hpp"
-
-namespace {
-std::atomic<int64_t> allocations{0};  // of this program, library included
-}
-void* operator new(size_t bytes) {
-  ++allocations;
-  if (void* p = std::malloc(bytes)) return p;
-  throw std::bad_alloc();
-}
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, size_t) noexcept { std::free(p); }
 
 namespace sale_device {
 namespace {
@@ -169,9 +156,9 @@ TEST(Memory, RunsAllocateNothing) {
   run_some();
   size_t before = 0, after = 0, total = 0;
   cuda(cudaMemGetInfo(&before, &total), "cudaMemGetInfo");
-  const int64_t had = allocations;
+  const int64_t had = allocations();
   run_some();
-  EXPECT_EQ(allocations, had) << "host memory was allocated";
+  EXPECT_EQ(allocations(), had) << "host memory was allocated";
   cuda(cudaMemGetInfo(&after, &total), "cudaMemGetInfo");
   EXPECT_EQ(before, after) << "device memory was allocated";
 }

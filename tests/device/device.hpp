@@ -101,5 +101,6 @@ void check_device_codes(const Instance& in, int64_t b, int64_t kv, const sale_in
 Case device_case(uint64_t seed, const sale_case::Limits& limits = {});
 
 std::vector<std::byte> bytes_of(const sale_case::Memory& m);
+int64_t allocations();  // of host memory, by this program, so far
 
 }  // namespace sale_device
