@@ -119,7 +119,7 @@ uint8_t to_e4m3(float x) {
   if (a >= 448) return static_cast<uint8_t>(sign | 0x7e);
   int e = 0;
   std::frexp(a, &e);  // a = f 2^e, f in [1/2, 1)
-  const int last = std::max(e - 4, -9);
+  const int last = a == 0 ? -9 : std::max(e - 4, -9);
   const auto n = static_cast<int>(std::nearbyint(std::ldexp(a, -last)));  // 8 .. 16 steps, fewer below 2^-6
   // The code's bits count steps: a carry goes on into the exponent by itself.
   const int code = last == -9 ? n : (last + 9) * 8 + n;
