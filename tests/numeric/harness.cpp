@@ -193,7 +193,7 @@ thread_local char current[1024] = "";
 
 // A read beyond a guard page ends here: say which problem did it before dying.
 void say_and_die(int signal) {
-  const char* const parts[] = {"\nsignal while running: numeric_test --case \"", current, "\"\n"};
+  const char* const parts[] = {"\nsignal while running: ", flags().program, " --case \"", current, "\"\n"};
   for (const char* p : parts)
     if (write(2, p, std::strlen(p)) < 0) break;
   std::signal(signal, SIG_DFL);
@@ -231,7 +231,7 @@ std::string in_parallel(int64_t n, const std::function<Case(int64_t)>& make,
       } catch (const std::exception& e) {
         const std::lock_guard lock(mutex);
         ++count;
-        failures += std::string(e.what()) + "\n    numeric_test --case \"" + line + "\"\n";
+        failures += std::string(e.what()) + "\n    " + flags().program + " --case \"" + line + "\"\n";
       }
     }
   };

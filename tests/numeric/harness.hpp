@@ -91,6 +91,7 @@ std::string in_parallel(int64_t n, const std::function<Case(int64_t)>& make,
                         const std::function<Tally(const Case&)>& body, Tally& total);
 
 struct Flags {
+  const char* program = "numeric_test";
   int64_t cases = 2000;
   uint64_t seed = 1;
   int64_t repeats = 100;

@@ -1,4 +1,4 @@
-// Section 5 of docs/numerics.md: attention over given blocks.
+// Section 6 of docs/numerics.md: attention over given blocks.
 #include <algorithm>
 #include <cmath>
 #include <limits>

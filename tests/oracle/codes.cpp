@@ -45,6 +45,8 @@ void project(const float* x, int64_t d, const float* projection, int64_t r, floa
   }
 }
 
+}  // namespace
+
 Floats transform(const Floats& x, int64_t rows, int64_t d, const float* shift, const float* projection, int64_t r) {
   Floats y(static_cast<size_t>(rows * r)), shifted(static_cast<size_t>(d));
   for (int64_t i = 0; i < rows; ++i) {
@@ -56,6 +58,8 @@ Floats transform(const Floats& x, int64_t rows, int64_t d, const float* shift, c
   }
   return y;
 }
+
+namespace {
 
 // Codes of rows [0, n) of y, grouped by group_of(row).
 template <class GroupOf>

@@ -42,6 +42,9 @@ struct Regions {
 // Mean of rows [0, rows) in double, ascending, rounded to f32.
 Floats mean(const Floats& x, int64_t rows, int64_t d);
 
+// Rows less `shift` (or null), projected by [d, r] (or null), in the order the page gives: [rows, r].
+Floats transform(const Floats& x, int64_t rows, int64_t d, const float* shift, const float* projection, int64_t r);
+
 struct Codes {
   std::vector<int8_t> codes;  // [tokens, rank]
   Floats scales;  // keys: [blocks, 4 or 1]; queries: per tile, or per pair of rows [(tokens / 16) * 8 + r % 8]
@@ -79,8 +82,40 @@ struct Tile {
 std::vector<Tile> select(const Head& h, const Floats& smoothing, const Estimator& e, const Regions& r, float tau,
                          bool dense);
 
-// ---- 5: attention
-// ----------------------------------------------------------------------------------------------------
+// ---- 5: FP8 --------------------------------------------------------------------------------------------------------
+
+uint8_t to_e4m3(float x);  // to nearest even, saturating; NaN is 0x7f
+double from_e4m3(uint8_t code);
+
+struct Fp8Keys {
+  std::vector<uint8_t> codes;  // [keys, rank]
+  float scale = 0;
+};
+// first: keys of the update that fixed smoothing and scale.
+Fp8Keys fp8_keys(const Floats& k, int64_t k_len, int64_t d, const Floats& smoothing, const Estimator& e, int64_t first);
+
+// One candidate: how far the pair that decides stands above the threshold, in units of scores, and the same with
+// everything that rounding of the sums can do against it (low) and for it (high). Kept for certain when low > 0,
+// dropped for certain when high < 0.
+struct Fp8Candidate {
+  int32_t block;
+  double margin, low, high;
+};
+// Candidates of the tile of 64 rows, [first, last) of its half or of the half that leads its tile of 128.
+using Fp8Tile = std::vector<Fp8Candidate>;
+std::vector<Fp8Tile> fp8_select(const Head& h, const Floats& smoothing, const Fp8Keys& keys, const Estimator& e,
+                                const Regions& r, float tau, sale_dtype dtype);
+
+// ---- tiles of 128 rows
+// -----------------------------------------------------------------------------------------------
+
+// Candidates of tile T of 128 rows: [first, last), of visible blocks; everything else is kept.
+struct Range {
+  int64_t first, last, visible;
+};
+Range wide_range(const Head& h, int64_t tile, const Regions& r);
+
+// ---- 6: attention --------------------------------------------------------------------------------------------------
 
 using BlockLists = std::vector<std::vector<int32_t>>;  // kept blocks per tile
 BlockLists all_blocks(const Head& h);
