@@ -36,6 +36,7 @@ double rounded(double x, sale_dtype dtype) {
 
 struct Row {
   std::vector<double> codes, doubt;  // [rank]; doubt: by how much a code may be another
+  double top = 32;                   // the largest code
   double scale = 0, factor = 0;      // of codes, in units of q
   double limit = 0;                  // T' in code units
   double near = 0;                   // what T may be off by, in units of scores
@@ -72,8 +73,9 @@ void code_row(const float* q, int64_t d, const Estimator& e, sale_dtype dtype, R
     largest = std::max(largest, std::fabs(x[i]));
   }
   const bool zero = !(largest >= 0x1p-100);
-  row.scale = zero ? 0 : largest / 32;
-  row.factor = zero ? 0 : 32 / largest;
+  row.top = e.q_projection != nullptr && e.rank > 28 ? 4 : 32;
+  row.scale = zero ? 0 : largest / row.top;
+  row.factor = zero ? 0 : row.top / largest;
   for (size_t i = 0; i < x.size(); ++i) {
     const double y = x[i] * row.factor, spread = error[i] * row.factor + std::fabs(y) * 0x1p-18;
     const auto code = [](double v) { return from_e4m3(to_e4m3(static_cast<float>(v))); };
@@ -97,7 +99,6 @@ void limit_row(const Head& h, int64_t i, const Floats& smoothing, double key_sca
     const float* k = h.k.data() + j * h.d;
     scores.push_back(double{h.scale} * dot(q, k, h.d));
     farthest = std::max(farthest, double{h.scale} * reach(q, k, h.d));
-    if (!std::isfinite(scores.back())) row.finite = false;
     m = std::max(m, scores.back());
   }
   for (double s : scores) l += std::exp(s - m);
@@ -130,7 +131,7 @@ double from_e4m3(uint8_t code) { return (code & 0x80) != 0 ? -magnitude(code) : 
 
 Fp8Keys fp8_keys(const Floats& k, int64_t k_len, int64_t d, const Floats& smoothing, const Estimator& e,
                  int64_t first) {
-  const Floats y = transform(k, k_len, d, smoothing.data(), e.k_projection, e.rank);
+  const Floats y = transform_fused(k, k_len, d, smoothing.data(), e.k_projection, e.rank);
   float largest = 0;
   for (int64_t i = 0; i < std::min(first, scale_keys) * e.rank; ++i)
     if (std::isfinite(y[static_cast<size_t>(i)])) largest = std::max(largest, std::fabs(y[static_cast<size_t>(i)]));
@@ -193,7 +194,7 @@ std::vector<Fp8Tile> fp8_select(const Head& h, const Floats& smoothing, const Fp
           }
           // Sums hold the threshold too, as far as its three pieces reach.
           const double limit = std::min(std::fabs(row.limit), 3 * 448.0 * 448.0);
-          const double most = std::max({32 * largest[static_cast<size_t>(j)], limit, std::fabs(sum)});
+          const double most = std::max({row.top * largest[static_cast<size_t>(j)], limit, std::fabs(sum)});
           const double margin = sum * step - row.threshold;
           const double near = row.near + (terms * product_error * most + doubt) * step;
           c.margin = std::max(c.margin, margin);

@@ -45,6 +45,10 @@ Floats mean(const Floats& x, int64_t rows, int64_t d);
 // Rows less `shift` (or null), projected by [d, r] (or null), in the order the page gives: [rows, r].
 Floats transform(const Floats& x, int64_t rows, int64_t d, const float* shift, const float* projection, int64_t r);
 
+// The same with fused multiply-adds: FP8's keys.
+Floats transform_fused(const Floats& x, int64_t rows, int64_t d, const float* shift, const float* projection,
+                       int64_t r);
+
 struct Codes {
   std::vector<int8_t> codes;  // [tokens, rank]
   Floats scales;  // keys: [blocks, 4 or 1]; queries: per tile, or per pair of rows [(tokens / 16) * 8 + r % 8]
