@@ -212,7 +212,8 @@ __device__ __forceinline__ uint32_t pack<F16>(float low, float high) {
 
 // Thread t of a group holds rows r = 16 (t / 32) + t % 32 / 4 and r + 8 of S, columns 8 i + 2 (t % 4) + {0, 1}:
 // S[4 i + 0, 1] of row r, S[4 i + 2, 3] of row r + 8.
-// shift: probabilities are 2^shift times larger than usual, to suit their number format.
+// shift: probabilities are 2^shift times larger than usual, to suit their number format: f16 reaches from 2^15 down to
+// 2^-24, and what a row puts out may be made of probabilities far below 1 where the values of its sinks are near 0.
 template <int shift>
 struct Softmax {
   float most[2], sum[2];
@@ -231,7 +232,13 @@ struct Softmax {
       float m[2] = {before, -INFINITY};
 #pragma unroll
       for (int i = 0; i < 32; ++i) m[i % 2] = fmaxf(m[i % 2], s[i / 2 * 4 + 2 * r + i % 2]);
-      const float base = raise(r, before, fmaxf(m[0], m[1]), bonus, shrink[r]);
+      float base = raise(r, before, fmaxf(m[0], m[1]), bonus, shrink[r]);
+      if (!(fabsf(base) < huge)) {
+        const float top = most[r] - bonus;
+#pragma unroll
+        for (int i = 0; i < 32; ++i) s[i / 2 * 4 + 2 * r + i % 2] -= top;
+        base = -shift;
+      }
       float total[2] = {sum[r] * shrink[r], 0};
 #pragma unroll
       for (int i = 0; i < 32; ++i) {
@@ -246,11 +253,13 @@ struct Softmax {
   __device__ __forceinline__ float raise(int r, float before, float m, float bonus, float& shrink) {
     m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 1));
     m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 2));
-    const float top = m == -INFINITY ? 0.0f : m * scale;
-    shrink = exp2f_fast(before * scale - top);
+    const float top = m == -INFINITY ? 0.0f : m;
+    shrink = exp2f_fast((before - top) * scale);
     most[r] = m + bonus;
-    return top - shift;
+    return top * scale - shift;
   }
+  // Scores beyond it: fmaf(s, scale, -base) would add what rounding took off base, which an exponential shows.
+  static constexpr float huge = 0x1p12f;
   __device__ static float exp2f_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -182,12 +182,18 @@ __device__ __forceinline__ void step_whole(Softmax<p_shift>& softmax, const int3
     }
     const float base = softmax.raise(r, softmax.most[r], m, 0, shrink[r]);
     float total[2] = {softmax.sum[r] * shrink[r], 0};
+    const auto weigh = [&](auto&& exponent) {
 #pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      const int at = i / 2 * 4 + 2 * r + i % 2;
-      p[at] = Softmax<p_shift>::exp2f_fast(fmaf(static_cast<float>(sums[at]), by[r][i / 8], -base));
-      total[i % 2] += p[at];
-    }
+      for (int i = 0; i < 32; ++i) {
+        const int at = i / 2 * 4 + 2 * r + i % 2;
+        p[at] = Softmax<p_shift>::exp2f_fast(exponent(static_cast<float>(sums[at]), by[r][i / 8]));
+        total[i % 2] += p[at];
+      }
+    };
+    if (fabsf(base) < Softmax<p_shift>::huge)
+      weigh([&](float x, float step) { return fmaf(x, step, -base); });
+    else
+      weigh([&](float x, float step) { return __fmul_rn(x, step) - base; });
     softmax.sum[r] = total[0] + total[1];
   }
 }
