@@ -182,20 +182,21 @@ __device__ __forceinline__ void step_whole(Softmax<p_shift>& softmax, const int3
     }
     const float base = softmax.raise(r, softmax.most[r], m, 0, shrink[r]);
     float total[2] = {softmax.sum[r] * shrink[r], 0};
-    const auto weigh = [&](auto&& exponent) {
 #pragma unroll
-      for (int i = 0; i < 32; ++i) {
-        const int at = i / 2 * 4 + 2 * r + i % 2;
-        p[at] = Softmax<p_shift>::exp2f_fast(exponent(static_cast<float>(sums[at]), by[r][i / 8]));
-        total[i % 2] += p[at];
-      }
-    };
-    if (fabsf(base) < Softmax<p_shift>::huge)
-      weigh([&](float x, float step) { return fmaf(x, step, -base); });
-    else
-      weigh([&](float x, float step) { return __fmul_rn(x, step) - base; });
+    for (int i = 0; i < 32; ++i) {
+      const int at = i / 2 * 4 + 2 * r + i % 2;
+      p[at] = Softmax<p_shift>::exp2f_fast(fmaf(static_cast<float>(sums[at]), by[r][i / 8], -base));
+      total[i % 2] += p[at];
+    }
     softmax.sum[r] = total[0] + total[1];
   }
+}
+// Whether some score may be so large that rounding of its maximum shows in an exponential (2^-10 and more). By warp.
+template <int D>
+__device__ __forceinline__ bool may_be_huge(const float (&row_by)[2], const float4& scales) {
+  constexpr float most_sum = 127.0f * 127.0f * D;
+  const float by = fmaxf(row_by[0], row_by[1]) * fmaxf(fmaxf(scales.x, scales.y), fmaxf(scales.z, scales.w));
+  return __any_sync(0xffffffff, by * most_sum > 0x1p14f);
 }
 
 template <int D, class T>
@@ -236,7 +237,8 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
       for (int i = 0; i < 2 * step_blocks; ++i)
         by[i / step_blocks][i % step_blocks] = row_by[i / step_blocks] * scale[i % step_blocks];
       const bool means = n >= work.kept;
-      if (!means && ids.x >= 0 && ids.w < whole) return step_whole(softmax, sums, scores, by, to);
+      if (!means && ids.x >= 0 && ids.w < whole && !may_be_huge<D>(row_by, scales))
+        return step_whole(softmax, sums, scores, by, to);
 #pragma unroll
       for (int i = 0; i < 64; ++i) scores[i] = static_cast<float>(sums[i]) * by[i / 2 % 2][i / 16];
       if (means)
