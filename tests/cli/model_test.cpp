@@ -27,6 +27,16 @@ TEST(CliModel, BadInputIsRefusedInOneLine) {
   refused("mask --layer 9 --tokens 2k --out /tmp/x.png", 2, "--layer: 9 is not in 0 .. 7");
 }
 
+TEST(CliModel, WhereThereIsNoGpu) {
+  if (!sale("info", "SALE_HIDE=sm90").says("SALE_HIDE takes it away")) GTEST_SKIP() << "built without CUDA";
+  for (const char* command : {"run --tokens 2k", "demo --tokens 2k", "replay --tokens 1k", "perplexity --tokens 2k",
+                              "mask --tokens 2k --out /tmp/x.png"}) {
+    const Said s = sale(std::string(command) + " --quiet --backend sm90 --compute fp8", "SALE_HIDE=sm90");
+    EXPECT_EQ(s.code, 3) << command << s.err;
+    EXPECT_EQ(s.err, "sale: sm90: SALE_HIDE takes it away\n") << command;
+  }
+}
+
 TEST(CliModel, DemoAnswersAndReports) {
   const Folder folder;
   const Said s = sale("demo --tokens 4k --quiet --report " + folder / "demo");
