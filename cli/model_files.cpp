@@ -71,7 +71,23 @@ std::string Sparse::estimator_name(int head_dim) const {
                      : print_estimator(settings.format, 0, head_dim);
 }
 
+namespace {
+
+// Before anything is placed where the backend would read it.
+void check_backend(const std::string& name) {
+  for (int32_t i = 0; i < sale_backend_count(); ++i) {
+    if (name != sale_backend_name(i)) continue;
+    const std::string why = sale_backend_why_not(i);
+    if (!why.empty()) throw Error(SALE_UNSUPPORTED, fmt::format("{}: {}", name, why));
+    return;
+  }
+  refuse("--backend: '{}' is not a backend; see sale info", name);
+}
+
+}  // namespace
+
 void resolve(const SparseArguments& a, const ModelIdentity& model, Sparse& to) {
+  if (!a.backend.empty()) check_backend(a.backend);
   AttentionSettings& s = to.settings;
   s.backend = a.backend, s.threads = a.threads, s.sparse_decode = a.sparse_decode, s.compensate = a.compensate;
   s.compute = a.compute == "fp8" ? SALE_COMPUTE_FP8 : a.compute == "int8" ? SALE_COMPUTE_INT8 : SALE_COMPUTE_EXACT;

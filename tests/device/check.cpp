@@ -156,7 +156,8 @@ Case device_case(uint64_t seed, const sale_case::Limits& limits) {
   constexpr int32_t pages[]{16, 32, 48, 64, 128, 256};
   c.head_dim = random.one_in(2) ? 64 : 128;
   if (c.dtype == SALE_F32) c.dtype = SALE_BF16;
-  c.compute = SALE_COMPUTE_EXACT;
+  c.compute = random.one_in(3) ? SALE_COMPUTE_FP8 : SALE_COMPUTE_EXACT;
+  c.compensate = random.one_in(3);
   c.rank = 0;
   c.format = random.one_in(4) ? SALE_INT8 : SALE_FP8;
   if (c.format == SALE_FP8 && !random.one_in(3)) c.rank = ranks[random.below(std::size(ranks))];

@@ -38,6 +38,7 @@ TEST(Refusals, OfPlans) {
     c.options.rank = 32;
     c.options.q_projection = c.options.k_projection = projections.data();
   });
+  refuse_plan("compensate 2", bad, "compensate", [](Copy& c) { c.options.compensate = 2; });
   refuse_plan("INT8 products", unsupported, "compute", [](Copy& c) { c.options.compute = SALE_COMPUTE_INT8; });
   refuse_plan("a token stride", unsupported, "k strides", [](Copy& c) { c.problem.k.token += 4; });
   refuse_plan("a head stride", unsupported, "q strides", [](Copy& c) { c.problem.q.head += 1; });
@@ -142,7 +143,7 @@ TEST(Refusals, IndexesOfOthers) {
 }
 
 TEST(Memory, RunsAllocateNothing) {
-  Instance in(sale_case::parse(good));
+  Instance in(sale_case::parse(std::string(good) + " compute=fp8 compensate=1"));
   Copy copy(in);
   const Plan plan = make_plan(copy.problem, copy.options, false);
   const Buffer workspace(sale_plan_workspace(plan.get()).total);
@@ -161,42 +162,6 @@ TEST(Memory, RunsAllocateNothing) {
   EXPECT_EQ(allocations(), had) << "host memory was allocated";
   cuda(cudaMemGetInfo(&after, &total), "cudaMemGetInfo");
   EXPECT_EQ(before, after) << "device memory was allocated";
-}
-
-TEST(Memory, BlockListsCanBeWritten) {
-  Case c = sale_case::parse("qheads=2 kvheads=1 k=2000 d=64 densebelow=0 estimator=fp8:28");
-  Instance in(c);
-  Copy copy(in);
-  const Plan plan = make_plan(copy.problem, copy.options, false);
-  const Blocks blocks = make_blocks(plan);
-  const Buffer workspace(sale_plan_workspace(plan.get()).total);
-  Lists lists = read_wide_lists(in, blocks.get());
-  for (size_t h = 0; h < 2; ++h)
-    for (size_t t = 0; t < lists[0][h].size(); ++t) {
-      auto& row = lists[0][h][t];
-      ASSERT_EQ(row.size(), static_cast<size_t>(std::min<int64_t>(4 * static_cast<int64_t>(t) + 4, 63))) << "all kept";
-      std::vector<int32_t> some;
-      for (const int32_t b : row)
-        if (b % 3 == static_cast<int32_t>(h) || b == row.back()) some.push_back(b);
-      row = some;
-      ok(sale_blocks_set_row(blocks.get(), 0, static_cast<int32_t>(h), static_cast<int64_t>(t), row.data(),
-                             static_cast<int64_t>(row.size())),
-         "sale_blocks_set_row");
-    }
-  EXPECT_TRUE(read_wide_lists(in, blocks.get()) == lists);
-  copy.clear_outputs();
-  sale_stats stats{};
-  ok(sale_attend(plan.get(), copy.q(), copy.k(), copy.v(), blocks.get(), copy.out(), copy.lse(), workspace.data(),
-                 workspace.size(), &stats, nullptr),
-     "sale_attend");
-  copy.fetch();
-  int64_t kept = 0;
-  for (const auto& h : lists[0])
-    for (const auto& row : h) kept += static_cast<int64_t>(row.size());
-  EXPECT_EQ(stats.kept_blocks, kept);
-  const Lists halves = narrow(lists, in);
-  for (int64_t h = 0; h < 2; ++h)
-    check_attention(in, 0, h, expected_attention(in, 0, h, halves[0][static_cast<size_t>(h)]), "sm90");
 }
 
 TEST(Devices, EveryOneOfTheProcess) {
@@ -242,6 +207,8 @@ TEST(Offsets, BeyondWhatFitsIn32Bits) {
        {(int64_t{1} << 32) + 128, 0, 128}},
       {"qheads=1 kvheads=1 k=300 d=64 densebelow=0 local=32 estimator=fp8",
        {0, 0, (int64_t{1} << 32) / 299 / 8 * 8 + 8}},
+      {"qheads=2 kvheads=2 k=700 d=128 densebelow=0 local=32 tau=0.1 estimator=fp8:28 compute=fp8 compensate=1",
+       {0, (int64_t{1} << 31) + 64, 128}},
   };
   for (const auto& view : views) {
     Case c = sale_case::parse(view.line);

@@ -97,6 +97,13 @@ Lists narrow(const Lists& wide, const Instance& in);
 Tally check_device_case(const Case& c);
 void check_device_codes(const Instance& in, int64_t b, int64_t kv, const sale_index* index, int64_t first);
 
+// exact, exact compensated, low-bit, low-bit compensated
+inline void set_form(Case& c, int64_t i) {
+  c.compute = i / 2 % 2 == 0 ? SALE_COMPUTE_EXACT : SALE_COMPUTE_FP8;
+  c.compensate = i % 2 != 0;
+}
+constexpr int64_t forms = 4;
+
 // A problem of this backend out of the whole space.
 Case device_case(uint64_t seed, const sale_case::Limits& limits = {});
 

@@ -49,6 +49,7 @@ TEST(Generated, EveryLength) {
     c.dtype = i % 3 == 0 ? SALE_F16 : SALE_BF16;
     c.page_size = i % 5 == 0 ? 16 : 0;
     c.q_heads = static_cast<int32_t>(1 + i % 4);
+    set_form(c, i % 7);
     c.seed = static_cast<uint64_t>(i);
     return c;
   });
@@ -68,25 +69,34 @@ TEST(Generated, EveryChunkLength) {
     c.dtype = i % 3 == 0 ? SALE_F16 : SALE_BF16;
     c.format = i % 4 == 0 ? SALE_INT8 : SALE_FP8;
     c.rank = i % 4 == 1 ? 28 : i % 4 == 2 ? 60 : 0;
+    set_form(c, i % 7);
     c.seed = static_cast<uint64_t>(i) + 1000;
     return c;
   });
 }
 
 TEST(Generated, LongAndAwkwardLengths) {
-  on_lines("long", {"q=1023 d=64 densebelow=0 estimator=fp8:28", "q=1024 d=64 densebelow=1k estimator=fp8:28",
-                    "q=1025 d=64 densebelow=1k estimator=fp8", "q=1023 d=64 densebelow=1k estimator=fp8",
-                    "q=64 k=4224 d=128 type=f16 estimator=fp8:28", "q=1 k=5000 d=128 estimator=fp8",
-                    "q=1 k=9000 d=128 estimator=int8", "q=2k k=2k d=64 type=bf16 tau=0.02 estimator=int8",
-                    "q=129 k=12k d=64 estimator=fp8:60 page=16", "q=200 k=33000 d=128 estimator=fp8:28 page=64",
-                    "q=300 k=20000 d=128 estimator=fp8:28 type=f16 qheads=2 kvheads=1",
-                    "q=100 k=9000 d=128 qheads=4 kvheads=1 estimator=int8",
-                    "q=100 k=9000 d=128 qheads=8 kvheads=1 estimator=fp8:28 tau=0.001"});
+  on_lines("long",
+           {"q=1023 d=64 densebelow=0 estimator=fp8:28", "q=1024 d=64 densebelow=1k estimator=fp8:28",
+            "q=1025 d=64 densebelow=1k estimator=fp8", "q=1023 d=64 densebelow=1k estimator=fp8",
+            "q=64 k=4224 d=128 type=f16 estimator=fp8:28", "q=1 k=5000 d=128 estimator=fp8",
+            "q=1 k=9000 d=128 estimator=int8", "q=2k k=2k d=64 type=bf16 tau=0.02 estimator=int8",
+            "q=129 k=12k d=64 estimator=fp8:60 page=16", "q=200 k=33000 d=128 estimator=fp8:28 page=64",
+            "q=300 k=20000 d=128 estimator=fp8:28 type=f16 qheads=2 kvheads=1",
+            "q=100 k=9000 d=128 qheads=4 kvheads=1 estimator=int8",
+            "q=100 k=9000 d=128 qheads=8 kvheads=1 estimator=fp8:28 tau=0.001",
+            "q=1 k=4097 d=64 estimator=fp8:28 compute=fp8 compensate=1",
+            "q=1025 d=64 densebelow=1k estimator=fp8 type=f16 compensate=1",
+            "q=129 k=12k d=64 estimator=fp8:60 page=16 compensate=1",
+            "q=129 k=12k d=128 estimator=fp8:28 page=16 compute=fp8",
+            "q=200 k=33000 d=128 estimator=fp8:28 page=64 compute=fp8 compensate=1",
+            "q=300 k=20000 d=128 estimator=fp8:28 type=f16 qheads=2 kvheads=1 compute=fp8 compensate=1 tau=0.05"});
 }
 
 // Groups of query heads take 4, 2 or 1 slot of a thread block.
 TEST(Generated, Groups) {
-  on_cases("groups", 24, [](int64_t i) {
+  on_cases("groups", 24 * forms, [](int64_t n) {
+    const int64_t i = n / forms;
     Case c;
     c.kv_heads = 1 + static_cast<int32_t>(i % 2);
     c.q_heads = c.kv_heads * static_cast<int32_t>(1 + i / 2);
@@ -95,6 +105,7 @@ TEST(Generated, Groups) {
     c.dense_below = 0;
     c.format = i % 3 == 0 ? SALE_INT8 : SALE_FP8;
     c.rank = i % 3 == 1 ? 28 : 0;
+    set_form(c, n);
     c.seed = static_cast<uint64_t>(i) + 50;
     return c;
   });
@@ -102,7 +113,8 @@ TEST(Generated, Groups) {
 
 // More sequences than one launch takes.
 TEST(Generated, LargeBatch) {
-  on_cases("large batch", 3, [](int64_t i) {
+  on_cases("large batch", 3 * forms, [](int64_t n) {
+    const int64_t i = n / forms;
     Case c;
     c.batch = 150;
     for (int64_t b = 0; b < c.batch; ++b) c.q_lens.push_back(1 + (b * 53) % 400);
@@ -114,26 +126,34 @@ TEST(Generated, LargeBatch) {
     c.local = 32;
     c.format = SALE_FP8;
     c.rank = i == 1 ? 0 : 28;
+    set_form(c, n);
     return c;
   });
 }
 
 // Heads of threshold 0 and sequences below dense_below, beside sparse ones.
 TEST(Generated, DenseHeadsAndSequences) {
-  on_lines("dense parts",
-           {"qheads=4 kvheads=2 k=900 d=128 densebelow=0 taus=0,0.02,0.02,0 estimator=fp8:28",
-            "qheads=4 kvheads=2 k=900 d=64 densebelow=0 taus=0,0.02,0.02,0 estimator=int8",
-            "qheads=4 kvheads=2 k=900 d=64 densebelow=0 taus=0.02,0.02,0.02,0 estimator=fp8 type=f16",
-            "batch=3 qheads=2 kvheads=1 qlens=900,500,800 d=128 densebelow=600 estimator=fp8:28",
-            "qheads=2 kvheads=2 k=900 d=128 tau=0 estimator=fp8:28", "k=900 d=128 densebelow=1m estimator=fp8"});
+  on_lines(
+      "dense parts",
+      {"qheads=4 kvheads=2 k=900 d=128 densebelow=0 taus=0,0.02,0.02,0 estimator=fp8:28",
+       "qheads=4 kvheads=2 k=900 d=64 densebelow=0 taus=0,0.02,0.02,0 estimator=int8",
+       "qheads=4 kvheads=2 k=900 d=64 densebelow=0 taus=0.02,0.02,0.02,0 estimator=fp8 type=f16",
+       "batch=3 qheads=2 kvheads=1 qlens=900,500,800 d=128 densebelow=600 estimator=fp8:28",
+       "qheads=2 kvheads=2 k=900 d=128 tau=0 estimator=fp8:28", "k=900 d=128 densebelow=1m estimator=fp8",
+       "qheads=4 kvheads=2 k=900 d=128 densebelow=0 taus=0,0.02,0.02,0 estimator=fp8:28 compute=fp8 compensate=1",
+       "qheads=4 kvheads=2 k=900 d=64 densebelow=0 taus=0,0.02,0.02,0 estimator=int8 compensate=1",
+       "batch=3 qheads=2 kvheads=1 qlens=900,500,800 d=128 densebelow=600 estimator=fp8:28 compute=fp8 compensate=1",
+       "k=900 d=64 densebelow=1m estimator=fp8 type=f16 compute=fp8"});
 }
 
 TEST(Generated, AwkwardValues) {
-  on_cases("awkward values", 15 * 6, [](int64_t i) {
+  on_cases("awkward values", 15 * 6 * forms, [](int64_t n) {
+    const int64_t i = n / forms;
     Case c;
     c.data = static_cast<sale_case::Data>(static_cast<int64_t>(sale_case::Data::integers) + i % 15);
     c.q_heads = 2;
     c.q_len = c.k_len = 500 + 13 * i;
+    set_form(c, n);
     c.head_dim = i / 15 % 2 == 0 ? 64 : 128;
     c.dense_below = 0;
     c.local = 64;
@@ -174,12 +194,23 @@ TEST(Generated, ListsOfInt8AreThoseOfTheCpu) {
 }
 
 // For compute-sanitizer: every kernel once.
-const char* const small[]{"qheads=4 kvheads=1 k=300 d=128 densebelow=0 local=32 estimator=fp8:28",
-                          "qheads=2 kvheads=1 k=300 d=64 densebelow=0 local=32 estimator=fp8:60 type=f16",
-                          "qheads=2 kvheads=2 k=300 d=128 densebelow=0 local=32 estimator=fp8 type=f16",
-                          "qheads=2 kvheads=2 k=300 d=64 densebelow=0 local=32 estimator=fp8",
-                          "qheads=1 kvheads=1 k=300 d=128 densebelow=0 local=32 estimator=int8",
-                          "qheads=2 kvheads=1 k=300 d=64 densebelow=0 local=32 estimator=int8 page=16"};
+const char* const small[]{
+    "qheads=4 kvheads=1 k=300 d=128 densebelow=0 local=32 estimator=fp8:28",
+    "qheads=2 kvheads=1 k=300 d=64 densebelow=0 local=32 estimator=fp8:60 type=f16",
+    "qheads=2 kvheads=2 k=300 d=128 densebelow=0 local=32 estimator=fp8 type=f16",
+    "qheads=2 kvheads=2 k=300 d=64 densebelow=0 local=32 estimator=fp8",
+    "qheads=1 kvheads=1 k=300 d=128 densebelow=0 local=32 estimator=int8",
+    "qheads=2 kvheads=1 k=300 d=64 densebelow=0 local=32 estimator=int8 page=16",
+    // means.cu
+    "qheads=2 kvheads=1 k=400 d=128 densebelow=0 local=32 tau=0.2 estimator=fp8:28 compensate=1",
+    "qheads=2 kvheads=2 k=400 d=64 densebelow=0 local=32 tau=0.2 estimator=fp8 type=f16 compensate=1",
+    // low_bit.cu, attend8.cu
+    "qheads=2 kvheads=1 k=400 d=128 densebelow=0 local=32 tau=0.2 estimator=fp8:28 compute=fp8",
+    "qheads=2 kvheads=1 k=400 d=64 densebelow=0 local=32 tau=0.2 estimator=fp8 type=f16 compute=fp8",
+    "qheads=2 kvheads=1 k=400 d=128 densebelow=0 local=32 tau=0.2 estimator=fp8 type=f16 compute=fp8 "
+    "compensate=1",
+    "qheads=2 kvheads=1 k=400 d=64 densebelow=0 local=32 tau=0.2 estimator=fp8:28 compute=fp8 "
+    "compensate=1 page=16"};
 class OneShape : public testing::TestWithParam<int> {};
 TEST_P(OneShape, OfEveryKernel) {
   const Tally t = check_device_case(sale_case::parse(small[GetParam()]));

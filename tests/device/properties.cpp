@@ -32,7 +32,11 @@ Outputs run_once(Copy& copy, const Plan& plan, const Buffer& workspace, const st
 
 const char* const lines[]{"qheads=4 kvheads=2 k=1500 d=128 densebelow=0 tau=0.01 estimator=fp8:28",
                           "qheads=4 kvheads=1 k=1111 d=64 densebelow=0 tau=0.01 estimator=fp8 type=f16",
-                          "qheads=2 kvheads=2 k=1300 d=128 densebelow=0 tau=0.01 estimator=int8 layout=blhd"};
+                          "qheads=2 kvheads=2 k=1300 d=128 densebelow=0 tau=0.01 estimator=int8 layout=blhd",
+                          "qheads=4 kvheads=2 k=1500 d=128 densebelow=0 tau=0.02 estimator=fp8:28 compensate=1",
+                          "qheads=4 kvheads=1 k=1111 d=64 densebelow=0 tau=0.02 estimator=fp8 type=f16 compute=fp8",
+                          "qheads=2 kvheads=2 k=1300 d=128 densebelow=0 tau=0.02 estimator=fp8:28 layout=blhd "
+                          "compute=fp8 compensate=1"};
 
 class Properties : public testing::TestWithParam<const char*> {
 protected:
@@ -184,6 +188,7 @@ TEST_P(Properties, PrefillInChunks) {
     from = to;
   }
   copy.fetch();
+  if (c.compute == SALE_COMPUTE_FP8) return;  // its scales and mean key are of a call's keys and values
   EXPECT_TRUE(bytes_of(*in.out.memory) == whole.out) << "a prompt in chunks gives other bits than the whole";
 }
 

@@ -1,5 +1,5 @@
-// Section 5 of docs/numerics.md: e4m3 estimates, and what tiles of 128 rows keep. Codes of keys to the bit; votes in
-// double, with a bound on what rounding can do to them.
+// Section 5 of docs/numerics.md: e4m3 estimates. Codes of keys to the bit; votes in double, with a bound on what
+// rounding can do to them.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -22,16 +22,6 @@ double magnitude(uint8_t code) {
   const int exponent = code >> 3 & 15, fraction = code & 7;
   if ((code & 0x7f) == nan_code) return std::numeric_limits<double>::quiet_NaN();
   return exponent == 0 ? std::ldexp(fraction, -9) : std::ldexp(8 + fraction, exponent - 10);
-}
-
-// What 16 bits keep of x.
-double rounded(double x, sale_dtype dtype) {
-  if (x == 0 || !std::isfinite(x)) return x;
-  const int digits = dtype == SALE_BF16 ? 8 : 11, least = dtype == SALE_BF16 ? -133 : -24;
-  int e;
-  std::frexp(x, &e);
-  const int last = std::max(e - digits, least);
-  return std::ldexp(std::nearbyint(std::ldexp(x, -last)), last);
 }
 
 struct Row {
@@ -148,15 +138,6 @@ Fp8Keys fp8_keys(const Floats& k, int64_t k_len, int64_t d, const Floats& smooth
     if (bad) std::fill(keys.codes.end() - e.rank, keys.codes.end(), nan_code);
   }
   return keys;
-}
-
-Range wide_range(const Head& h, int64_t tile, const Regions& r) {
-  const int64_t rows = 2 * tile_rows, position = std::min(rows * tile + h.q_offset, h.k_len - 1);
-  Range range{};
-  range.first = r.sink / block_keys;
-  range.last = std::max(range.first, std::max<int64_t>(0, position + 1 - r.local) / block_keys);
-  range.visible = (h.visible_keys(std::min(h.q_len, (tile + 1) * rows) - 1) + block_keys - 1) / block_keys;
-  return range;
 }
 
 std::vector<Fp8Tile> fp8_select(const Head& h, const Floats& smoothing, const Fp8Keys& keys, const Estimator& e,

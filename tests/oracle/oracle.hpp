@@ -119,6 +119,15 @@ struct Range {
 };
 Range wide_range(const Head& h, int64_t tile, const Regions& r);
 
+// Its list: all of `must`, and besides only what is in `may`, where rounding decides (FP8). Ascending.
+struct WideTile {
+  std::vector<int32_t> must, may;
+  bool allows(const std::vector<int32_t>& list) const;
+};
+// Smoothing and scales by all keys of the head. undefined: anything may come of estimates, as of scores beyond f32.
+std::vector<WideTile> select_wide(const Head& h, const Estimator& e, const Regions& r, float tau, bool dense,
+                                  bool undefined, sale_dtype dtype);
+
 // ---- 6: attention --------------------------------------------------------------------------------------------------
 
 using BlockLists = std::vector<std::vector<int32_t>>;  // kept blocks per tile
@@ -128,9 +137,26 @@ struct Attention {
   std::vector<double> out, weighed;  // [q_len, d]; weighed: sum of p |v|
   std::vector<double> lse;           // [q_len]
   std::vector<double> reach;         // [q_len] largest sum |q||k| scale of a seen key: what f32 scores lose digits on
+  std::vector<double> doubt;  // [q_len, d] FP8 form: what coding probabilities and adding few bits can do; else 0
 };
-// int8_products: scores from codes of Q per row and of smoothed K per block of 32, in double from there on.
-Attention attend(const Head& h, const BlockLists& blocks, bool int8_products);
+struct Form {
+  sale_compute compute = SALE_COMPUTE_EXACT;  // INT8, FP8: scores and values from codes, in double from there on
+  // Compensation: of tiles of 128 rows, with the local region and the tensors' type.
+  bool compensate = false;
+  int64_t local = 0;
+  sale_dtype dtype = SALE_BF16;
+};
+Attention attend(const Head& h, const BlockLists& blocks, const Form& form);
+
+// What products are made of: exact numbers, or codes times their scales. [tokens, d], of means [blocks, d].
+struct Operands {
+  std::vector<double> q, k, v, k_means, v_means;
+  Floats smoothing;  // of keys, not finite ones 0; empty when scores hold all of q k
+};
+Operands operands(const Head& h, const Form& form);
+// Of every block of 32 rows the f32 mean of each column, rounded; 0 where it is not finite.
+Floats block_means(const Floats& x, int64_t rows, int64_t d, sale_dtype dtype);
+double rounded(double x, sale_dtype dtype);  // to what the type can hold, to nearest even
 // The same in f32 throughout, one sum after the other: what a plain implementation gets.
 Floats attend_plainly(const Head& h, const BlockLists& blocks);
 
