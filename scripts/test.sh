@@ -53,15 +53,15 @@ emulated() {
 
 # One Clang build with ASan and UBSan serves the suites, those of the file readers among them, and the fuzz targets.
 checked() {
-  configure checked -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSALE_FUZZ=ON
-  compile checked numeric_test contract_test files_test lm_test args_fuzz calibration_fuzz model_files_fuzz
+  configure clang -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSALE_FUZZ=ON
+  compile clang numeric_test contract_test files_test lm_test args_fuzz calibration_fuzz model_files_fuzz
 }
 address() {
   checked
-  SALE_CASES=${SANITIZED_CASES:-250} "$build/checked/tests/numeric/numeric_test"
-  "$build/checked/tests/contract/contract_test"
-  "$build/checked/tests/files/files_test"
-  "$build/checked/tests/lm/lm_test" --gtest_filter='-Model.*'  # those compute for minutes; the readers are the point
+  SALE_CASES=${SANITIZED_CASES:-250} "$build/clang/tests/numeric/numeric_test"
+  "$build/clang/tests/contract/contract_test"
+  "$build/clang/tests/files/files_test"
+  "$build/clang/tests/lm/lm_test" --gtest_filter='-Model.*'  # those compute for minutes; the readers are the point
 }
 
 # What TSan looks for is between threads, and it is ten times slower: fewer cases. Its allocator must answer absurd sizes
@@ -77,13 +77,13 @@ thread() {
 
 # Each target starts from small good files (tests/fuzz/seeds.py), and is at it for 60 s of a core of its own.
 fuzz_one() {  # target
-  local target=$build/checked/tests/fuzz/$1 at=$build/fuzz/$1 log=$build/fuzz/$1.log
+  local target=$build/clang/tests/fuzz/$1 at=$build/fuzz/$1 log=$build/fuzz/$1.log
   rm -rf "$at.corpus"
   mkdir -p "$at.corpus"
   {
-    SALE_FUZZ_ACCEPT=1 "$target" "$at"/*
-    "$target" -max_total_time="${FUZZ_SECONDS:-60}" -timeout=20 -rss_limit_mb=4096 -print_final_stats=1 \
-      -dict="$at.dict" -artifact_prefix="$build/fuzz/" "$at.corpus" "$at"
+    SALE_FUZZ_ACCEPT=1 "$target" "$at"/* &&  # (set -e does not reach in here)
+      "$target" -max_total_time="${FUZZ_SECONDS:-60}" -timeout=20 -rss_limit_mb=4096 -print_final_stats=1 \
+        -dict="$at.dict" -artifact_prefix="$build/fuzz/" "$at.corpus" "$at"
   } >"$log" 2>&1 || { echo "fuzz: $1 FAILED"; tail -n 60 "$log"; return 1; }
   echo "fuzz: $1, ${FUZZ_SECONDS:-60} s: $(sed -n 's/.*number_of_executed_units: *//p' "$log") inputs," \
     "$(find "$at.corpus" -type f | wc -l) of them new ground;$(grep -oE ' cov: [0-9]+' "$log" | tail -n 1) edges"
