@@ -23,6 +23,20 @@ format() {
   git ls-files '*.cpp' '*.hpp' '*.h' '*.cu' '*.cuh' | xargs clang-format-19 --dry-run --Werror
 }
 
+# The profile in .clang-tidy over the library (arguments, plans, memory, files); `make tidy` goes over the programs too,
+# whose third-party headers take minutes. Without precompiled headers: they are of another compiler.
+tidy() {  # files, or the library
+  local files=("$@")
+  [ ${#files[@]} -gt 0 ] || mapfile -t files < <(git ls-files 'src/core/*.cpp' 'src/files/*.cpp' src/cpu/thread_pool.cpp 'tools/case/*.cpp')
+  configure tidy -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON -DSALE_TESTS=OFF
+  printf '%s\n' "${files[@]}" | xargs -P "$jobs" -I{} clang-tidy-19 -p "$build/tidy" --quiet {} 2>/dev/null
+}
+tidy_all() {
+  local files
+  mapfile -t files < <(git ls-files 'src/core/*.cpp' 'src/files/*.cpp' src/cpu/thread_pool.cpp 'tools/case/*.cpp' 'lm/*.cpp' 'cli/*.cpp')
+  tidy "${files[@]}"
+}
+
 release() {
   configure test -DCMAKE_BUILD_TYPE=Release
   compile test
@@ -97,7 +111,7 @@ fuzz() {
   printf '%s\n' args_fuzz calibration_fuzz model_files_fuzz | xargs -P "$jobs" -I{} bash -euo pipefail -c 'fuzz_one {}'
 }
 
-# A project outside the tree, by find_package and as a subproject, static and shared.
+# A project outside the tree: by find_package, shared and static (what the release stage built), and as a subproject.
 package() {
   local prefix=$build/package
   rm -rf "$prefix"
@@ -107,6 +121,10 @@ package() {
   cmake -S tests/package/consumer -B "$prefix/found" -G Ninja -DCMAKE_PREFIX_PATH="$prefix/root" >/dev/null
   cmake --build "$prefix/found" >/dev/null
   "$prefix/found/consumer"
+  cmake --install "$build/test" --prefix "$prefix/static" >/dev/null
+  cmake -S tests/package/consumer -B "$prefix/found_static" -G Ninja -DCMAKE_PREFIX_PATH="$prefix/static" >/dev/null
+  cmake --build "$prefix/found_static" >/dev/null
+  "$prefix/found_static/consumer"
   cmake -S tests/package/consumer -B "$prefix/sub" -G Ninja -DSALE_SOURCE="$root" -DCMAKE_BUILD_TYPE=Release >/dev/null
   cmake --build "$prefix/sub" >/dev/null
   "$prefix/sub/consumer"
@@ -141,7 +159,7 @@ demo() {
 }
 
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(format release symbols emulated address thread fuzz package arm64 docs demo)
+[ ${#stages[@]} -gt 0 ] || stages=(format tidy release symbols emulated address thread fuzz package arm64 docs demo)
 for stage in "${stages[@]}"; do
   echo "==== $stage"
   start=$SECONDS
