@@ -73,7 +73,9 @@ TEST(Cli, Info) {
   EXPECT_EQ(j.at("backends").back().at("name"), "portable");
   EXPECT_EQ(j.at("backends").back().at("usable"), true);
   for (const Json& row : j.at("support"))
-    if (row.at("backend") == "portable" && row.at("estimator") == "int4") EXPECT_EQ(row.at("head_dims").size(), 11u);
+    if (row.at("backend") == "portable" && row.at("estimator") == "int4") {
+      EXPECT_EQ(row.at("head_dims").size(), 11u);
+    }
   const Said table = sale("info --table --json " + folder / "t.json");
   EXPECT_EQ(json_at(folder / "t.json", "info"), j);
   EXPECT_EQ(table.code, 0);
