@@ -123,7 +123,7 @@ TEST(CliModel, ProjectCalibrateRun) {
 TEST(CliModel, ReplayOnTheCpu) {
   const Folder folder;
   const Said s =
-      sale("replay --tokens 2k --repeats 1 --factor 1 --factor 1000 --calibration none --tau 0.004 --quiet --json " +
+      sale("replay --tokens 1200 --repeats 1 --factor 1 --factor 1000 --calibration none --tau 0.004 --quiet --json " +
            folder / "r.json");
   EXPECT_EQ(s.code, 0) << s.err;
   EXPECT_EQ(s.err, "");
