@@ -2,8 +2,10 @@
 BUILD ?= build/release
 # What `make demo` hands to the program: make demo ARGS="--tokens 32k --backend avx512"
 ARGS ?=
+# What `make bench` calls the machine it measures
+NAME ?= $(shell uname -n)
 
-.PHONY: all demo test bench format clean
+.PHONY: all demo test bench tidy format clean
 
 all:
 	@scripts/setup.sh build
@@ -19,7 +21,12 @@ test:
 
 # The figures of the README, saved under bench/results with this machine's name.
 bench: all
-	@bench/cpu
+	@bench/cpu $(NAME)
+
+# What `make test` asks of the library, of the programs too.
+tidy:
+	@scripts/setup.sh test
+	@scripts/test.sh tidy_all
 
 format:
 	@git ls-files '*.cpp' '*.hpp' '*.h' '*.cu' '*.cuh' | xargs clang-format-19 -i

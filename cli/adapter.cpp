@@ -100,7 +100,7 @@ SaleAttention::SaleAttention(const lm::Config& config, AttentionSettings setting
       settings_(std::move(settings)),
       capacity_(capacity),
       indexes_(static_cast<size_t>(config.layers)),
-      placement_(config, on_device(settings_.backend), capacity),
+      placement_(config, uses_device(settings_.backend), capacity),
       workspace_(placement_.device()) {
   totals_.heads.resize(static_cast<size_t>(config.layers * config.q_heads));
 }

@@ -55,7 +55,7 @@ public:
         settings_(std::move(settings)),
         a_(a),
         threads_(thread_count(a.threads)),
-        placement_(config, on_device(settings_.backend), capacity),
+        placement_(config, uses_device(settings_.backend), capacity),
         workspace_(placement_.device()),
         curves_(static_cast<size_t>(config.layers * config.q_heads)) {}
 

@@ -10,6 +10,15 @@ namespace sale::cli {
 
 bool on_device(const std::string& backend) { return backend == "sm90"; }
 
+bool uses_device(const std::string& backend) {
+  if (!on_device(backend)) return false;
+  for (int32_t i = 0; i < sale_backend_count(); ++i)
+    if (backend == sale_backend_name(i))
+      if (const std::string why = sale_backend_why_not(i); !why.empty())
+        throw Error(SALE_UNSUPPORTED, backend + ": " + why);
+  return true;
+}
+
 #if defined(SALE_WITH_CUDA)
 namespace {
 

@@ -13,6 +13,8 @@ namespace sale::cli {
 
 // Whether this backend's tensors live on a device ("" is the library's choice for host memory).
 bool on_device(const std::string& backend);
+// The same, and refuses when that backend cannot run here.
+bool uses_device(const std::string& backend);
 constexpr int32_t device_ordinal = 0;  // the one the program uses
 
 // Uninitialised device memory. Copies wait for what the device was given before.

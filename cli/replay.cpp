@@ -133,7 +133,7 @@ int run(Arguments& a) {
   Sparse sparse;
   resolve(a.sparse, m.identity, sparse);
   const Task task = make_task(a.prompt, m);
-  const bool device = on_device(a.sparse.backend);
+  const bool device = uses_device(a.sparse.backend);
   const CapturedAttention captured = capture(m, task.context, sparse.settings, a.quiet);
   const Problem problem = problem_of(captured, device);
   Placed placed(captured, device);

@@ -141,7 +141,7 @@ __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
   const float mean_bonus = 5.0f / softmax.scale;  // a pseudo-key stands for 2^5 keys
   Work work;
   while (read_item(sh, slot, work)) {
-    const Place p = place_of(c, work.item);
+    const Place p = work.place(c);
     const Sequence& s = *p.sequence;
     const int64_t first = int64_t{p.tile} * tile_rows + group * 64;
     // Blocks below this one are seen whole by every row of the group.

@@ -26,9 +26,13 @@ constexpr int groups = 2, attend_threads = 128 * (1 + groups);
 constexpr int step_keys = 128, step_blocks = 4;
 constexpr float log2e = 1.4426950408889634f;
 
-// One item as everyone sees it. The first `kept` steps are four blocks of the list each, the rest 128 pseudo-keys each.
+// One item as everyone sees it; the K warp alone looks it up. The first `kept` steps are four blocks of the list each,
+// the rest 128 pseudo-keys each.
 struct Work {
-  int32_t item, steps, kept;  // item < 0: no more work
+  int32_t sequence, tile, head;  // sequence < 0: no more work
+  int32_t steps, kept;
+
+  __device__ Place place(const Common& c) const { return {&c.sequences[sequence], tile, head}; }
 };
 
 template <class P>
@@ -59,10 +63,11 @@ struct Ring {
 };
 
 // All items of one kv head before the next: what the multiprocessors read at a time then fits L2.
-__device__ inline Place place_of(const Common& c, int32_t work) {
-  const int32_t per_head = c.n_items * c.group, kv_head = work / per_head, rest = work % per_head;
+__device__ inline Work work_of(const Common& c, int32_t number) {
+  if (number >= c.n_items * c.q_heads) return {-1, 0, 0, 0, 0};
+  const int32_t per_head = c.n_items * c.group, kv_head = number / per_head, rest = number % per_head;
   const Item& i = c.items[rest / c.group];
-  return {&c.sequences[i.sequence], i.tile, kv_head * c.group + rest % c.group};
+  return {i.sequence, i.tile, kv_head * c.group + rest % c.group, 0, 0};
 }
 
 // ---- producers
@@ -109,13 +114,12 @@ template <class P>
 __device__ bool take_item(const AttendCall& call, Shared<P>& sh, Ring<2>& slot, Work& work) {
   const Common& c = call.common;
   const int lane = threadIdx.x % 32;
-  if (lane == 0) work.item = atomicAdd(call.counter, 1);
-  work.item = __shfl_sync(0xffffffff, work.item, 0);
+  int32_t number = 0;
+  if (lane == 0) number = atomicAdd(call.counter, 1);
+  work = work_of(c, __shfl_sync(0xffffffff, number, 0));
   barrier_wait(&sh.slot_empty[slot.index], slot.parity ^ 1);
-  const bool any = work.item < c.n_items * c.q_heads;
-  work.steps = work.kept = 0;
-  if (any) {
-    const Place p = place_of(c, work.item);
+  if (work.sequence >= 0) {
+    const Place p = work.place(c);
     const uint64_t* row = tile_bits(c, *p.sequence, p.tile, p.head);
     const int32_t n_words = (visible_blocks(*p.sequence, p.tile) + 63) / 64, local = first_local(c, p);
     int32_t kept = 0, dropped = 0;
@@ -129,11 +133,11 @@ __device__ bool take_item(const AttendCall& call, Shared<P>& sh, Ring<2>& slot, 
       work.steps += (local + step_keys - 1) / step_keys;
   }
   if (lane == 0) {
-    sh.slots[slot.index] = {any ? work.item : -1, work.steps, work.kept};
+    sh.slots[slot.index] = work;
     barrier_arrive(&sh.slot_full[slot.index]);
   }
   slot.next();
-  return any;
+  return work.sequence >= 0;
 }
 
 // The same, by everyone else: one lane of each warp says that it has read the slot.
@@ -144,7 +148,7 @@ __device__ bool read_item(Shared<P>& sh, Ring<2>& slot, Work& work) {
   __syncwarp();
   if (threadIdx.x % 32 == 0) barrier_arrive(&sh.slot_empty[slot.index]);
   slot.next();
-  return work.item >= 0;
+  return work.sequence >= 0;
 }
 
 template <class P, bool keys>
@@ -155,7 +159,7 @@ __device__ void produce(const AttendCall& call, Shared<P>& sh) {
   Ring<2> qr, slot;
   Work work{};
   while (keys ? take_item(call, sh, slot, work) : read_item(sh, slot, work)) {
-    const Place p = place_of(c, work.item);
+    const Place p = work.place(c);
     const Sequence& s = *p.sequence;
     const int32_t kv_head = p.head / c.group;
     const uint64_t* row = tile_bits(c, s, p.tile, p.head);

@@ -213,7 +213,7 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
   const uint64_t q = row_descriptor(shared_address(sh.own.q + group * 64 * D), D);
   Work work;
   while (read_item(sh, slot, work)) {
-    const Place p = place_of(c, work.item);
+    const Place p = work.place(c);
     const Sequence& s = *p.sequence;
     const int64_t first = int64_t{p.tile} * tile_rows + group * 64;
     // Blocks below this one are seen whole by every row of the group.
