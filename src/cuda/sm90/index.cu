@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(256) sum_kernel(const __grid_constant__ IndexC
   double sum[8] = {};
 #pragma unroll 4
   for (int64_t j = begin + row; j < end; j += rows) {
-    const uint4 v = *reinterpret_cast<const uint4*>(key_row(c, head, j) + at);
+    const uint4 v = *reinterpret_cast<const uint4*>(token_row(c.k, head, j) + at);
     const uint32_t pair[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
@@ -76,8 +76,8 @@ struct Keys {
     for (int i = threadIdx.x; i < 32 * pieces; i += code_threads) {
       const int64_t key = first + i / pieces;
       const bool present = key < c.k_len;
-      ptx::copy_16(&next[i / pieces][i % pieces * 8], key_row(c, head, present ? key : c.k_len - 1) + i % pieces * 8,
-                   present);
+      ptx::copy_16(&next[i / pieces][i % pieces * 8],
+                   token_row(c.k, head, present ? key : c.k_len - 1) + i % pieces * 8, present);
     }
   }
   // The keys fetched, from `first` on, to x.
@@ -226,18 +226,13 @@ void launch_plain(const IndexCall& c, bool range, cudaStream_t stream) {
 cudaError_t launch_smoothing(const Tokens& k, int32_t dtype, int32_t head_dim, int32_t kv_heads, int64_t k_len,
                              float* smoothing, void* scratch, cudaStream_t stream) {
   IndexCall c{};
-  c.k = k.base;
-  c.k_head = k.head;
-  c.k_token = k.token;
+  c.k = k;
   c.dtype = dtype;
   c.head_dim = head_dim;
   c.kv_heads = kv_heads;
   c.smoothing = smoothing;
   c.k_len = k_len;
   c.scratch = scratch;
-  c.page_size = k.page_size;
-  c.k_page = k.page;
-  c.page_table = k.page_table;
   const auto heads = static_cast<unsigned>(kv_heads);
   sum_kernel<<<dim3(ranges, heads), 256, 0, stream>>>(c);
   mean_kernel<<<heads, static_cast<unsigned>(head_dim), 0, stream>>>(c);

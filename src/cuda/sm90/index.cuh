@@ -2,17 +2,12 @@
 #pragma once
 
 #include "cuda/sm90/launch.hpp"
+#include "cuda/sm90/tokens.cuh"
 
 namespace sale::sm90 {
 
 constexpr int ranges = 256;           // partial sums a head
 constexpr int64_t range_keys = 8192;  // that FP8's scale is taken from
-
-__device__ __forceinline__ const uint16_t* key_row(const IndexCall& c, int32_t head, int64_t key) {
-  const uint16_t* k = static_cast<const uint16_t*>(c.k) + head * c.k_head;
-  if (c.page_size == 0) return k + key * c.k_token;
-  return k + int64_t{c.page_table[key / c.page_size]} * c.k_page + key % c.page_size * c.k_token;
-}
 
 struct Scratch {
   double* sums;       // [kv_heads, ranges, head_dim]

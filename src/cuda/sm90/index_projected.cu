@@ -52,7 +52,7 @@ __device__ void load_keys(const IndexCall& c, int32_t head, int64_t first, const
     for (int i = 0; i < half; ++i) {
       const int64_t key = first + 16 * h + i * rows + lane / lanes;
       v[i] = uint4{};
-      if (key < c.k_len) v[i] = *reinterpret_cast<const uint4*>(key_row(c, head, key) + at);
+      if (key < c.k_len) v[i] = *reinterpret_cast<const uint4*>(token_row(c.k, head, key) + at);
     }
 #pragma unroll
     for (int i = 0; i < half; ++i) {

@@ -83,9 +83,17 @@ __host__ __device__
 
 // ---- index ---------------------------------------------------------------------------------------------------
 
+// The keys or the values of a sequence: [kv head, token, head_dim], device.
+struct Tokens {
+  const void* base;           // first token, kv head 0; paged: page 0's
+  int64_t head, token;        // strides in elements
+  int32_t page_size;          // token j of the sequence is in page page_table[j / page_size]; 0: not paged
+  int64_t page;               // stride between pages, elements
+  const int32_t* page_table;  // device, this sequence's row
+};
+
 struct IndexCall {
-  const void* k;            // first key of the sequence, kv head 0; device
-  int64_t k_head, k_token;  // strides in elements
+  Tokens k;
   int32_t dtype, head_dim, kv_heads;
   Estimator estimator;
   uint8_t* codes;
@@ -96,10 +104,6 @@ struct IndexCall {
   int32_t fix;              // != 0: also fix smoothing (unless given) and FP8's scale, by keys [0, k_len)
   int32_t smoothing_given;  // != 0: the vectors are set already
   void* scratch;            // device, index_scratch_bytes()
-  // Paged keys: k is page 0's first key; key j of the sequence is at page_table[j / page_size].
-  int32_t page_size;
-  int64_t k_page;             // stride between pages, elements
-  const int32_t* page_table;  // device, this sequence's row
 };
 size_t index_scratch_bytes(int32_t kv_heads, int32_t head_dim);
 cudaError_t launch_index(const IndexCall& call, cudaStream_t stream);
@@ -149,15 +153,6 @@ SelectScratch select_scratch(const Estimator& estimator, int32_t q_heads, int64_
 cudaError_t launch_select(const SelectCall& call, int32_t multiprocessors, cudaStream_t stream);
 
 // ---- what stands for keys and values --------------------------------------------------------------------------------
-
-// The keys or the values of a sequence: [kv head, token, head_dim], device.
-struct Tokens {
-  const void* base;           // first token, kv head 0; paged: page 0's
-  int64_t head, token;        // strides in elements
-  int32_t page_size;          // token j of the sequence is in page page_table[j / page_size]; 0: not paged
-  int64_t page;               // stride between pages, elements
-  const int32_t* page_table;  // device, this sequence's row
-};
 
 // Compensation: the mean key and the mean value of every block. A mean that is not finite is written as 0.
 struct MeansCall {

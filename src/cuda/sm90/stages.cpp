@@ -106,6 +106,18 @@ void check(const Call& call) {
 
 // ---- stages --------------------------------------------------------------------------------------------------------
 
+Tokens tokens_of(const Call& call, const void* base, const sale_strides& strides, int64_t b) {
+  const sale_problem& x = call.plan->problem;
+  const int64_t first =
+      x.page_size != 0 ? 0 : b * strides.batch + call.plan->sequences[static_cast<size_t>(b)].k_start * strides.token;
+  return {static_cast<const uint16_t*>(base) + first,
+          strides.head,
+          strides.token,
+          x.page_size,
+          strides.batch,
+          x.page_size != 0 ? x.page_table + b * x.pages : nullptr};
+}
+
 void make_indexes(const Call& call) {
   const Plan& p = *call.plan;
   const Tables& tables = tables_of(p);
@@ -117,10 +129,7 @@ void make_indexes(const Call& call) {
     const IndexMap m = index_map(x.kv_heads, x.head_dim, p.estimator, s.k_len);
     char* base = call.workspace + s.index_at;
     IndexCall c{};
-    const int64_t first = x.page_size != 0 ? 0 : b * x.k.batch + s.k_start * x.k.token;
-    c.k = static_cast<const uint16_t*>(call.k) + first;
-    c.k_head = x.k.head;
-    c.k_token = x.k.token;
+    c.k = tokens_of(call, call.k, x.k, b);
     c.dtype = x.dtype;
     c.head_dim = x.head_dim;
     c.kv_heads = x.kv_heads;
@@ -133,9 +142,6 @@ void make_indexes(const Call& call) {
     c.k_len = s.k_len;
     c.fix = 1;
     c.scratch = call.workspace + tables.index_scratch_at;
-    c.page_size = x.page_size;
-    c.k_page = x.k.batch;
-    c.page_table = x.page_size != 0 ? x.page_table + b * x.pages : nullptr;
     must(launch_index(c, stream_of(call)), "launching the key index");
   }
 }
@@ -157,18 +163,6 @@ void select_blocks(const Call& call) {
     c.common = common_of(call, g);
     must(launch_select(c, tables.device.multiprocessors, stream_of(call)), "launching the selection");
   }
-}
-
-Tokens tokens_of(const Call& call, const void* base, const sale_strides& strides, int64_t b) {
-  const sale_problem& x = call.plan->problem;
-  const int64_t first =
-      x.page_size != 0 ? 0 : b * strides.batch + call.plan->sequences[static_cast<size_t>(b)].k_start * strides.token;
-  return {static_cast<const uint16_t*>(base) + first,
-          strides.head,
-          strides.token,
-          x.page_size,
-          strides.batch,
-          x.page_size != 0 ? x.page_table + b * x.pages : nullptr};
 }
 
 LowBit low_bit_of(const Call& call) {

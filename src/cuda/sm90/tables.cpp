@@ -222,9 +222,7 @@ void update_index(sale_index& index, const IndexUpdate& u) {
   for (const int64_t stride : {u.strides.token, u.strides.head, u.pages != nullptr ? u.strides.batch : 0})
     require(stride % 8 == 0, "k strides: ", stride, " is not a multiple of 8");
   IndexCall call{};
-  call.k = u.k;
-  call.k_head = u.strides.head;
-  call.k_token = u.strides.token;
+  call.k = {u.k, u.strides.head, u.strides.token, p.page_size, u.strides.batch, u.pages};
   call.dtype = p.dtype;
   call.head_dim = p.head_dim;
   call.kv_heads = p.kv_heads;
@@ -239,9 +237,6 @@ void update_index(sale_index& index, const IndexUpdate& u) {
   call.fix = !index.fixed;
   call.smoothing_given = index.smoothed;
   call.scratch = mine.scratch;
-  call.page_size = p.page_size;
-  call.k_page = u.strides.batch;
-  call.page_table = u.pages;
   if (call.first_key == u.k_len) return;  // whole blocks, and nothing new
   const Current current(p.device);
   must(launch_index(call, static_cast<cudaStream_t>(u.stream)), "launching the key index");
