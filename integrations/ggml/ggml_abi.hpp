@@ -67,7 +67,6 @@ struct BackendTable {
   void* graph_plans[4];          // optional
   Status (*graph_compute)(Backend*, Graph*);
   void* events_and_optimize[3];  // optional
-  void* reserved[8];             // room for what a later version appends
 };
 
 struct Backend {
