@@ -35,12 +35,14 @@ class Server:
         self.stats = Path(a.scratch) / f"stats-{self.port}.jsonl"
         if sale:
             variables |= {
-                "GGML_BACKEND_PATH": str(Path(a.plugin).resolve()),
-                "SALE_GGML_CALIBRATION": str(Path(a.calibrations).resolve()),
+                "GGML_BACKEND_PATH": a.plugin,
+                "SALE_GGML_CALIBRATION": a.calibrations,
                 "SALE_GGML_STATS": str(self.stats),
             } | (env or {})
             if a.preload:
                 variables |= {"LD_PRELOAD": a.preload, "ASAN_OPTIONS": f"detect_leaks=0:log_path={a.scratch}/asan"}
+        if a.command != "demo":  # threads that spin while they wait are no good on a machine that does something else too
+            variables["OMP_WAIT_POLICY"] = "passive"
         command = [f"{a.host}/llama-server", "-m", a.model, "--host", "127.0.0.1", "--port", str(self.port), "-t", str(a.threads)]
         command += ["-fa", "on", "--no-warmup", "--offline", *args, *a.server_args]
         self.log = open(Path(a.scratch) / f"server-{self.port}.log", "w+")
@@ -281,7 +283,7 @@ def main():
     p.add_argument("--plugin", default=ROOT / "build/release/integrations/ggml/libggml-sale.so")
     p.add_argument("--scratch", default=ROOT / "build/llamacpp/scratch")
     p.add_argument("--text", default="middlemarch.txt", help="of models/text")
-    p.add_argument("--tokens", type=count, help="of a prompt (demo 32k, serve and soak 6k)")
+    p.add_argument("--tokens", type=count, help="of a prompt (demo 32k, serve and soak 2k)")
     p.add_argument("--ubatch", type=int, default=4096)
     p.add_argument("--questions", type=int, default=5)
     p.add_argument("--threads", type=int, default=os.cpu_count())
@@ -291,7 +293,10 @@ def main():
     p.add_argument("--preload", default="", help="library for LD_PRELOAD: the sanitizer's, with an instrumented plugin")
     p.add_argument("--server-args", nargs=argparse.REMAINDER, default=[], help="handed to llama-server; last")
     a = p.parse_args()
-    a.tokens = a.tokens or (32768 if a.command == "demo" else 6144)
+    a.tokens = a.tokens or (32768 if a.command == "demo" else 2048)
+    # The servers run in folders of their own.
+    for name in ("host", "model", "calibrations", "plugin", "scratch"):
+        setattr(a, name, str(Path(getattr(a, name)).resolve()))
     Path(a.scratch).mkdir(parents=True, exist_ok=True)
     {"demo": demo, "serve": serve, "soak": soak}[a.command](a)
 
