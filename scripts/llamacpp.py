@@ -186,7 +186,8 @@ def serve(a):
             for i, (context, questions) in enumerate(prompts):
                 answer = server.complete(context + questions[1][0], slot=i)
                 check.that(right(answer, questions[1][1]), f"{name}: another question")
-                check.that(answer["timings"]["prompt_n"] < 200, f"{name}: its context came from the cache")
+                if not unified:  # there the server itself may put idle slots aside
+                    check.that(answer["timings"]["prompt_n"] < 200, f"{name}: its context came from the cache")
             # A prompt that shares half: the cells behind it are written anew.
             context, questions = prompts[0]
             changed = context[: len(context) // 2] + haystack(a, a.tokens // 2, 5)[0]
