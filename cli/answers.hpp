@@ -34,7 +34,9 @@ std::string html_of(const Findings& f);
 // report.html and report.json.
 void write_report(const std::filesystem::path& folder, const Findings& f);
 
-// json_out.cpp: "schema", "command", "library", "machine" first.
+// json_out.cpp. Every --json begins so: "schema", "command", "library", "machine". docs/program.md lists the rest; a
+// field that goes or changes its meaning raises the number, a new one does not.
+constexpr int json_schema = 1;
 Json json_head(const std::string& command);
 void write_json(const std::filesystem::path& path, const Json& json);
 

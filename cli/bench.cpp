@@ -67,7 +67,7 @@ Timing measure(const sale_case::Instance& in, CasePlan& plan, const Arguments& a
   for (int i = -a.warm_up; i < a.repeats; ++i) {
     const auto start = std::chrono::steady_clock::now();
     sale::check(sale_run(plan.get(), in.q.data(), in.k.data(), in.v.data(), in.out.data(), nullptr, nullptr,
-                         plan.workspace().data(), plan.workspace().size(), &stats));
+                         plan.workspace().data(), plan.workspace().size(), &stats, nullptr));
     if (i >= 0) t.seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   return t;
@@ -116,7 +116,8 @@ std::map<std::string, double> read_baseline(const std::string& path) {
   if (path.empty()) return medians;
   try {
     const Json j = Json::parse(read_text(path));
-    if (j.at("schema") != 1 || j.at("command") != "bench") refuse("--baseline: {} was not written by sale bench", path);
+    if (j.at("schema") != json_schema || j.at("command") != "bench")
+      refuse("--baseline: {} was not written by sale bench", path);
     for (const Json& row : j.at("rows"))
       medians[row.at("problem").get<std::string>() + " on " + row.at("backend").get<std::string>()] =
           row.at("sale_s").get<double>();
@@ -142,7 +143,7 @@ int run(const Arguments& a) {
   const auto baseline = read_baseline(a.baseline);
   Json all = json_head("bench");
   all["repeats"] = a.repeats;
-  all["rows"] = Json::array();
+  all["rows"] = Json::array(), all["not_run"] = Json::array();
   fmt::print(
       "| problem | backend | dense ms | SALE ms | ratio | density | index / select / attend ms | dense GFLOP/s | "
       "attend GFLOP/s | dense-equivalent GFLOP/s |{}\n",
@@ -158,7 +159,10 @@ int run(const Arguments& a) {
       std::fflush(stdout);
       all["rows"].push_back(json_row(row));
     }
-    for (const auto& [name, why] : choice.refused) fmt::print(stderr, "{}: not run: {}\n", name, why);
+    for (const auto& [name, why] : choice.refused) {
+      fmt::print(stderr, "{}: not run: {}\n", name, why);
+      all["not_run"].push_back({{"problem", sale_case::print(in.c)}, {"backend", name}, {"why_not", why}});
+    }
   }
   if (!a.json.empty()) write_json(a.json, all);
   return good;

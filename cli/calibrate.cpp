@@ -110,7 +110,7 @@ void Sweep::measure(const lm::AttentionCall& call, const KeyIndex& index, int at
     Point& p = curves_[static_cast<size_t>(call.layer * call.q_heads + h)][static_cast<size_t>(at)];
     double error = 0;
     for (size_t i = 0; i < r.rows.size(); ++i) {
-      const auto kept = blocks.row(0, static_cast<int32_t>(h), r.rows[i] / SALE_Q_BLOCK).kept;
+      const auto kept = blocks.row(0, static_cast<int32_t>(h), r.rows[i] / blocks.q_block()).kept;
       error += l1_distance(r.exact[i].output(kept), r.outputs[i]);
       p.mass += r.exact[i].mass(kept) / static_cast<double>(r.rows.size());
     }
@@ -204,6 +204,7 @@ int run(const Arguments& a, const std::string& command_line) {
     c.q_projections = sparse.calibration->q_projections, c.k_projections = sparse.calibration->k_projections;
     if (c.projected()) c.note = "Projections: " + sparse.calibration->command;
   }
+  Json results = Json::array();
   for (size_t i = 0; i < a.limits.size(); ++i) {
     c.thresholds.clear();
     c.relative_l1_limit = a.limits[i];
@@ -215,6 +216,17 @@ int run(const Arguments& a, const std::string& command_line) {
       out.replace_filename(fmt::format("{}_{}{}", out.stem().string(), i, out.extension().string()));
     write_calibration(out, c);
     fmt::print("written: {}\n", out.string());
+    results.push_back({{"limit", a.limits[i]},
+                       {"written", out.string()},
+                       {"density", c.density},
+                       {"relative_l1_error", c.relative_l1},
+                       {"retained_mass", c.retained_mass},
+                       {"thresholds", c.thresholds}});
+  }
+  if (!a.json.empty()) {
+    Json j = calibration_json("calibrate", c);
+    j["results"] = results;
+    write_json(a.json, j);
   }
   return good;
 }

@@ -48,12 +48,13 @@ void add_prompt_options(CLI::App& command, CalibrationArguments& a) {
   command.add_option("--needles", a.needles, "prompts with numbers hidden in the first text")
       ->check(CLI::Range(0, 100))
       ->capture_default_str();
-  command.add_option("--json-prompts", a.json, "prompts of JSON key-value pairs")
+  command.add_option("--json-prompts", a.json_prompts, "prompts of JSON key-value pairs")
       ->check(CLI::Range(0, 100))
       ->capture_default_str();
   command.add_option("--backend", a.backend, "backend to use; see sale info");
   command.add_option("--threads", a.threads, "threads; 0 = one per CPU")->check(CLI::Range(0, 1024));
   command.add_option("--seed", a.seed, "of the built prompts and the sampled rows")->capture_default_str();
+  command.add_option("--json", a.json, "write the result there");
   command.add_flag("--quiet", a.quiet, "no progress on stderr");
 }
 
@@ -62,7 +63,7 @@ std::string prompt_words(const CalibrationArguments& a) {
   for (const std::string& text : a.texts)
     words += fmt::format("--text {} ", std::filesystem::path(text).filename().string());
   return words + fmt::format("--tokens {} --windows {} --needles {} --json-prompts {} --seed {}", a.tokens, a.windows,
-                             a.needles, a.json, a.seed);
+                             a.needles, a.json_prompts, a.seed);
 }
 
 std::vector<CalibrationPrompt> make_prompts(const CalibrationArguments& a, const LoadedModel& m) {
@@ -79,7 +80,7 @@ std::vector<CalibrationPrompt> make_prompts(const CalibrationArguments& a, const
     prompts.push_back(joined(std::filesystem::path(a.texts[0]).filename().string() + " with needles",
                              lm::needle_prompt(m.tokenizer, read_text(a.texts[0]), spec), m));
   }
-  for (int i = 0; i < a.json; ++i) {
+  for (int i = 0; i < a.json_prompts; ++i) {
     spec.seed = a.seed + static_cast<uint64_t>(i);
     prompts.push_back(joined("JSON key-value pairs", lm::json_prompt(m.tokenizer, spec), m));
   }
@@ -95,6 +96,16 @@ Calibration start_calibration(const ModelIdentity& model, const std::vector<Cali
   c.date = today();
   for (const CalibrationPrompt& p : prompts) c.prompts.push_back({p.name, static_cast<int64_t>(p.tokens.size())});
   return c;
+}
+
+Json calibration_json(const std::string& command, const Calibration& c) {
+  Json j = json_head(command);
+  j["model"] = c.model.name, j["fingerprint"] = fmt::format("{:016x}", c.model.fingerprint);
+  j["estimator"] = print_estimator(c.format, c.rank, c.model.head_dim);
+  j["again"] = c.command;
+  j["prompts"] = Json::array();
+  for (const auto& p : c.prompts) j["prompts"].push_back({{"text", p.text}, {"tokens", p.tokens}});
+  return j;
 }
 
 void run_prompts(LoadedModel& m, const std::vector<CalibrationPrompt>& prompts, lm::KVCache& cache,

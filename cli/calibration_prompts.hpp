@@ -4,15 +4,16 @@
 #include <string>
 #include <vector>
 
+#include "answers.hpp"
 #include "command.hpp"
 #include "model_files.hpp"
 
 namespace sale::cli {
 
 struct CalibrationArguments {
-  std::string model = default_model, tokens = "16k", out;
+  std::string model = default_model, tokens = "16k", out, json;
   std::vector<std::string> texts;
-  int windows = 1, needles = 0, json = 1;
+  int windows = 1, needles = 0, json_prompts = 1;
   int threads = 0;
   std::string backend;
   uint64_t seed = 1;
@@ -33,6 +34,9 @@ std::vector<CalibrationPrompt> make_prompts(const CalibrationArguments& argument
 // Model, prompts and settings of a calibration file that is about to be written.
 Calibration start_calibration(const ModelIdentity& model, const std::vector<CalibrationPrompt>& prompts,
                               const std::string& command);
+
+// What both commands say of their work in --json: model, prompts and the command line that makes the file again.
+Json calibration_json(const std::string& command, const Calibration& c);
 
 // Runs each prompt once through the model with this attention.
 void run_prompts(LoadedModel& model, const std::vector<CalibrationPrompt>& prompts, lm::KVCache& cache,

@@ -122,11 +122,11 @@ Verdict check_on(Instance& in, const std::string& backend) {
   sale::check(sale_blocks_create(plan.get(), &raw));
   const std::unique_ptr<sale_blocks, decltype(&sale_blocks_destroy)> blocks(raw, &sale_blocks_destroy);
   const Workspace& w = plan.workspace();
-  sale::check(sale_select(plan.get(), in.q.data(), in.k.data(), nullptr, raw, w.data(), w.size(), nullptr));
+  sale::check(sale_select(plan.get(), in.q.data(), in.k.data(), nullptr, raw, w.data(), w.size(), nullptr, nullptr));
   in.clear_outputs();
   auto* lse = reinterpret_cast<float*>(in.lse->begin());
   sale::check(sale_attend(plan.get(), in.q.data(), in.k.data(), in.v.data(), raw, in.out.data(), lse, w.data(),
-                          w.size(), nullptr));
+                          w.size(), nullptr, nullptr));
   Verdict verdict;
   for (int64_t b = 0; b < in.c.batch; ++b)
     for (int64_t h = 0; h < in.c.q_heads; ++h) {
@@ -157,7 +157,7 @@ struct Arguments {
 
 int run(const Arguments& a) {
   Json all = json_head("check");
-  all["rows"] = Json::array();
+  all["rows"] = Json::array(), all["not_run"] = Json::array();
   int64_t runs = 0, failed = 0;
   for (const std::string& line : lines_of(a.words, a.file)) {
     Instance in(sale_case::parse(line));
@@ -178,7 +178,10 @@ int run(const Arguments& a) {
                              {"lse_share_of_limit", share(v.lse.share)},
                              {"worst", v.out.where}});
     }
-    for (const auto& [name, why] : choice.refused) fmt::print("{:<10} not run: {}\n", name, why);
+    for (const auto& [name, why] : choice.refused) {
+      fmt::print("{:<10} not run: {}\n", name, why);
+      all["not_run"].push_back({{"problem", problem}, {"backend", name}, {"why_not", why}});
+    }
   }
   fmt::print("{} runs, {} failed\n", runs, failed);
   if (!a.json.empty()) write_json(a.json, all);

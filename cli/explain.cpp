@@ -43,7 +43,7 @@ CasePlan plan_of(const sale_case::Case& c) {
   sale_options o = sale_options_init();
   o.thresholds = c.taus.data(), o.n_thresholds = static_cast<int64_t>(c.taus.size());
   o.format = c.format, o.rank = c.rank, o.sink = c.sink, o.local = c.local, o.dense_below = c.dense_below;
-  o.compute = c.compute, o.threads = c.threads;
+  o.compute = c.compute, o.threads = c.threads, o.compensate = c.compensate ? 1 : 0;
   std::vector<float> projections;
   if (c.rank > 0 && c.rank < c.head_dim && c.head_dim <= 256 && c.kv_heads > 0 && c.kv_heads <= 4096) {
     projections.resize(static_cast<size_t>(int64_t{c.kv_heads} * c.head_dim * c.rank));
@@ -74,6 +74,9 @@ void add_explain(CLI::App& program, Action& action) {
         all["problems"].push_back({{"problem", sale_case::print(c)},
                                    {"backend", sale_plan_backend(plan.get())},
                                    {"workspace_bytes", w.total},
+                                   {"key_index_bytes", w.key_index},
+                                   {"selection_bytes", w.selection},
+                                   {"scratch_bytes", w.scratch},
                                    {"explanation", sale_plan_explain(plan.get())}});
       }
       if (!json->empty()) write_json(*json, all);

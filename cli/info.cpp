@@ -15,18 +15,16 @@ struct Estimate {
   sale_format format;
   int32_t rank;
 };
-constexpr Estimate estimates[] = {{"int8", SALE_INT8, 0},
-                                  {"int4", SALE_INT4, 0},
-                                  {"int8:16", SALE_INT8, 16},
-                                  {"int8:32", SALE_INT8, 32},
-                                  {"int8:64", SALE_INT8, 64}};
+constexpr Estimate estimates[] = {{"int8", SALE_INT8, 0},     {"int4", SALE_INT4, 0},     {"int8:16", SALE_INT8, 16},
+                                  {"int8:32", SALE_INT8, 32}, {"int8:64", SALE_INT8, 64}, {"fp8", SALE_FP8, 0},
+                                  {"fp8:28", SALE_FP8, 28},   {"fp8:60", SALE_FP8, 60}};
 constexpr int32_t head_dims[] = {16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256};
 constexpr sale_dtype dtypes[] = {SALE_F32, SALE_F16, SALE_BF16};
-constexpr sale_compute computes[] = {SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8};
+constexpr sale_compute computes[] = {SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8, SALE_COMPUTE_FP8};
 
-// Why not, or "" - for a problem of ordinary size.
+// Why not, or "" - for a problem of ordinary size, in host memory or on a device.
 std::string why_not_for(int32_t backend, sale_dtype dtype, int32_t head_dim, const Estimate& e, sale_compute compute) {
-  const Problem problem(1, 8, 2, 4096, 4096, head_dim, dtype);
+  Problem problem(1, 8, 2, 4096, 4096, head_dim, dtype);
   Options options;
   options.compute(compute);
   const std::vector<float> projection(static_cast<size_t>(2 * head_dim * e.rank));
@@ -34,10 +32,31 @@ std::string why_not_for(int32_t backend, sale_dtype dtype, int32_t head_dim, con
     options.estimator(e.format);
   else
     options.estimator(e.format, e.rank, projection, projection);
-  return why_not(backend, problem, options);
+  const std::string why = why_not(backend, problem, options);
+  return why.empty() ? why : why_not(backend, problem.device(0), options);
 }
 
-// Head dimensions that work, in words: "all", "none" or the list.
+// The same as data: a row per backend, tensor type, products and estimate.
+Json support_rows() {
+  Json rows = Json::array();
+  for (int32_t i = 0; i < sale_backend_count(); ++i)
+    for (sale_dtype dtype : dtypes)
+      for (sale_compute compute : computes)
+        for (const Estimate& e : estimates) {
+          Json dims = Json::array();
+          for (int32_t d : head_dims)
+            if (e.rank < d && why_not_for(i, dtype, d, e, compute).empty()) dims.push_back(d);
+          rows.push_back({{"backend", sale_backend_name(i)},
+                          {"tensors", name_of(dtype)},
+                          {"products", name_of(compute)},
+                          {"estimator", e.name},
+                          {"head_dims", dims}});
+        }
+  return rows;
+}
+
+constexpr const char* nowhere = "–";
+// Head dimensions that work, in words: "all", nowhere or the list.
 std::string dims_of(int32_t backend, sale_dtype dtype, const Estimate& e, sale_compute compute) {
   std::string list;
   bool all = true;
@@ -48,7 +67,7 @@ std::string dims_of(int32_t backend, sale_dtype dtype, const Estimate& e, sale_c
     else
       all = false;
   }
-  return list.empty() ? "–" : all ? "all" : list;
+  return list.empty() ? nowhere : all ? "all" : list;
 }
 
 std::string support_table() {
@@ -63,8 +82,14 @@ std::string support_table() {
     for (sale_dtype dtype : dtypes)
       for (sale_compute compute : computes) {
         cells.emplace_back();
-        for (const Estimate& e : estimates) cells.back() += fmt::format(" {} |", dims_of(i, dtype, e, compute));
-        rows.push_back(fmt::format("| {} | {} | {} |{}\n", name, name_of(dtype), name_of(compute), cells.back()));
+        bool any = false;
+        for (const Estimate& e : estimates) {
+          const std::string dims = dims_of(i, dtype, e, compute);
+          cells.back() += fmt::format(" {} |", dims);
+          any = any || dims != nowhere;
+        }
+        if (any)
+          rows.push_back(fmt::format("| {} | {} | {} |{}\n", name, name_of(dtype), name_of(compute), cells.back()));
       }
     const bool same = std::all_of(cells.begin(), cells.end(), [&](const std::string& c) { return c == cells.front(); });
     if (same) rows = {fmt::format("| {} | f32, f16, bf16 | exact, int8 |{}\n", name, cells.front())};
@@ -75,20 +100,24 @@ std::string support_table() {
   return text + ".\n";
 }
 
-int show_info(const std::string& json) {
+void show_info() {
   fmt::print("sale       {}\nmachine    {}\n", sale_version(), sale_machine());
-  Json j = json_head("info");
-  j["backends"] = Json::array();
   bool first = true;
   for (const BackendInfo& b : backends()) {
-    const bool usable = b.why_not.empty();
     fmt::print("{:<10} {:<10} {}\n{:<10} {:<10} {}\n", first ? "backends" : "", b.name, b.summary, "", "",
-               usable ? "usable" : "not usable: " + b.why_not);
-    j["backends"].push_back({{"name", b.name}, {"summary", b.summary}, {"usable", usable}, {"why_not", b.why_not}});
+               b.why_not.empty() ? "usable" : "not usable: " + b.why_not);
     first = false;
   }
-  if (!json.empty()) write_json(json, j);
-  return good;
+}
+
+void write_info(const std::string& path) {
+  Json j = json_head("info");
+  j["backends"] = Json::array();
+  for (const BackendInfo& b : backends())
+    j["backends"].push_back(
+        {{"name", b.name}, {"summary", b.summary}, {"usable", b.why_not.empty()}, {"why_not", b.why_not}});
+  j["support"] = support_rows();
+  write_json(path, j);
 }
 
 }  // namespace
@@ -99,11 +128,14 @@ void add_info(CLI::App& program, Action& action) {
   auto table = std::make_shared<bool>(false);
   auto json = std::make_shared<std::string>();
   command->add_flag("--table", *table, "the support table in Markdown instead, found by asking the library");
-  command->add_option("--json", *json, "write the result there");
+  command->add_option("--json", *json, "write both there");
   command->callback([=, &action] {
     action = [=] {
-      if (!*table) return show_info(*json);
-      fmt::print("{}", support_table());
+      if (*table)
+        fmt::print("{}", support_table());
+      else
+        show_info();
+      if (!json->empty()) write_info(*json);
       return int{good};
     };
   });

@@ -5,7 +5,7 @@ namespace sale::cli {
 
 Json json_head(const std::string& command) {
   Json j;
-  j["schema"] = 1;
+  j["schema"] = json_schema;
   j["command"] = command;
   j["library"] = sale_version();
   j["machine"] = sale_machine();

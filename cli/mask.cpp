@@ -29,7 +29,7 @@ void show(const Arguments& a, const std::string& what, const std::vector<double>
   fmt::print("\n");
   if (a.json.empty()) return;
   Json j = json_head("mask");
-  j["of"] = what, j["layers"] = layers, j["heads"] = heads, j["density_of_heads"] = densities;
+  j["of"] = what, j["layers"] = layers, j["heads"] = heads, j["density_of_heads"] = densities, j["picture"] = a.out;
   write_json(a.json, j);
 }
 
@@ -42,20 +42,21 @@ int of_line(const Arguments& a) {
   sale::check(sale_blocks_create(plan.get(), &raw));
   const std::unique_ptr<sale_blocks, decltype(&sale_blocks_destroy)> blocks(raw, &sale_blocks_destroy);
   const Workspace& w = plan.workspace();
-  sale::check(sale_select(plan.get(), in.q.data(), in.k.data(), nullptr, raw, w.data(), w.size(), nullptr));
+  sale::check(sale_select(plan.get(), in.q.data(), in.k.data(), nullptr, raw, w.data(), w.size(), nullptr, nullptr));
 
   const sale_case::Sequence& s = in.sequences.front();
   std::vector<double> densities;
   KeptGrid picture;
   for (int32_t h = 0; h < in.c.q_heads; ++h) {
     KeptGrid grid(s.q_len, s.k_len, a.cells);
-    for (int64_t tile = 0; tile * SALE_Q_BLOCK < s.q_len; ++tile) {
+    const int64_t q_block = sale_plan_q_block(plan.get());
+    for (int64_t tile = 0; tile * q_block < s.q_len; ++tile) {
       BlockList::Row row;
       int64_t kept = 0;
       sale::check(sale_blocks_row(raw, 0, h, tile, nullptr, 0, &kept, &row.visible));
       row.kept.resize(static_cast<size_t>(kept));
       sale::check(sale_blocks_row(raw, 0, h, tile, row.kept.data(), kept, &kept, &row.visible));
-      grid.add(tile * SALE_Q_BLOCK, row);
+      grid.add(tile * q_block, row);
     }
     densities.push_back(grid.density());
     if (h == a.head) picture = std::move(grid);

@@ -61,6 +61,8 @@ int run(Arguments& a) {
              count, without, with, percent, 100 * attention.totals().density());
   if (!a.json.empty()) {
     Json j = json_head("perplexity");
+    j["model"] = m.identity.name, j["backend"] = attention.backend();
+    j["estimator"] = sparse.estimator_name(m.identity.head_dim);
     j["tokens"] = count, j["dense"] = without, j["sale"] = with, j["percent"] = percent,
     j["density"] = attention.totals().density();
     write_json(a.json, j);

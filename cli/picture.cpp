@@ -46,8 +46,8 @@ Pictures::Pictures(const lm::Config& config, int64_t tokens, int cells) : q_head
 void Pictures::saw(const lm::AttentionCall& call, const BlockList& blocks) {
   const int64_t start = call.k_len - call.q_len;
   for (int h = 0; h < q_heads_; ++h)
-    for (int64_t row = 0; row < call.q_len; row += SALE_Q_BLOCK)
-      grids_[static_cast<size_t>(call.layer * q_heads_ + h)].add(start + row, blocks.row(0, h, row / SALE_Q_BLOCK));
+    for (int64_t row = 0; row < call.q_len; row += blocks.q_block())
+      grids_[static_cast<size_t>(call.layer * q_heads_ + h)].add(start + row, blocks.row(0, h, row / blocks.q_block()));
 }
 
 Finders::Finders(const lm::Config& config)
@@ -59,8 +59,8 @@ void Finders::saw(const lm::AttentionCall& call, const BlockList& blocks) {
              last = static_cast<int32_t>((end_ - 1) / SALE_K_BLOCK);
   for (int h = 0; h < q_heads_; ++h) {
     bool found = false;
-    for (int64_t row = 0; row < call.q_len; row += SALE_Q_BLOCK) {
-      const auto kept = blocks.row(0, h, row / SALE_Q_BLOCK).kept;
+    for (int64_t row = 0; row < call.q_len; row += blocks.q_block()) {
+      const auto kept = blocks.row(0, h, row / blocks.q_block()).kept;
       const auto from = std::lower_bound(kept.begin(), kept.end(), first);
       found = found || (kept.end() - from > last - first && *(from + (last - first)) == last);
     }

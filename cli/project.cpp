@@ -31,11 +31,19 @@ int run(const Arguments& a, const std::string& command_line) {
   c.thresholds.assign(static_cast<size_t>(config.layers * config.q_heads), static_cast<float>(a.tau));
   c.note = "Projections only: one threshold for every head. sale calibrate --calibration finds thresholds for them.";
   fmt::print("{:<8} {:>28}\n", "layer", "energy of scores left out");
-  for (int layer = 0; layer < config.layers; ++layer)
-    fmt::print("{:<8} {:>26.3f} %\n", layer,
-               100 * covariances.projections(layer, a.rank, c.q_projections, c.k_projections));
+  Json left_out = Json::array();
+  for (int layer = 0; layer < config.layers; ++layer) {
+    const double share = covariances.projections(layer, a.rank, c.q_projections, c.k_projections);
+    fmt::print("{:<8} {:>26.3f} %\n", layer, 100 * share);
+    left_out.push_back(share);
+  }
   write_calibration(a.out, c);
   fmt::print("written: {}\n", a.out);
+  if (!a.json.empty()) {
+    Json j = calibration_json("project", c);
+    j["written"] = a.out, j["energy_left_out_of_layers"] = left_out;
+    write_json(a.json, j);
+  }
   return good;
 }
 

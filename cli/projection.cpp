@@ -89,7 +89,9 @@ double Covariances::projections(int layer, int rank, std::vector<float>& q, std:
   for (int kv = 0; kv < kv_heads_; ++kv) {
     const Sums& s = at(layer, kv);
     const Root keys = root_of(s.keys / s.key_count), queries = root_of(s.queries / s.query_count);
-    const Eigen::BDCSVD<Eigen::MatrixXd> svd(queries.root * keys.root, Eigen::ComputeFullU | Eigen::ComputeFullV);
+    // A square matrix needs no QR first, and without it this is a fraction of the code that BDCSVD makes of itself.
+    const Eigen::JacobiSVD<Eigen::MatrixXd, Eigen::NoQRPreconditioner> svd(queries.root * keys.root,
+                                                                           Eigen::ComputeFullU | Eigen::ComputeFullV);
     const Eigen::VectorXd values = svd.singularValues();
     const Eigen::VectorXd half = values.head(rank).cwiseSqrt();
     append(queries.inverse * svd.matrixU().leftCols(rank) * half.asDiagonal(), q);

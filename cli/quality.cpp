@@ -27,7 +27,7 @@ Quality::Quality(const lm::Config& config, int64_t tokens, int rows_per_head, ui
 
 Quality::Head Quality::look(const lm::AttentionCall& call, const BlockList& blocks, int head, int64_t row) const {
   const ExactRow exact(call, head, row);
-  const auto kept = blocks.row(0, head, row / SALE_Q_BLOCK).kept;
+  const auto kept = blocks.row(0, head, row / blocks.q_block()).kept;
   const std::vector<double> want = exact.output();
   std::vector<double> got(want.size());
   const uint16_t* out = call.out + head * call.out_head_stride + row * call.out_token_stride;

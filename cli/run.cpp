@@ -36,10 +36,11 @@ void describe(Findings& f, const RunArguments& a, const LoadedModel& m, const Sp
 void add_run_options(CLI::App& command, RunArguments& a) {
   command.add_option("--model", a.model, "folder with config.json, tokenizer.json and safetensors")
       ->capture_default_str();
-  command.add_option("--tokens", a.prompt.tokens, "length of the prompt, 16 .. the model's positions")
-      ->capture_default_str();
+  command.add_option(
+      "--tokens", a.prompt.tokens,
+      "length of the prompt, 16 .. the model's positions (default: 64k; with --prompt-file the whole of it)");
   command.add_option("--prompt-file", a.prompt.prompt_file,
-                     "text to prefill instead of a built prompt; cut to --tokens");
+                     "text to prefill instead of a built prompt; --tokens cuts it");
   command.add_option("--question", a.prompt.questions, "text to put after --prompt-file's, may be repeated")
       ->take_all();
   command.add_option("--text", a.prompt.text, "book the built prompt hides its facts in")->capture_default_str();

@@ -12,7 +12,7 @@ namespace {
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-Task file_task(const PromptArguments& a, const LoadedModel& m, int64_t tokens) {
+Task file_task(const PromptArguments& a, const LoadedModel& m) {
   Task task;
   task.context = m.tokenizer.encode(read_text(a.prompt_file));
   size_t longest = 0;
@@ -20,16 +20,25 @@ Task file_task(const PromptArguments& a, const LoadedModel& m, int64_t tokens) {
     task.questions.push_back({q, m.tokenizer.encode(q, false), std::nullopt});
     longest = std::max(longest, task.questions.back().ids.size());
   }
-  const int64_t room = tokens - static_cast<int64_t>(longest);
-  if (room < 1) refuse("--tokens: {} leaves no room for the questions ({} tokens)", tokens, longest);
-  if (static_cast<int64_t>(task.context.size()) > room) task.context.resize(static_cast<size_t>(room));
+  const int64_t positions = m.model.config().max_positions, asked = static_cast<int64_t>(longest);
+  const auto whole = static_cast<int64_t>(task.context.size());
+  // Nothing is cut unless somebody said where.
+  if (a.tokens.empty() && whole + asked + 2 > positions)
+    refuse(
+        "--prompt-file: {} has {} tokens and the longest question {}; the model's {} positions are fewer. --tokens "
+        "cuts the prompt",
+        a.prompt_file, whole, asked, positions);
+  if (a.tokens.empty()) return task;
+  const int64_t tokens = parse_count("--tokens", a.tokens, 16, positions), room = tokens - asked;
+  if (room < 1) refuse("--tokens: {} leaves no room for the questions ({} tokens)", tokens, asked);
+  if (whole > room) task.context.resize(static_cast<size_t>(room));
   return task;
 }
 
-Task built_task(const PromptArguments& a, const LoadedModel& m, int64_t tokens) {
+Task built_task(const PromptArguments& a, const LoadedModel& m) {
   if (!a.questions.empty()) refuse("--question: only with --prompt-file; a built prompt brings its own");
   lm::PromptSpec spec;
-  spec.tokens = tokens;
+  spec.tokens = parse_count("--tokens", a.tokens.empty() ? "64k" : a.tokens, 16, m.model.config().max_positions);
   spec.facts = a.build == "passkey" ? 1 : a.facts;
   spec.seed = a.seed;
   lm::Prompt prompt;
@@ -79,9 +88,8 @@ bool Outcome::all_right() const {
 
 Task make_task(const PromptArguments& a, const LoadedModel& m) {
   const int64_t positions = m.model.config().max_positions;
-  const int64_t tokens = parse_count("--tokens", a.tokens, 16, positions);
-  Task task = a.prompt_file.empty() ? built_task(a, m, tokens) : file_task(a, m, tokens);
-  task.new_tokens = std::min(parse_count("--new-tokens", a.new_tokens, 1, positions), positions - tokens + 16);
+  Task task = a.prompt_file.empty() ? built_task(a, m) : file_task(a, m);
+  task.new_tokens = parse_count("--new-tokens", a.new_tokens, 1, positions);
   while (task.capacity() > positions && task.new_tokens > 1) --task.new_tokens;
   return task;
 }

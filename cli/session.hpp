@@ -27,12 +27,13 @@ struct Task {
 };
 
 struct PromptArguments {
-  std::string tokens = "64k", prompt_file, text = "", build = "needles", new_tokens = "24";
+  std::string tokens;  // "": the whole prompt file, or 64k of a built prompt
+  std::string prompt_file, text = "", build = "needles", new_tokens = "24";
   std::vector<std::string> questions;
   int facts = 5;
   uint64_t seed = 1;
 };
-// A file's text cut to `tokens`, with free questions; or a built prompt of that length with known answers.
+// A file's text, cut when `tokens` says so, with free questions; or a built prompt of that length with known answers.
 Task make_task(const PromptArguments& arguments, const LoadedModel& model);
 
 struct Answer {

@@ -11,7 +11,7 @@ export CTEST_OUTPUT_ON_FAILURE=1 CTEST_PARALLEL_LEVEL=1
 configure() {  # name, cmake arguments...
   local name=$1
   shift
-  cmake -S . -B "$build/$name" -G Ninja -DSALE_WERROR=ON "$@" >/dev/null
+  cmake -S . -B "$build/$name" -G Ninja -DSALE_WERROR=ON -DSALE_CUDA=OFF "$@" >/dev/null
 }
 compile() {  # name, targets...
   local name=$1 log=$build/$1/compile.log
@@ -23,8 +23,24 @@ format() {
   git ls-files '*.cpp' '*.hpp' '*.h' '*.cu' '*.cuh' | xargs clang-format-19 --dry-run --Werror
 }
 
+# The one build with GPU backends, where there is a compiler for them; it notes what every unit costs.
+configure_test() {
+  configure test -DCMAKE_BUILD_TYPE=Release -DSALE_CUDA=AUTO -DCMAKE_CUDA_COMPILER_LAUNCHER="$root/scripts/compile_cost.py"
+}
+
+# The compile budget of device code, which is compiled here and used by the stages after this one.
+cuda() {
+  configure_test
+  if ! grep -q sale_sm90 "$build/test/build.ninja"; then
+    echo "skipped: there is no nvcc"
+    return
+  fi
+  compile test sale_sm90
+  scripts/compile_cost.py --judge "$build/test/src"
+}
+
 release() {
-  configure test -DCMAKE_BUILD_TYPE=Release
+  configure_test
   compile test
   (cd "$build/test" && ctest --no-tests=error)
 }
@@ -40,20 +56,29 @@ symbols() {
   fi
 }
 
-# The AMX kernels with their tiles in software, on machines that have no tiles.
+# The AMX kernels with their tiles in software, on machines that have no tiles. The rest of those kernels is AVX-512.
 emulated() {
+  if ! grep -qw avx512_vnni /proc/cpuinfo; then
+    echo "emulated: NOT RUN, this machine has no AVX-512 VNNI, so there is nothing that the release stage has not run"
+    return
+  fi
   configure emulated -DCMAKE_BUILD_TYPE=Release -DSALE_CLI=OFF -DCMAKE_CXX_FLAGS=-DSALE_AMX_EMULATE
   compile emulated numeric_test
   SALE_CASES=200 "$build/emulated/tests/numeric/numeric_test" --gtest_filter='Generated.*:Awkward.*:Boundary.*'
 }
 
-sanitize() {  # name, sanitizers
-  configure "$1" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSALE_SANITIZE="$2" -DSALE_CLI=OFF
-  compile "$1" numeric_test contract_test
-  SALE_CASES=${SANITIZED_CASES:-250} "$build/$1/tests/numeric/numeric_test"
-  "$build/$1/tests/contract/contract_test"
+# One Clang build with ASan and UBSan serves the suites, those of the file readers among them, and the fuzz targets.
+checked() {
+  configure checked -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSALE_FUZZ=ON
+  compile checked numeric_test contract_test files_test lm_test args_fuzz calibration_fuzz model_files_fuzz
 }
-address() { sanitize asan address,undefined; }
+address() {
+  checked
+  SALE_CASES=${SANITIZED_CASES:-250} "$build/checked/tests/numeric/numeric_test"
+  "$build/checked/tests/contract/contract_test"
+  "$build/checked/tests/files/files_test"
+  "$build/checked/tests/lm/lm_test" --gtest_filter='-Model.*'  # those compute for minutes; the readers are the point
+}
 
 # What TSan looks for is between threads, and it is ten times slower: fewer cases. Its allocator must answer absurd sizes
 # with null, as any other does.
@@ -66,15 +91,26 @@ thread() {
   "$build/tsan/tests/contract/contract_test"
 }
 
-fuzz() {
-  configure fuzz -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSALE_FUZZ=ON -DSALE_TESTS=OFF
-  compile fuzz
-  for target in "$build"/fuzz/tests/fuzz/*_fuzz; do
-    echo "fuzz: $(basename "$target"), ${FUZZ_SECONDS:-60} s"
+# Each target starts from small good files (tests/fuzz/seeds.py), and is at it for 60 s of a core of its own.
+fuzz_one() {  # target
+  local target=$build/checked/tests/fuzz/$1 at=$build/fuzz/$1 log=$build/fuzz/$1.log
+  rm -rf "$at.corpus"
+  mkdir -p "$at.corpus"
+  {
+    SALE_FUZZ_ACCEPT=1 "$target" "$at"/*
     "$target" -max_total_time="${FUZZ_SECONDS:-60}" -timeout=20 -rss_limit_mb=4096 -print_final_stats=1 \
-      -artifact_prefix="$build/fuzz/" >"$build/fuzz/log" 2>&1 || { tail -n 60 "$build/fuzz/log"; return 1; }
-    grep -E 'number_of_executed_units' "$build/fuzz/log"
-  done
+      -dict="$at.dict" -artifact_prefix="$build/fuzz/" "$at.corpus" "$at"
+  } >"$log" 2>&1 || { echo "fuzz: $1 FAILED"; tail -n 60 "$log"; return 1; }
+  echo "fuzz: $1, ${FUZZ_SECONDS:-60} s: $(sed -n 's/.*number_of_executed_units: *//p' "$log") inputs," \
+    "$(find "$at.corpus" -type f | wc -l) of them new ground;$(grep -oE ' cov: [0-9]+' "$log" | tail -n 1) edges"
+}
+fuzz() {
+  checked
+  rm -rf "$build/fuzz"
+  python3 tests/fuzz/seeds.py "$build/fuzz"
+  export -f fuzz_one
+  export build
+  printf '%s\n' args_fuzz calibration_fuzz model_files_fuzz | xargs -P "$jobs" -I{} bash -euo pipefail -c 'fuzz_one {}'
 }
 
 # A project outside the tree, by find_package and as a subproject, static and shared.
@@ -87,7 +123,8 @@ package() {
   cmake -S tests/package/consumer -B "$prefix/found" -G Ninja -DCMAKE_PREFIX_PATH="$prefix/root" >/dev/null
   cmake --build "$prefix/found" >/dev/null
   "$prefix/found/consumer"
-  cmake -S tests/package/consumer -B "$prefix/sub" -G Ninja -DSALE_SOURCE="$root" -DCMAKE_BUILD_TYPE=Release >/dev/null
+  cmake -S tests/package/consumer -B "$prefix/sub" -G Ninja -DSALE_SOURCE="$root" -DCMAKE_BUILD_TYPE=Release \
+    -DSALE_CUDA=OFF >/dev/null
   cmake --build "$prefix/sub" >/dev/null
   "$prefix/sub/consumer"
 }
@@ -95,7 +132,7 @@ package() {
 # The portable backend for arm64: cross-compiled, and run once in an emulator.
 arm64() {
   cmake -S tests/package/consumer -B "$build/arm64" -G Ninja -DSALE_SOURCE="$root" -DCMAKE_BUILD_TYPE=Release \
-    -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+    -DSALE_CUDA=OFF -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
     -DCMAKE_EXE_LINKER_FLAGS=-static >/dev/null
   cmake --build "$build/arm64" >/dev/null
   qemu-aarch64 "$build/arm64/consumer"
@@ -121,7 +158,7 @@ demo() {
 }
 
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(format release symbols emulated address thread fuzz package arm64 docs demo)
+[ ${#stages[@]} -gt 0 ] || stages=(format cuda release symbols emulated address thread fuzz package arm64 docs demo)
 for stage in "${stages[@]}"; do
   echo "==== $stage"
   start=$SECONDS

@@ -12,7 +12,12 @@
  *    An index is not: one writer, or many readers, at a time.
  *  - sale_run, sale_select and sale_attend allocate nothing; they use the plan's thread pool (shared, created with the
  *    plan) and the caller's workspace.
- *  - Results are the same bits for any number of threads and any composition of the batch.
+ *  - Results are the same bits for any number of threads, any composition of the batch and any stream.
+ *  - Host or device: sale_problem.device says where tensors, indexes, block lists and workspace are. On a CUDA device
+ *    runs and index updates are put on the caller's stream (a cudaStream_t as void*; NULL is the legacy default stream)
+ *    and return at once: they allocate nothing, wait for nothing (unless statistics are asked for) and can be captured
+ *    into a graph. What such a call refers to must live until it has run. The current device is left as it was. In host
+ *    memory the stream must be NULL.
  *
  * Notation and the method itself: docs/method.md. Numbers to the bit: docs/numerics.md.
  */
@@ -74,6 +79,7 @@ typedef struct sale_strides {
 } sale_strides;
 
 #define SALE_AUTO (-1)
+#define SALE_HOST (-1)
 
 /* Query i of a sequence sits at key position i + q_offset and sees keys 0 .. min(k_len, i + q_offset + 1) - 1.
  *   whole prompt         q_len == k_len, q_offset 0
@@ -81,7 +87,10 @@ typedef struct sale_strides {
  *   not causal           q_offset = k_len
  * Ragged batches: give per-sequence arrays [batch] (host memory, copied by sale_plan_create). Sequence b then starts at
  * token q_starts[b] of q and out, and k_starts[b] of k and v, so packed tensors (stride batch = 0) and padded ones
- * (starts NULL) are the same thing. */
+ * (starts NULL) are the same thing.
+ * Paged keys and values (devices only): key j of sequence b is token j % page_size of page page_table[b * pages +
+ * j / page_size]; k.batch and v.batch are then the strides between pages, the same page numbers serve both tensors, and
+ * k_starts stays NULL. */
 typedef struct sale_problem {
   size_t struct_size; /* sizeof(sale_problem) */
   int32_t batch;      /* 1 .. 65536 */
@@ -96,28 +105,37 @@ typedef struct sale_problem {
   sale_strides q, k, v, out;
   const int64_t *q_lens, *k_lens, *q_offsets; /* each NULL or [batch] */
   const int64_t *q_starts, *k_starts;         /* each NULL (all 0) or [batch] */
+  int32_t device;                             /* SALE_HOST, or the ordinal of the CUDA device whose memory is used */
+  int32_t page_size;                          /* 0: not paged; else keys of a page, a multiple of 16 */
+  int64_t pages;                              /* entries of the table per sequence; 0 when not paged */
+  const int32_t* page_table; /* device memory, [batch, pages]; read by every run, not copied. NULL when not paged */
 } sale_problem;
 
-/* A problem of contiguous [batch, heads, tokens, head_dim] tensors. */
+/* A problem of contiguous [batch, heads, tokens, head_dim] tensors in host memory. */
 SALE_API sale_problem sale_problem_init(int32_t batch, int32_t q_heads, int32_t kv_heads, int64_t q_len, int64_t k_len,
                                         int32_t head_dim, sale_dtype dtype);
 
 /* ---- how it is to be done ------------------------------------------------------------------------------------ */
 
-typedef enum sale_format SALE_INT { SALE_INT4 = 4, SALE_INT8 = 8, SALE_FP8 = 9 } sale_format;
+typedef enum sale_format SALE_INT {
+  SALE_INT4 = 4, /* CPUs */
+  SALE_INT8 = 8, /* CPUs; sm90 over all coordinates, for agreement with CPUs rather than for speed */
+  SALE_FP8 = 9   /* e4m3; sm90 */
+} sale_format;
 
 typedef enum sale_compute SALE_INT {
   SALE_COMPUTE_EXACT = 0, /* bf16 products for bf16 tensors, f32 products for f16 and f32; f32 accumulation */
-  SALE_COMPUTE_INT8 = 1   /* Q K^T from INT8 codes (SageAttention style), P V as above */
+  SALE_COMPUTE_INT8 = 1,  /* Q K^T from INT8 codes (SageAttention style), P V as above; CPUs */
+  SALE_COMPUTE_FP8 = 2    /* Q K^T from INT8 codes, P V in e4m3 with a scale per value coordinate; sm90 */
 } sale_compute;
 
 typedef struct sale_options {
-  size_t struct_size;      /* sizeof(sale_options) */
-  const float* thresholds; /* tau >= 0 per query head [n_thresholds]; 0 = dense head. Copied by sale_plan_create */
-  int64_t n_thresholds;    /* 1 (all heads) or q_heads */
-  sale_format format;      /* of the estimate */
-  int32_t rank;            /* coordinates scanned: 0 or head_dim = all, without projection (the paper); else a multiple
-                              of 16 below head_dim, INT8 only, with projections */
+  size_t struct_size;        /* sizeof(sale_options) */
+  const float* thresholds;   /* tau >= 0 per query head [n_thresholds]; 0 = dense head. Copied by sale_plan_create */
+  int64_t n_thresholds;      /* 1 (all heads) or q_heads */
+  sale_format format;        /* of the estimate */
+  int32_t rank;              /* coordinates scanned: 0 or head_dim = all, without projection (the paper); else, with
+                                projections and below head_dim, INT8: a multiple of 16, FP8: a multiple of 4 up to 60 */
   const float* q_projection; /* [kv_heads, head_dim, rank], see docs/method.md; both NULL when rank is 0 or head_dim. */
   const float* k_projection; /* Copied by sale_plan_create and sale_index_create */
   int32_t sink;              /* keys at the start that are always kept: a multiple of 32, 32 .. 256 */
@@ -126,7 +144,9 @@ typedef struct sale_options {
   int64_t dense_below; /* sequences with fewer keys run dense */
   sale_compute compute;
   const char* backend; /* NULL: environment SALE_BACKEND, else the first usable of the list. A name forces that one */
-  int32_t threads;     /* 0: one per available CPU */
+  int32_t threads;     /* of CPU backends; 0: one per available CPU */
+  int32_t compensate;  /* 1: a pseudo-key stands in for every dropped block: its mean key, weighing as many keys as it
+                          has, and its mean value; lse counts it. sm90 */
 } sale_options;
 
 /* tau = 0.004 for every head, INT8 over all coordinates, sink 32, local 128, dense below 1024, exact products. */
@@ -141,7 +161,9 @@ typedef struct sale_workspace {
   size_t total;
   size_t key_index; /* 0 for sequences that come with an index of their own */
   size_t selection; /* one bit per candidate block, rounded up to 64 per row of blocks */
-  size_t scratch;   /* per thread, independent of the lengths */
+  size_t scratch;   /* CPUs: per thread, independent of the lengths; INT4 adds 4 bytes per key and query head. Devices:
+                       coded queries, at most some 256 MB; compensation adds 2 / 32 of the bytes of K and V, 8-bit
+                       products half of them */
 } sale_workspace;
 
 /* Checks everything that does not depend on pointers. with_index != 0: sale_run will be given one key index per
@@ -151,6 +173,8 @@ SALE_API sale_status sale_plan_create(const sale_problem* problem, const sale_op
 SALE_API void sale_plan_destroy(sale_plan* plan); /* NULL is fine */
 SALE_API sale_workspace sale_plan_workspace(const sale_plan* plan);
 SALE_API const char* sale_plan_backend(const sale_plan* plan);
+/* Query rows of a tile of its block lists: 64 on CPUs, 128 on sm90, whose lists are the union of two tiles of 64. */
+SALE_API int64_t sale_plan_q_block(const sale_plan* plan);
 /* Text for people, one fact a line: backend chosen, why the others were not, block shape, estimator, bytes, items.
  * Valid as long as the plan. */
 SALE_API const char* sale_plan_explain(const sale_plan* plan);
@@ -161,33 +185,40 @@ SALE_API const char* sale_plan_explain(const sale_plan* plan);
  * cache, appended to chunk by chunk, used by every later query chunk. */
 typedef struct sale_index sale_index;
 
-/* options: format, rank, projections, backend and threads are used. problem: kv_heads, head_dim and dtype are used.
- * All memory for `capacity` keys is allocated here. */
+/* options: format, rank, projections, backend and threads are used. problem: kv_heads, head_dim, dtype, device and
+ * page_size are used. All memory for `capacity` keys is allocated here, on the problem's device. */
 SALE_API sale_status sale_index_create(const sale_problem* problem, const sale_options* options, int64_t capacity,
                                        sale_index** index);
 SALE_API void sale_index_destroy(sale_index* index); /* NULL is fine */
 /* Brings the index up to `k_len` keys of the sequence whose keys start at k (all of them, strides as given; those
  * already indexed are not read again, except the last, partial block). The smoothing vector is fixed by the first call
- * (mean over its keys) unless sale_index_set_smoothing was called. k_len below the present length is refused. */
-SALE_API sale_status sale_index_update(sale_index* index, const void* k, sale_strides k_strides, int64_t k_len);
-/* Fixes the smoothing vectors [kv_heads, head_dim] before the first update. With the same vectors, codes do not depend
- * on how the keys were split into updates. */
+ * (mean over its keys) unless sale_index_set_smoothing was called; so is FP8's scale, by up to 8192 of its keys. k_len
+ * below the present length is refused. pages: NULL unless the index was made with a page_size; then this sequence's row
+ * of the page table (device memory), k is page 0's first key and strides.batch the stride between pages. */
+SALE_API sale_status sale_index_update(sale_index* index, const void* k, sale_strides k_strides, int64_t k_len,
+                                       const int32_t* pages, void* stream);
+/* Fixes the smoothing vectors [kv_heads, head_dim] (host memory) at length 0. With the same vectors, codes do not
+ * depend on how the keys were split into updates (FP8: beyond the first update, which fixes the scale). Waits for the
+ * device. */
 SALE_API sale_status sale_index_set_smoothing(sale_index* index, const float* vectors);
-/* Forgets keys from `k_len` on (rollback of a KV cache). The smoothing vector stays, also at length 0. */
+/* Forgets keys from `k_len` on (rollback of a KV cache). Smoothing vector and scale stay, also at length 0. */
 SALE_API sale_status sale_index_truncate(sale_index* index, int64_t k_len);
 SALE_API int64_t sale_index_length(const sale_index* index);
 SALE_API size_t sale_index_bytes(const sale_index* index);
-/* For tests and tools: the codes [k_len, rank] and scales of kv head `head`. Scale of key j is
- * scales[(j / 32) * groups + group(j)], groups = 4 for INT4 (group(j) = (j % 8) / 2), 1 for INT8. */
+/* For tests and tools: the codes [k_len, rank] and scales of kv head `head`, in host memory. Scale of key j is
+ * scales[(j / 32) * groups + group(j)], groups = 4 for INT4 (group(j) = (j % 8) / 2), 1 for INT8; FP8 has one scale.
+ * From a device they are copies, made after waiting for it and valid until the next call with this index: there it
+ * counts as a writer. */
 SALE_API sale_status sale_index_codes(const sale_index* index, int32_t head, const int8_t** codes, const float** scales,
                                       const float** smoothing);
 
 /* ---- block list ---------------------------------------------------------------------------------------------- */
 
-#define SALE_Q_BLOCK 64 /* rows of a query tile */
+#define SALE_Q_BLOCK 64 /* rows of a query tile of the method; a plan's own: sale_plan_q_block */
 #define SALE_K_BLOCK 32 /* keys of a key block */
 
-/* The selection: for each (sequence, query head, query tile) the kept key blocks, one bit each. */
+/* The selection: for each (sequence, query head, query tile) the kept key blocks, one bit each, in the memory of the
+ * plan's device. Tiles are the plan's. The functions below wait for the device, then copy. */
 typedef struct sale_blocks sale_blocks;
 
 SALE_API sale_status sale_blocks_create(const sale_plan* plan, sale_blocks** blocks); /* all blocks kept */
@@ -202,7 +233,8 @@ SALE_API sale_status sale_blocks_set_row(sale_blocks* blocks, int32_t sequence, 
 
 /* ---- run ----------------------------------------------------------------------------------------------------- */
 
-/* Statistics of one run. heads may be NULL, else [batch * q_heads], sequence-major. */
+/* Statistics of one run. heads may be NULL, else [batch * q_heads], sequence-major. On a device they make the call wait
+ * for its stream before and after every stage, so such a call cannot be captured. */
 typedef struct sale_head_stats {
   int64_t kept_blocks, visible_blocks; /* density = kept / visible */
 } sale_head_stats;
@@ -215,16 +247,18 @@ typedef struct sale_stats {
 /* out [like q], lse NULL or [batch, q_heads, max q_len] f32 contiguous (natural logarithm of the sum of exp of scaled
  * scores, over the keys attended to), stats NULL or filled in. indexes: [batch] when the plan was made with_index (each
  * as long as its sequence's k_len, made by the same backend family and estimator), else NULL. workspace: aligned to
- * 64 bytes, at least sale_plan_workspace().total. out must overlap nothing else. */
+ * 64 bytes, at least sale_plan_workspace().total. out must overlap nothing else. On a device all but stats is device
+ * memory, and q, k, v and out are aligned to 16 bytes. */
 SALE_API sale_status sale_run(const sale_plan* plan, const void* q, const void* k, const void* v, void* out, float* lse,
                               const sale_index* const* indexes, void* workspace, size_t workspace_bytes,
-                              sale_stats* stats);
+                              sale_stats* stats, void* stream);
 /* The stages on their own. */
 SALE_API sale_status sale_select(const sale_plan* plan, const void* q, const void* k, const sale_index* const* indexes,
-                                 sale_blocks* blocks, void* workspace, size_t workspace_bytes, sale_stats* stats);
+                                 sale_blocks* blocks, void* workspace, size_t workspace_bytes, sale_stats* stats,
+                                 void* stream);
 SALE_API sale_status sale_attend(const sale_plan* plan, const void* q, const void* k, const void* v,
                                  const sale_blocks* blocks, void* out, float* lse, void* workspace,
-                                 size_t workspace_bytes, sale_stats* stats);
+                                 size_t workspace_bytes, sale_stats* stats, void* stream);
 
 /* ---- backends ------------------------------------------------------------------------------------------------ */
 

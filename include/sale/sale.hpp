@@ -68,6 +68,12 @@ public:
   Problem& q_lens(std::span<const int64_t> n) { return keep(q_lens_, n, "q_lens"); }
   Problem& k_lens(std::span<const int64_t> n) { return keep(k_lens_, n, "k_lens"); }
   Problem& q_offsets(std::span<const int64_t> n) { return keep(q_offsets_, n, "q_offsets"); }
+  // Tensors, indexes, block lists and workspaces in a CUDA device's memory.
+  Problem& device(int32_t ordinal) { return problem_.device = ordinal, *this; }
+  // Keys and values in pages; table: device memory, [batch, pages], not copied. See sale_problem.
+  Problem& paged(int32_t page_size, int64_t pages, const int32_t* table) {
+    return problem_.page_size = page_size, problem_.pages = pages, problem_.page_table = table, *this;
+  }
   Problem& q_starts(std::span<const int64_t> n) { return keep(q_starts_, n, "q_starts"); }
   Problem& k_starts(std::span<const int64_t> n) { return keep(k_starts_, n, "k_starts"); }
 
@@ -133,6 +139,7 @@ public:
   Options& compute(sale_compute c) { return options_.compute = c, *this; }
   Options& backend(std::string name) { return backend_ = std::move(name), *this; }  // "" = the library's choice
   Options& threads(int32_t n) { return options_.threads = n, *this; }               // 0 = one per CPU
+  Options& compensate(bool on) { return options_.compensate = on, *this; }
 
   // Whether projections of the right size were given is checked here, since the C side sees pointers only.
   sale_options c(int32_t kv_heads, int32_t head_dim) const {
@@ -184,6 +191,14 @@ private:
   size_t size_ = 0;
 };
 
+// What a run works in: a Workspace, or the caller's own bytes (on a device: device memory).
+struct Bytes {
+  void* data = nullptr;
+  size_t size = 0;
+  Bytes(const Workspace& w) : data(w.data()), size(w.size()) {}
+  Bytes(void* at, size_t bytes) : data(at), size(bytes) {}
+};
+
 // What a run reports. heads: [batch * q_heads], sequence-major; filled when `per_head` is set beforehand.
 struct Stats {
   bool per_head = false;
@@ -209,10 +224,11 @@ public:
     smoothing_size_ = static_cast<size_t>(p.kv_heads) * static_cast<size_t>(p.head_dim);
   }
   // k: the sequence's first key; k_len: keys there are now. See sale_index_update.
-  void update(const void* k, sale_strides k_strides, int64_t k_len) {
-    check(sale_index_update(get(), k, k_strides, k_len));
+  void update(const void* k, sale_strides k_strides, int64_t k_len, const int32_t* pages = nullptr,
+              void* stream = nullptr) {
+    check(sale_index_update(get(), k, k_strides, k_len, pages, stream));
   }
-  // [kv_heads, head_dim]; before the first update.
+  // [kv_heads, head_dim]; at length 0.
   void set_smoothing(std::span<const float> vectors) {
     if (vectors.size() != smoothing_size_)
       throw Error(SALE_INVALID_ARGUMENT, "smoothing vectors: " + std::to_string(vectors.size()) + " numbers; " +
@@ -252,6 +268,7 @@ public:
   void set_row(int32_t sequence, int32_t head, int64_t tile, std::span<const int32_t> kept) {
     check(sale_blocks_set_row(get(), sequence, head, tile, kept.data(), static_cast<int64_t>(kept.size())));
   }
+  int64_t q_block() const noexcept { return q_block_; }  // rows of a tile
   sale_blocks* get() const noexcept { return handle_.get(); }
 
 private:
@@ -259,6 +276,7 @@ private:
     void operator()(sale_blocks* p) const { sale_blocks_destroy(p); }
   };
   std::unique_ptr<sale_blocks, Free> handle_;
+  int64_t q_block_;
 };
 
 // ---- plan ------------------------------------------------------------------------------------------------------
@@ -286,23 +304,28 @@ public:
   sale_workspace workspace() const { return sale_plan_workspace(get()); }
   std::string backend() const { return sale_plan_backend(get()); }
   std::string explain() const { return sale_plan_explain(get()); }
+  int64_t q_block() const { return sale_plan_q_block(get()); }
 
-  // Index (unless given), select, attend.
-  void run(const Tensors& t, const Workspace& workspace, Indexes indexes = {}, Stats* stats = nullptr) const {
+  // Index (unless given), select, attend. stream: devices only, see sale.h.
+  void run(const Tensors& t, const Bytes& workspace, Indexes indexes = {}, Stats* stats = nullptr,
+           void* stream = nullptr) const {
     Filling fill(*this, stats);
-    check(sale_run(get(), t.q, t.k, t.v, t.out, t.lse, list(indexes), workspace.data(), workspace.size(), fill.c()));
+    check(
+        sale_run(get(), t.q, t.k, t.v, t.out, t.lse, list(indexes), workspace.data, workspace.size, fill.c(), stream));
     fill.done();
   }
   // The stages on their own; t.v, t.out and t.lse are not used by select.
-  void select(const Tensors& t, BlockList& blocks, const Workspace& workspace, Indexes indexes = {},
-              Stats* stats = nullptr) const {
+  void select(const Tensors& t, BlockList& blocks, const Bytes& workspace, Indexes indexes = {}, Stats* stats = nullptr,
+              void* stream = nullptr) const {
     Filling fill(*this, stats);
-    check(sale_select(get(), t.q, t.k, list(indexes), blocks.get(), workspace.data(), workspace.size(), fill.c()));
+    check(sale_select(get(), t.q, t.k, list(indexes), blocks.get(), workspace.data, workspace.size, fill.c(), stream));
     fill.done();
   }
-  void attend(const Tensors& t, const BlockList& blocks, const Workspace& workspace, Stats* stats = nullptr) const {
+  void attend(const Tensors& t, const BlockList& blocks, const Bytes& workspace, Stats* stats = nullptr,
+              void* stream = nullptr) const {
     Filling fill(*this, stats);
-    check(sale_attend(get(), t.q, t.k, t.v, blocks.get(), t.out, t.lse, workspace.data(), workspace.size(), fill.c()));
+    check(sale_attend(get(), t.q, t.k, t.v, blocks.get(), t.out, t.lse, workspace.data, workspace.size, fill.c(),
+                      stream));
     fill.done();
   }
   sale_plan* get() const noexcept { return handle_.get(); }
@@ -341,7 +364,7 @@ private:
   size_t indexes_ = 0, heads_ = 0;
 };
 
-inline BlockList::BlockList(const Plan& plan) {
+inline BlockList::BlockList(const Plan& plan) : q_block_(plan.q_block()) {
   sale_blocks* raw = nullptr;
   check(sale_blocks_create(plan.get(), &raw));
   handle_.reset(raw);
@@ -354,6 +377,7 @@ struct BackendInfo {
 };
 inline std::vector<BackendInfo> backends() {
   std::vector<BackendInfo> all;
+  all.reserve(static_cast<size_t>(sale_backend_count()));
   for (int32_t i = 0; i < sale_backend_count(); ++i)
     all.push_back({sale_backend_name(i), sale_backend_summary(i), sale_backend_why_not(i)});
   return all;

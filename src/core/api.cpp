@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <utility>
 
 #include "core/checked.hpp"
 #include "core/objects.hpp"
@@ -15,19 +16,21 @@ struct Extent {
   uintptr_t begin, end;
 };
 
-size_t element_bytes(sale_dtype dtype) { return dtype == SALE_F32 ? 4 : 2; }
-
 Extent extent(const char* name, const void* base, const sale_strides& s, const Plan& plan, int64_t heads, bool keys) {
   const sale_problem& p = plan.problem;
+  // How far a page table reaches cannot be seen from here: one page of paged keys is known to be used.
+  const bool paged = keys && p.page_size != 0;
   int64_t tokens = 1;
   for (const Sequence& q : plan.sequences) tokens = std::max(tokens, keys ? q.k_start + q.k_len : q.q_start + q.q_len);
-  const int64_t span = (p.batch - 1) * s.batch + (heads - 1) * s.head + (tokens - 1) * s.token + p.head_dim;
-  const size_t size = element_bytes(p.dtype);
+  if (paged) tokens = p.page_size;
+  const int64_t span = (paged ? 0 : p.batch - 1) * s.batch + (heads - 1) * s.head + (tokens - 1) * s.token + p.head_dim;
+  const size_t size = static_cast<size_t>(element_bytes(p.dtype));
   const uintptr_t begin = reinterpret_cast<uintptr_t>(base);
   require(base != nullptr, name, ": null");
   require(begin % size == 0, name, ": not aligned to its elements of ", size, " bytes");
   const uintptr_t bytes = static_cast<uintptr_t>(span) * size;
   require(begin <= UINTPTR_MAX - bytes, name, ": reaches beyond the address space");
+  plan.stages().space.check(name, base, p.device);
   return {name, begin, begin + bytes};
 }
 
@@ -38,6 +41,7 @@ void check_apart(const Extent& written, const Extent& other) {
 void check_workspace(const Plan& plan, const void* workspace, size_t bytes) {
   require(workspace != nullptr, "workspace: null");
   require(reinterpret_cast<uintptr_t>(workspace) % 64 == 0, "workspace: not aligned to 64 bytes");
+  plan.stages().space.check("workspace", workspace, plan.problem.device);
   require(bytes >= plan.workspace.total, "workspace_bytes: ", bytes, " is below the ", plan.workspace.total,
           " this plan needs");
 }
@@ -65,8 +69,11 @@ void check_indexes(const Plan& plan, const sale_index* const* indexes) {
             "]: made for ", i->problem.kv_heads, " kv heads of ", i->problem.head_dim, ", the plan has ",
             plan.problem.kv_heads, " of ", plan.problem.head_dim);
     require(i->estimator.format == plan.estimator.format && i->estimator.rank == plan.estimator.rank, "indexes[", b,
-            "]: made for INT", static_cast<int>(i->estimator.format), " rank ", i->estimator.rank,
-            ", the plan scans INT", static_cast<int>(plan.estimator.format), " rank ", plan.estimator.rank);
+            "]: made for ", format_name(i->estimator.format), " rank ", i->estimator.rank, ", the plan scans ",
+            format_name(plan.estimator.format), " rank ", plan.estimator.rank);
+    require(i->backend->stages == plan.backend->stages && i->problem.device == plan.problem.device, "indexes[", b,
+            "]: made for backend ", i->backend->name, " and device ", i->problem.device, ", the plan runs on ",
+            plan.backend->name, " and device ", plan.problem.device);
     require(same_projection(i->estimator.k_projection, plan.estimator.k_projection), "indexes[", b,
             "]: made with another k_projection than the plan's");
     require(i->length == s.k_len || s.dense, "indexes[", b, "]: holds ", i->length, " keys, the sequence has ",
@@ -74,38 +81,55 @@ void check_indexes(const Plan& plan, const sale_index* const* indexes) {
   }
 }
 
-using Clock = std::chrono::steady_clock;
-double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+// Wall-clock seconds of the stages, for those who ask: that takes waiting for a device.
+class Laps {
+public:
+  Laps(const Call& call, const sale_stats* stats) : call_(call), on_(stats != nullptr) { lap(); }
+  double lap() {
+    if (!on_) return 0;
+    call_.plan->stages().wait(call_);
+    const Clock::time_point now = Clock::now();
+    return std::chrono::duration<double>(now - std::exchange(start_, now)).count();
+  }
+
+private:
+  using Clock = std::chrono::steady_clock;
+  const Call& call_;
+  bool on_;
+  Clock::time_point start_;
+};
 
 Call make_call(const Plan& plan, const void* q, const void* k, const void* v, void* out, float* lse,
-               const sale_index* const* indexes, void* workspace, const uint64_t* bits) {
+               const sale_index* const* indexes, void* workspace, const sale_blocks* blocks, void* stream) {
   char* w = static_cast<char*>(workspace);
-  uint64_t* own = reinterpret_cast<uint64_t*>(w + plan.workspace.bits_at);
-  return {&plan,
-          q,
-          k,
-          v,
-          out,
-          lse,
-          plan.with_index ? indexes : nullptr,
-          w,
-          bits != nullptr ? const_cast<uint64_t*>(bits) : own};
+  uint64_t* bits = blocks != nullptr ? blocks->words() : reinterpret_cast<uint64_t*>(w + plan.workspace.bits_at);
+  const Call call{&plan, q, k, v, out, lse, plan.with_index ? indexes : nullptr, w, bits, stream};
+  plan.stages().check(call);
+  return call;
 }
 
-void count_blocks(const Plan& plan, const uint64_t* bits, sale_stats& stats) {
+void check_stream(const Plan& plan, const void* stream) {
+  require(plan.problem.device != SALE_HOST || stream == nullptr,
+          "stream: given, but the tensors are in host memory; pass NULL");
+}
+
+void count_blocks(const Call& call, sale_stats& stats) {
+  const Plan& plan = *call.plan;
   stats.kept_blocks = stats.visible_blocks = 0;
-  for (int32_t b = 0; b < plan.problem.batch; ++b) {
-    const Sequence& s = plan.sequences[static_cast<size_t>(b)];
-    int64_t visible = 0;
-    for (int64_t t = 0; t < s.tiles; ++t) visible += s.visible_blocks(t);
-    for (int32_t h = 0; h < plan.problem.q_heads; ++h) {
-      int64_t kept = 0;
-      const uint64_t* words = bits + s.bits_at + h * s.words;
-      for (int64_t i = 0; i < s.words; ++i) kept += __builtin_popcountll(words[i]);
-      stats.kept_blocks += kept;
-      stats.visible_blocks += visible;
-      if (stats.heads != nullptr) stats.heads[int64_t{b} * plan.problem.q_heads + h] = {kept, visible};
+  constexpr int64_t step = 256;
+  int64_t kept[step];
+  const int64_t heads = plan.problem.q_heads, all = plan.problem.batch * heads;
+  int64_t visible = 0;
+  for (int64_t i = 0; i < all; ++i) {
+    if (i % step == 0) plan.stages().count(call, i, std::min(step, all - i), kept);
+    if (i % heads == 0) {
+      const Sequence& s = plan.sequences[static_cast<size_t>(i / heads)];
+      visible = 0;
+      for (int64_t t = 0; t < s.tiles; ++t) visible += s.visible_blocks(t);
     }
+    stats.kept_blocks += kept[i % step];
+    stats.visible_blocks += visible;
+    if (stats.heads != nullptr) stats.heads[i] = {kept[i % step], visible};
   }
 }
 
@@ -122,6 +146,7 @@ void check_outputs(const Plan& plan, const Extent& q, const Extent& k, const Ext
   if (lse == nullptr) return;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(lse);
   require(begin % 4 == 0, "lse: not aligned to its elements of 4 bytes");
+  plan.stages().space.check("lse", lse, p.device);
   const size_t rows = static_cast<size_t>(p.batch) * static_cast<size_t>(p.q_heads) *
                       static_cast<size_t>(plan.sequences.front().lse_rows);
   const Extent l{"lse", begin, begin + rows * 4};
@@ -142,6 +167,7 @@ sale_problem sale_problem_init(int32_t batch, int32_t q_heads, int32_t kv_heads,
   p.q_len = q_len;
   p.k_len = k_len;
   p.q_offset = SALE_AUTO;
+  p.device = SALE_HOST;
   // Sizes are the caller's, unchecked until a plan is made: wrap rather than overflow.
   const auto strides = [&](int64_t heads, int64_t tokens) {
     const uint64_t head = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(head_dim);
@@ -184,9 +210,10 @@ void sale_plan_destroy(sale_plan* plan) { delete plan; }
 sale_workspace sale_plan_workspace(const sale_plan* plan) {
   if (plan == nullptr) return {};
   const WorkspaceMap& w = plan->plan->workspace;
-  return {w.total, w.bits_at, w.q_means_at - w.bits_at, w.total - w.q_means_at};
+  return {w.total, w.bits_at, w.scratch_at - w.bits_at, w.total - w.scratch_at};
 }
 const char* sale_plan_backend(const sale_plan* plan) { return plan == nullptr ? "" : plan->plan->backend->name; }
+int64_t sale_plan_q_block(const sale_plan* plan) { return plan == nullptr ? 0 : plan->plan->stages().q_block; }
 const char* sale_plan_explain(const sale_plan* plan) { return plan == nullptr ? "" : plan->plan->explanation.c_str(); }
 
 // ---- blocks
@@ -195,7 +222,7 @@ const char* sale_plan_explain(const sale_plan* plan) { return plan == nullptr ? 
 namespace {
 
 struct Row {
-  uint64_t* words;
+  uint64_t* words;  // in the memory of the plan's device
   int64_t visible;
 };
 
@@ -206,12 +233,25 @@ Row block_row(const sale_blocks& blocks, int32_t sequence, int32_t head, int64_t
   require(head >= 0 && head < plan.problem.q_heads, "head: ", head, " is not in 0 .. ", plan.problem.q_heads - 1);
   const Sequence& s = plan.sequences[static_cast<size_t>(sequence)];
   require(tile >= 0 && tile < s.tiles, "tile: ", tile, " is not in 0 .. ", s.tiles - 1);
-  const int64_t at = s.bits_at + head * s.words + s.row_word[static_cast<size_t>(tile)];
-  return {const_cast<uint64_t*>(blocks.bits.data()) + at, s.visible_blocks(tile)};
+  return {blocks.words() + s.bits_at + head * s.words + s.row_word[static_cast<size_t>(tile)], s.visible_blocks(tile)};
+}
+
+// A row is handled in pieces of this many words.
+constexpr int64_t row_piece = 512;
+
+// One head's rows of one sequence, everything kept.
+std::vector<uint64_t> all_kept(const Sequence& s) {
+  std::vector<uint64_t> words(static_cast<size_t>(s.words));
+  for (int64_t t = 0; t < s.tiles; ++t) {
+    uint64_t* row = words.data() + s.row_word[static_cast<size_t>(t)];
+    for (int64_t i = 0; i < s.visible_blocks(t); ++i) row[i / 64] |= uint64_t{1} << (i % 64);
+  }
+  return words;
 }
 
 bool same_blocks(const Plan& a, const Plan& b) {
-  return a.bits_words == b.bits_words && a.problem.q_heads == b.problem.q_heads && a.problem.batch == b.problem.batch &&
+  return a.stages().q_block == b.stages().q_block && a.problem.device == b.problem.device &&
+         a.bits_words == b.bits_words && a.problem.q_heads == b.problem.q_heads && a.problem.batch == b.problem.batch &&
          std::equal(a.sequences.begin(), a.sequences.end(), b.sequences.begin(),
                     [](const Sequence& x, const Sequence& y) {
                       return x.q_len == y.q_len && x.k_len == y.k_len && x.q_offset == y.q_offset;
@@ -226,13 +266,14 @@ sale_status sale_blocks_create(const sale_plan* plan, sale_blocks** blocks) {
     require(blocks != nullptr, "blocks: null");
     auto made = std::make_unique<sale_blocks>();
     made->plan = plan->plan;
-    made->bits.resize(static_cast<size_t>(plan->plan->bits_words));
-    for (int32_t b = 0; b < made->plan->problem.batch; ++b)
-      for (int32_t h = 0; h < made->plan->problem.q_heads; ++h)
-        for (int64_t t = 0; t < made->plan->sequences[static_cast<size_t>(b)].tiles; ++t) {
-          const Row row = block_row(*made, b, h, t);
-          for (int64_t i = 0; i < row.visible; ++i) row.words[i / 64] |= uint64_t{1} << (i % 64);
-        }
+    const Plan& p = *made->plan;
+    const Space& space = p.stages().space;
+    made->bits = space.allocate(static_cast<size_t>(p.bits_words) * 8, p.problem.device);
+    for (const Sequence& s : p.sequences) {
+      const std::vector<uint64_t> words = all_kept(s);
+      for (int32_t h = 0; h < p.problem.q_heads; ++h)
+        space.write(made->words() + s.bits_at + h * s.words, words.data(), words.size() * 8, p.problem.device);
+    }
     *blocks = made.release();
   });
 }
@@ -248,9 +289,15 @@ sale_status sale_blocks_row(const sale_blocks* blocks, int32_t sequence, int32_t
     require(kept != nullptr, "kept: null");
     require(visible != nullptr, "visible: null");
     const Row row = block_row(*blocks, sequence, head, tile);
+    const Plan& plan = *blocks->plan;
+    uint64_t piece[row_piece];
     int64_t n = 0;
     for (int64_t i = 0; i < row.visible; ++i) {
-      if ((row.words[i / 64] >> (i % 64) & 1) == 0) continue;
+      if (i % (64 * row_piece) == 0)
+        plan.stages().space.read(piece, row.words + i / 64,
+                                 static_cast<size_t>(std::min(row_piece, ceil_div(row.visible - i, 64))) * 8,
+                                 plan.problem.device);
+      if ((piece[i / 64 % row_piece] >> (i % 64) & 1) == 0) continue;
       if (n < capacity) out[n] = static_cast<int32_t>(i);
       ++n;
     }
@@ -270,8 +317,16 @@ sale_status sale_blocks_set_row(sale_blocks* blocks, int32_t sequence, int32_t h
     for (int64_t i = 0; i < count; ++i)
       require(kept[i] >= 0 && kept[i] < row.visible && (i == 0 || kept[i] > kept[i - 1]), "kept: element ", i, " is ",
               kept[i], "; block numbers ascend, without repeats, below ", row.visible);
-    for (int64_t i = 0; i < ceil_div(row.visible, 64); ++i) row.words[i] = 0;
-    for (int64_t i = 0; i < count; ++i) row.words[kept[i] / 64] |= uint64_t{1} << (kept[i] % 64);
+    const Plan& plan = *blocks->plan;
+    const int64_t words = ceil_div(row.visible, 64);
+    int64_t next = 0;
+    for (int64_t at = 0; at < words; at += row_piece) {
+      uint64_t piece[row_piece] = {};
+      const int64_t n = std::min(row_piece, words - at);
+      for (; next < count && kept[next] < (at + n) * 64; ++next)
+        piece[kept[next] / 64 - at] |= uint64_t{1} << (kept[next] % 64);
+      plan.stages().space.write(row.words + at, piece, static_cast<size_t>(n) * 8, plan.problem.device);
+    }
   });
 }
 
@@ -279,7 +334,8 @@ sale_status sale_blocks_set_row(sale_blocks* blocks, int32_t sequence, int32_t h
 // -------------------------------------------------------------------------------------------------------------
 
 sale_status sale_run(const sale_plan* plan, const void* q, const void* k, const void* v, void* out, float* lse,
-                     const sale_index* const* indexes, void* workspace, size_t workspace_bytes, sale_stats* stats) {
+                     const sale_index* const* indexes, void* workspace, size_t workspace_bytes, sale_stats* stats,
+                     void* stream) {
   return guarded([&] {
     require(plan != nullptr, "plan: null");
     const Plan& p = *plan->plan;
@@ -289,26 +345,25 @@ sale_status sale_run(const sale_plan* plan, const void* q, const void* k, const 
     check_workspace(p, workspace, workspace_bytes);
     check_outputs(p, eq, ek, ev, out, lse, workspace);
     check_indexes(p, indexes);
-    const Call call = make_call(p, q, k, v, out, lse, indexes, workspace, nullptr);
-    const auto t0 = Clock::now();
-    if (!p.with_index) make_index(call);
-    const double index_s = since(t0);
-    const auto t1 = Clock::now();
-    select_blocks(call);
-    const double select_s = since(t1);
-    const auto t2 = Clock::now();
-    make_means(call);
-    attend_blocks(call);
+    check_stream(p, stream);
+    const Call call = make_call(p, q, k, v, out, lse, indexes, workspace, nullptr, stream);
+    Laps laps(call, stats);
+    if (!p.with_index) p.stages().index(call);
+    const double index_s = laps.lap();
+    p.stages().select(call);
+    const double select_s = laps.lap();
+    p.stages().attend(call);
     if (stats == nullptr) return;
+    const double attend_s = laps.lap();
+    count_blocks(call, *stats);
     stats->index_s = index_s;
     stats->select_s = select_s;
-    stats->attend_s = since(t2);
-    count_blocks(p, call.bits, *stats);
+    stats->attend_s = attend_s;
   });
 }
 
 sale_status sale_select(const sale_plan* plan, const void* q, const void* k, const sale_index* const* indexes,
-                        sale_blocks* blocks, void* workspace, size_t workspace_bytes, sale_stats* stats) {
+                        sale_blocks* blocks, void* workspace, size_t workspace_bytes, sale_stats* stats, void* stream) {
   return guarded([&] {
     require(plan != nullptr, "plan: null");
     const Plan& p = *plan->plan;
@@ -321,22 +376,24 @@ sale_status sale_select(const sale_plan* plan, const void* q, const void* k, con
     check_apart(space, eq);
     check_apart(space, ek);
     check_indexes(p, indexes);
-    const Call call = make_call(p, q, k, nullptr, nullptr, nullptr, indexes, workspace, blocks->bits.data());
-    const auto t0 = Clock::now();
-    if (!p.with_index) make_index(call);
-    const double index_s = since(t0);
-    const auto t1 = Clock::now();
-    select_blocks(call);
+    check_stream(p, stream);
+    const Call call = make_call(p, q, k, nullptr, nullptr, nullptr, indexes, workspace, blocks, stream);
+    Laps laps(call, stats);
+    if (!p.with_index) p.stages().index(call);
+    const double index_s = laps.lap();
+    p.stages().select(call);
     if (stats == nullptr) return;
+    const double select_s = laps.lap();
+    count_blocks(call, *stats);
     stats->index_s = index_s;
-    stats->select_s = since(t1);
+    stats->select_s = select_s;
     stats->attend_s = 0;
-    count_blocks(p, call.bits, *stats);
   });
 }
 
 sale_status sale_attend(const sale_plan* plan, const void* q, const void* k, const void* v, const sale_blocks* blocks,
-                        void* out, float* lse, void* workspace, size_t workspace_bytes, sale_stats* stats) {
+                        void* out, float* lse, void* workspace, size_t workspace_bytes, sale_stats* stats,
+                        void* stream) {
   return guarded([&] {
     require(plan != nullptr, "plan: null");
     const Plan& p = *plan->plan;
@@ -347,14 +404,15 @@ sale_status sale_attend(const sale_plan* plan, const void* q, const void* k, con
     require(same_blocks(*blocks->plan, p), "blocks: made for another problem than the plan's");
     check_workspace(p, workspace, workspace_bytes);
     check_outputs(p, eq, ek, ev, out, lse, workspace);
-    Call call = make_call(p, q, k, v, out, lse, nullptr, workspace, blocks->bits.data());
-    const auto t0 = Clock::now();
-    make_means(call);
-    attend_blocks(call);
+    check_stream(p, stream);
+    const Call call = make_call(p, q, k, v, out, lse, nullptr, workspace, blocks, stream);
+    Laps laps(call, stats);
+    p.stages().attend(call);
     if (stats == nullptr) return;
+    const double attend_s = laps.lap();
+    count_blocks(call, *stats);
     stats->index_s = stats->select_s = 0;
-    stats->attend_s = since(t0);
-    count_blocks(p, call.bits, *stats);
+    stats->attend_s = attend_s;
   });
 }
 
@@ -378,7 +436,7 @@ const char* sale_backend_why_not_problem(int32_t i, const sale_problem* problem,
   if (!in_list(i)) return "there is no such backend";
   if (problem == nullptr || options == nullptr) return "problem or options: null";
   const sale_status status = guarded([&] {
-    check_heads(*problem);
+    check_problem(*problem);
     reason_text = backend(i).why_not(*problem, *options);
   });
   return status == SALE_OK ? reason_text.c_str() : sale_last_error();

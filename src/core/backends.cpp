@@ -6,11 +6,11 @@
 namespace sale {
 namespace {
 
-const Backend* const list[] = {
+const Backend* const list[] = {&sm90_backend,
 #if defined(__x86_64__)
-    &amx_backend, &avx512_backend, &avx2_backend,
+                               &amx_backend, &avx512_backend, &avx2_backend,
 #endif
-    &portable_backend};
+                               &portable_backend};
 
 std::string reason(const Backend& b, const sale_problem& p, const sale_options& o) {
   std::string why = b.why_not_machine(machine());

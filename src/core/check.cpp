@@ -60,9 +60,30 @@ void check_heads(const sale_problem& p) {
           " is not a multiple of kv_heads ", p.kv_heads, " in 1 .. 65536");
   require(p.head_dim >= 16 && p.head_dim <= 256 && p.head_dim % 16 == 0, "head_dim: ", p.head_dim,
           " is not a multiple of 16 in 16 .. 256");
+  require(p.device >= SALE_HOST, "device: ", p.device, " is neither SALE_HOST nor the ordinal of a CUDA device");
+  require(p.page_size >= 0 && p.page_size % 16 == 0, "page_size: ", p.page_size, " is neither 0 nor a multiple of 16");
   require(p.dtype == SALE_F32 || p.dtype == SALE_F16 || p.dtype == SALE_BF16, "dtype: ", static_cast<int>(p.dtype),
           " is not SALE_F32, SALE_F16 or SALE_BF16");
 }
+
+namespace {
+
+void check_pages(const sale_problem& p, const std::vector<Sequence>& sequences) {
+  if (p.page_size == 0) {
+    require(p.pages == 0, "pages: ", p.pages, ", but page_size is 0");
+    require(p.page_table == nullptr, "page_table: given, but page_size is 0");
+    return;
+  }
+  require(p.page_table != nullptr, "page_table: null, but page_size is ", p.page_size);
+  require(p.k_starts == nullptr, "k_starts: given, but paged keys begin at the first page of their row of page_table");
+  int64_t longest = 1;
+  for (const Sequence& s : sequences) longest = std::max(longest, s.k_len);
+  const int64_t needed = ceil_div(longest, p.page_size);
+  require(p.pages >= needed && p.pages <= max_tokens, "pages: ", p.pages, " is not in ", needed,
+          " .. 2^31: the longest sequence has ", longest, " keys in pages of ", p.page_size);
+}
+
+}  // namespace
 
 std::vector<Sequence> check_problem(const sale_problem& p) {
   check_heads(p);
@@ -81,8 +102,10 @@ std::vector<Sequence> check_problem(const sale_problem& p) {
   for (Sequence& s : sequences) s.lse_rows = rows;
   require((Checked(p.batch) * Checked(p.q_heads) * Checked(rows) * Checked(4)).ok(), "lse: more than 2^62 bytes");
   check_strides("q", p.q, p.head_dim, p.batch, p.q_heads, q_tokens);
-  check_strides("k", p.k, p.head_dim, p.batch, p.kv_heads, k_tokens);
-  check_strides("v", p.v, p.head_dim, p.batch, p.kv_heads, k_tokens);
+  check_pages(p, sequences);
+  const bool paged = p.page_size != 0;  // the batch axis is then one of pages, how many is the table's business
+  check_strides("k", p.k, p.head_dim, paged ? 1 : p.batch, p.kv_heads, paged ? p.page_size : k_tokens);
+  check_strides("v", p.v, p.head_dim, paged ? 1 : p.batch, p.kv_heads, paged ? p.page_size : k_tokens);
   check_strides("out", p.out, p.head_dim, p.batch, p.q_heads, q_tokens);
   if (p.q_starts == nullptr) {
     check_disjoint(p.out, p.head_dim, p.batch, p.q_heads, rows);
@@ -124,20 +147,26 @@ void check_strides(const char* name, const sale_strides& s, int32_t head_dim, in
 Estimator check_estimator(const sale_options& o, int32_t kv_heads, int32_t head_dim) {
   require(o.struct_size == sizeof(sale_options), "options.struct_size: ", o.struct_size, ", this library's is ",
           sizeof(sale_options), "; header and library versions differ");
-  require(o.format == SALE_INT4 || o.format == SALE_INT8, "format: ", static_cast<int>(o.format),
-          " is not SALE_INT4 or SALE_INT8");
+  require(o.format == SALE_INT4 || o.format == SALE_INT8 || o.format == SALE_FP8,
+          "format: ", static_cast<int>(o.format), " is not SALE_INT4, SALE_INT8 or SALE_FP8");
   Estimator e;
   e.format = o.format;
   e.rank = o.rank == 0 ? head_dim : o.rank;
   e.projected = e.rank != head_dim;
-  require(e.rank >= 16 && e.rank % 16 == 0 && e.rank <= head_dim, "rank: ", o.rank,
-          " is neither 0 nor a multiple of 16 up to head_dim ", head_dim);
   if (!e.projected) {
     require(o.q_projection == nullptr && o.k_projection == nullptr, "projections: given, but rank ", o.rank,
             " scans all ", head_dim, " coordinates without one");
     return e;
   }
-  require(o.format == SALE_INT8, "rank: ", o.rank, " needs format SALE_INT8; SALE_INT4 scans all coordinates");
+  if (o.format == SALE_FP8) {
+    require(e.rank >= 4 && e.rank % 4 == 0 && e.rank <= 60 && e.rank < head_dim, "rank: ", o.rank,
+            " is neither 0, head_dim ", head_dim, ", nor for SALE_FP8 a multiple of 4 in 4 .. ",
+            std::min(60, head_dim - 4));
+  } else {
+    require(e.rank >= 16 && e.rank % 16 == 0 && e.rank <= head_dim, "rank: ", o.rank,
+            " is neither 0 nor a multiple of 16 up to head_dim ", head_dim);
+  }
+  require(o.format != SALE_INT4, "rank: ", o.rank, " needs another format; SALE_INT4 scans all coordinates");
   const int64_t n = int64_t{kv_heads} * head_dim * e.rank;
   const auto copy = [&](const char* name, const float* from) {
     require(from != nullptr, name, ": null, but rank ", o.rank, " is below head_dim ", head_dim);
@@ -167,8 +196,10 @@ void check_regions(const sale_options& o) {
   require(o.local >= 32 && o.local <= 1024 && o.local % 32 == 0, "local: ", o.local,
           " is not a multiple of 32 in 32 .. 1024");
   require(o.dense_below >= 0, "dense_below: ", o.dense_below, " is negative");
-  require(o.compute == SALE_COMPUTE_EXACT || o.compute == SALE_COMPUTE_INT8, "compute: ", static_cast<int>(o.compute),
-          " is not SALE_COMPUTE_EXACT or SALE_COMPUTE_INT8");
+  require(o.compute == SALE_COMPUTE_EXACT || o.compute == SALE_COMPUTE_INT8 || o.compute == SALE_COMPUTE_FP8,
+          "compute: ", static_cast<int>(o.compute),
+          " is not SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8 or SALE_COMPUTE_FP8");
+  require(o.compensate == 0 || o.compensate == 1, "compensate: ", o.compensate, " is neither 0 nor 1");
   require(o.threads >= 0 && o.threads <= 1024, "threads: ", o.threads, " is not in 0 .. 1024");
 }
 

@@ -1,7 +1,6 @@
 // The opaque types of the C ABI.
 #pragma once
 
-#include <cstdlib>
 #include <memory>
 #include <vector>
 
@@ -10,19 +9,7 @@
 
 namespace sale {
 
-// Memory aligned to a cache line.
-struct Buffer {
-  explicit Buffer(size_t bytes) : data(std::aligned_alloc(64, (bytes + 63) / 64 * 64)), size(bytes) {
-    if (data == nullptr) throw std::bad_alloc();
-  }
-  ~Buffer() { std::free(data); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  void* data;
-  size_t size;
-};
-
-// One run's pointers and where its parts of the workspace are.
+// One run's pointers and where its parts of the workspace are. What a stage on its own does not use is null.
 struct Call {
   const Plan* plan;
   const void *q, *k, *v;
@@ -31,18 +18,19 @@ struct Call {
   const sale_index* const* indexes;
   char* workspace;
   uint64_t* bits;
-
-  HeadGroup head_group(int32_t sequence, int32_t kv_head) const;
+  void* stream;
 };
 
-void make_index(const Call& call);  // the workspace's own indexes
-void make_means(const Call& call);  // what INT4 estimates and INT8 products need besides
-void select_blocks(const Call& call);
-void attend_blocks(const Call& call);
+// The keys a sequence has now: codes from the present length's block on are to be made.
+struct IndexUpdate {
+  const void* k;
+  sale_strides strides;
+  int64_t k_len;
+  const int32_t* pages;
+  void* stream;
+};
 
-// Mean over `rows` of `heads` heads, in double, ascending: to [heads, head_dim].
-void mean_rows(const void* base, sale_dtype dtype, int64_t head_stride, int64_t token_stride, int32_t head,
-               int64_t rows, int32_t head_dim, float* to);
+inline int64_t element_bytes(sale_dtype dtype) { return dtype == SALE_F32 ? 4 : 2; }
 
 }  // namespace sale
 
@@ -54,17 +42,19 @@ struct sale_index {
   sale_problem problem;
   sale::Estimator estimator;
   const sale::Backend* backend;
-  const sale::Kernels* kernels;
-  std::shared_ptr<sale::ThreadPool> pool;
   sale::IndexMap map;
   int64_t capacity, length = 0;
-  bool smoothed = false;  // the smoothing vectors are fixed
-  std::unique_ptr<sale::Buffer> memory;
+  bool smoothed = false;         // the smoothing vectors are fixed
+  bool fixed = false;            // so is everything else that the first update decides
+  std::shared_ptr<void> memory;  // as the map says
+  std::shared_ptr<void> state;   // the backend's
+  size_t bytes = 0;              // of both
 
-  sale::IndexView view(int32_t kv_head) const;
+  char* part(size_t offset) const { return static_cast<char*>(memory.get()) + offset; }
 };
 
 struct sale_blocks {
   std::shared_ptr<const sale::Plan> plan;  // for its shape; kept, so that the plan may be destroyed first
-  std::vector<uint64_t> bits;
+  std::shared_ptr<void> bits;
+  uint64_t* words() const { return static_cast<uint64_t*>(bits.get()); }
 };

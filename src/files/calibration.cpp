@@ -204,7 +204,7 @@ Calibration read_calibration(const std::filesystem::path& json) {
 }
 
 void check_model(const Calibration& c, const ModelIdentity& m) {
-  const auto differ = [&](const char* what, auto theirs, auto ours) {
+  const auto differ = [&](const char* what, const auto& theirs, const auto& ours) {
     if (theirs != ours)
       refuse("calibration: made for a model with ", what, " ", theirs, " ('", c.model.name, "'); this one has ", ours);
   };

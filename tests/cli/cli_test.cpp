@@ -13,6 +13,7 @@ TEST(Cli, HelpAndVersion) {
     const Said s = sale(std::string(command) + " --help");
     EXPECT_EQ(s.code, 0) << command;
     EXPECT_TRUE(s.says("Exit codes")) << command;
+    EXPECT_TRUE(s.says("--json")) << command;
   }
 }
 
@@ -51,7 +52,10 @@ TEST(Cli, Info) {
   const Json j = json_at(folder / "i.json", "info");
   EXPECT_EQ(j.at("backends").back().at("name"), "portable");
   EXPECT_EQ(j.at("backends").back().at("usable"), true);
-  const Said table = sale("info --table");
+  for (const Json& row : j.at("support"))
+    if (row.at("backend") == "portable" && row.at("estimator") == "int4") EXPECT_EQ(row.at("head_dims").size(), 11u);
+  const Said table = sale("info --table --json " + folder / "t.json");
+  EXPECT_EQ(json_at(folder / "t.json", "info"), j);
   EXPECT_EQ(table.code, 0);
   EXPECT_TRUE(table.says("| portable | f32, f16, bf16 | exact, int8 |"));
 }
@@ -62,7 +66,11 @@ TEST(Cli, Explain) {
       sale("explain batch=2 qheads=32 kvheads=8 k=1m d=128 type=bf16 estimator=int8:64 --json " + folder / "e.json");
   EXPECT_EQ(s.code, 0) << s.err;
   EXPECT_TRUE(s.says("workspace"));
-  EXPECT_GT(json_at(folder / "e.json", "explain").at("problems")[0].at("workspace_bytes").get<int64_t>(), 0);
+  const Json p = json_at(folder / "e.json", "explain").at("problems")[0];
+  EXPECT_GT(p.at("key_index_bytes").get<int64_t>(), 0);
+  EXPECT_EQ(p.at("workspace_bytes").get<int64_t>(), p.at("key_index_bytes").get<int64_t>() +
+                                                        p.at("selection_bytes").get<int64_t>() +
+                                                        p.at("scratch_bytes").get<int64_t>());
 }
 
 TEST(Cli, Check) {

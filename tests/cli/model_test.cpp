@@ -7,6 +7,7 @@ namespace {
 TEST(CliModel, BadInputIsRefusedInOneLine) {
   refused("run --model /absent", 2, "/absent");
   refused("run --prompt-file /absent", 2, "/absent: no such file");
+  refused("run --prompt-file models/text/middlemarch.txt", 2, "--prompt-file: models/text/middlemarch.txt has ");
   refused("run --tokens many", 2, "--tokens: 'many' is not a count");
   refused("run --tokens 1m", 2, "--tokens: 1m is not in 16 .. 131072");
   refused("run --tokens 4k --question why", 2, "--question: only with --prompt-file");
@@ -81,11 +82,18 @@ TEST(CliModel, OwnPromptAndQuestions) {
 TEST(CliModel, ProjectCalibrateRun) {
   const Folder folder;
   const std::string text = "--text models/text/moby_dick.txt --tokens 4k --json-prompts 0 --quiet";
-  Said s = sale("project " + text + " --rank 32 --out " + folder / "p.json");
+  Said s = sale("project " + text + " --rank 32 --out " + folder / "p.json" + " --json " + folder / "p_said.json");
   ASSERT_EQ(s.code, 0) << s.err;
+  Json j = json_at(folder / "p_said.json", "project");
+  EXPECT_EQ(j.at("energy_left_out_of_layers").size(), 8u);
+  EXPECT_EQ(j.at("estimator"), "int8:32");
   s = sale("calibrate " + text + " --limit 0.1 --rows 8 --calibration " + folder / "p.json" + " --out " +
-           folder / "c.json");
+           folder / "c.json" + " --json " + folder / "c_said.json");
   ASSERT_EQ(s.code, 0) << s.err;
+  j = json_at(folder / "c_said.json", "calibrate");
+  ASSERT_EQ(j.at("results").size(), 1u);
+  EXPECT_EQ(j.at("results")[0].at("thresholds").size(), 32u);
+  EXPECT_LE(j.at("results")[0].at("density").get<double>(), 1);
   s = sale("perplexity --tokens 3k --quiet --most 20 --calibration " + folder / "c.json" + " --json " +
            folder / "x.json");
   EXPECT_EQ(s.code, 0) << s.out << s.err;
@@ -100,8 +108,10 @@ TEST(CliModel, ProjectCalibrateRun) {
 
 TEST(CliModel, MaskOfAPrompt) {
   const Folder folder;
-  const Said s = sale("mask --tokens 2k --quiet --layer 6 --head 3 --out " + folder / "m.svg");
+  const Said s =
+      sale("mask --tokens 2k --quiet --layer 6 --head 3 --out " + folder / "m.svg" + " --json " + folder / "m.json");
   EXPECT_EQ(s.code, 0) << s.err;
+  EXPECT_EQ(json_at(folder / "m.json", "mask").at("density_of_heads").size(), 32u);
   EXPECT_TRUE(s.says("layer"));
   EXPECT_FALSE(contents(folder / "m.svg").empty());
 }

@@ -139,7 +139,7 @@ TEST(Calls, Indexes) {
       "index ten keys long", "indexes[0]", run_select,
       [](Arguments& a, Good& g) {
         sale_index* i = g.index(0);  // the second sequence's keys follow the first's: there is something to read
-        EXPECT_EQ(sale_index_update(i, a.k, g.problem.k, 160), SALE_OK);
+        EXPECT_EQ(sale_index_update(i, a.k, g.problem.k, 160, nullptr, nullptr), SALE_OK);
         a.list[0] = i;
       },
       true);
@@ -209,7 +209,7 @@ TEST(IndexCalls, Update) {
   const sale_strides s = g.problem.k;
   const auto update = [&](const char* what, const char* named, sale_index* index, const void* keys,
                           sale_strides strides, int64_t k_len) {
-    refused(what, sale_index_update(index, keys, strides, k_len), bad, named);
+    refused(what, sale_index_update(index, keys, strides, k_len, nullptr, nullptr), bad, named);
     EXPECT_EQ(sale_index_length(i), 150) << what;
   };
   update("update: null index", "index", nullptr, k, s, 150);

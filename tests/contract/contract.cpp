@@ -57,7 +57,7 @@ sale_index* Good::index(int64_t b) const {
   const int64_t keys = in->sequences[static_cast<size_t>(b)].k_len;
   must(sale_index_create(&problem, &options, keys + 50, &i));
   owned_.emplace_back(i, [](void* x) { sale_index_destroy(static_cast<sale_index*>(x)); });
-  must(sale_index_update(i, in->keys(b), problem.k, keys));
+  must(sale_index_update(i, in->keys(b), problem.k, keys, nullptr, nullptr));
   return i;
 }
 
@@ -90,9 +90,11 @@ Arguments::Arguments(const Good& good, bool with_index)
   good.in->clear_outputs();
 }
 
-sale_status Arguments::run() { return sale_run(plan, q, k, v, out, lse, indexes, workspace, bytes, &stats); }
-sale_status Arguments::select() { return sale_select(plan, q, k, indexes, blocks, workspace, bytes, &stats); }
-sale_status Arguments::attend() { return sale_attend(plan, q, k, v, blocks, out, lse, workspace, bytes, &stats); }
+sale_status Arguments::run() { return sale_run(plan, q, k, v, out, lse, indexes, workspace, bytes, &stats, stream); }
+sale_status Arguments::select() { return sale_select(plan, q, k, indexes, blocks, workspace, bytes, &stats, stream); }
+sale_status Arguments::attend() {
+  return sale_attend(plan, q, k, v, blocks, out, lse, workspace, bytes, &stats, stream);
+}
 
 bool Arguments::untouched(const Good& good) const {
   return good.in->out.memory->untouched_outside({}) && good.in->lse->untouched_outside({}) &&

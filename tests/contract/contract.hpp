@@ -50,6 +50,7 @@ struct Arguments {
   void* workspace;
   size_t bytes;
   sale_stats stats{};
+  void* stream = nullptr;
 
   sale_status run();
   sale_status select();

@@ -19,7 +19,7 @@ struct Output {
 sale_status run_into(const Good& g, const sale_plan* plan, const sale_index* const* indexes, Output& o) {
   const sale_case::Memory space(sale_plan_workspace(plan).total, 0, 64);
   return sale_run(plan, g.in->q.data(), g.in->k.data(), g.in->v.data(), o.out.data(), o.lse.data(), indexes,
-                  space.begin(), space.size(), nullptr);
+                  space.begin(), space.size(), nullptr, nullptr);
 }
 
 void share(const Good& g, bool with_index) {

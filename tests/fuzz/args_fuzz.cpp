@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "case/instance.hpp"
+#include "refused.hpp"
 #include "sale/sale.h"
 
 namespace {
@@ -135,6 +136,7 @@ void try_plan(Input in) {
   if (status != SALE_OK) {
     require(plan == sentinel, "a refusal touched the output");
     require(*sale_last_error() != '\0', "a refusal without a message");
+    if (edits == 0) sale_fuzz::refused(sale_last_error());
     return;
   }
   const sale_workspace w = sale_plan_workspace(plan);
@@ -157,7 +159,8 @@ void try_line(const uint8_t* data, size_t size) {
     const std::string line = sale_case::print(c);
     require(sale_case::parse(line) == c, "a line does not read back as it was printed");
     const sale_case::Instance in(c, 1 << 16);
-  } catch (const sale_case::Error&) {
+  } catch (const sale_case::Error& e) {
+    sale_fuzz::refused(e.what());
   }
 }
 

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <string>
 
+#include "refused.hpp"
 #include "sale/calibration.hpp"
 
 namespace {
@@ -34,7 +35,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (once.json != again.json || once.projections != again.projections) std::abort();
     for (int32_t layer = 0; layer < c.model.layers; ++layer)
       static_cast<void>(c.options(layer).c(c.model.kv_heads, c.model.head_dim));
-  } catch (const sale::Error&) {
+  } catch (const sale::Error& e) {
+    sale_fuzz::refused(e.what());
   }
   return 0;
 }

@@ -11,6 +11,7 @@
 #include "lm/error.hpp"
 #include "lm/safetensors.hpp"
 #include "lm/tokenizer.hpp"
+#include "refused.hpp"
 
 namespace {
 
@@ -54,7 +55,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         tokenizer.decode(tokenizer.encode("It was a dark night, in 1871."));
       }
     }
-  } catch (const sale::lm::Error&) {
+  } catch (const sale::lm::Error& e) {
+    sale_fuzz::refused(e.what());
   }
   return 0;
 }

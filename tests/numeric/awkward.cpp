@@ -111,12 +111,13 @@ TEST(Awkward, KeyNotFiniteAfterSmoothing) {
     const auto select = [&] {
       const Index index = make_index(in.problem, o, in.c.k_len);
       ok(sale_index_set_smoothing(index.get(), mean.data()), "sale_index_set_smoothing");
-      ok(sale_index_update(index.get(), in.keys(0), in.problem.k, in.c.k_len), "sale_index_update");
+      ok(sale_index_update(index.get(), in.keys(0), in.problem.k, in.c.k_len, nullptr, nullptr), "sale_index_update");
       const Plan plan = make_plan(in.problem, o, true);
       const Blocks blocks = make_blocks(plan);
       const sale_case::Memory w = make_workspace(plan);
       const sale_index* const indexes[]{index.get()};
-      ok(sale_select(plan.get(), in.q.data(), in.k.data(), indexes, blocks.get(), w.begin(), w.size(), nullptr),
+      ok(sale_select(plan.get(), in.q.data(), in.k.data(), indexes, blocks.get(), w.begin(), w.size(), nullptr,
+                     nullptr),
          "sale_select");
       return read_lists(in, blocks.get())[0][0];
     };
@@ -212,7 +213,7 @@ TEST(Awkward, RowsWithoutKeys) {
           ok(sale_blocks_set_row(blocks.get(), 0, 0, 0, &one, 1), "sale_blocks_set_row");
           const sale_case::Memory w = make_workspace(plan);
           ok(sale_attend(plan.get(), in.q.data(), in.k.data(), in.v.data(), blocks.get(), in.out.data(),
-                         in.lse_row(0, 0), w.begin(), w.size(), nullptr),
+                         in.lse_row(0, 0), w.begin(), w.size(), nullptr, nullptr),
              "sale_attend");
           for (int64_t i = 0; i < 32; ++i) {
             const float lse = in.lse_row(0, 0)[i];

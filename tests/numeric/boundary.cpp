@@ -30,7 +30,7 @@ bool kept_by_library(Instance& in, const std::string& backend, float tau, int64_
   const Plan plan = make_plan(in.problem, o, false);
   const Blocks blocks = make_blocks(plan);
   const sale_case::Memory w = make_workspace(plan);
-  ok(sale_select(plan.get(), in.q.data(), in.k.data(), nullptr, blocks.get(), w.begin(), w.size(), nullptr),
+  ok(sale_select(plan.get(), in.q.data(), in.k.data(), nullptr, blocks.get(), w.begin(), w.size(), nullptr, nullptr),
      "sale_select");
   const auto kept = read_lists(in, blocks.get())[0][0][static_cast<size_t>(tile)];
   return std::binary_search(kept.begin(), kept.end(), block);

@@ -36,7 +36,7 @@ void expect_same(const Instance& in, const Index& a, const Index& b, const std::
 }
 
 void update(const Instance& in, const Index& index, int64_t keys) {
-  ok(sale_index_update(index.get(), in.keys(0), in.problem.k, keys), "sale_index_update");
+  ok(sale_index_update(index.get(), in.keys(0), in.problem.k, keys, nullptr, nullptr), "sale_index_update");
 }
 
 std::vector<float> smoothing_of(const Instance& in, const Index& index) {
@@ -148,10 +148,11 @@ TEST(Chunked, PrefillInChunks) {
       const sale_case::Memory workspace = make_workspace(plan);
       const sale_index* const indexes[]{index.get()};
       const std::byte* q = in.q.row(0, 0, from);
-      ok(sale_select(plan.get(), q, in.k.data(), indexes, blocks.get(), workspace.begin(), workspace.size(), nullptr),
+      ok(sale_select(plan.get(), q, in.k.data(), indexes, blocks.get(), workspace.begin(), workspace.size(), nullptr,
+                     nullptr),
          "sale_select");
       ok(sale_run(plan.get(), q, in.k.data(), in.v.data(), in.out.row(0, 0, from), nullptr, indexes, workspace.begin(),
-                  workspace.size(), nullptr),
+                  workspace.size(), nullptr, nullptr),
          "sale_run");
       for (int32_t h = 0; h < in.c.q_heads; ++h)
         for (int64_t t = 0; t * 64 < p.q_len; ++t) {
@@ -185,7 +186,7 @@ TEST(Chunked, OneIndexServesManyPlans) {
           const sale_case::Memory workspace = make_workspace(plan);
           in.clear_outputs();
           ok(sale_run(plan.get(), in.q.data(), in.k.data(), in.v.data(), in.out.data(), nullptr, indexes,
-                      workspace.begin(), workspace.size(), nullptr),
+                      workspace.begin(), workspace.size(), nullptr, nullptr),
              "sale_run");
           expect(std::memcmp(in.out.memory->begin(), expected.out.data(), expected.out.size()) == 0,
                  backend + ": bits differ");

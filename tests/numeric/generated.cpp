@@ -1,6 +1,7 @@
 // Random problems out of the whole space, and every length around the block sizes.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdio>
 
 #include "harness.hpp"
@@ -72,6 +73,44 @@ TEST(Generated, EveryChunkLength) {
       },
       check_case, total);
   report("every chunk length", total);
+  EXPECT_TRUE(failures.empty()) << failures;
+}
+
+// Every head dimension that a problem may have, with every type and every kind of products. Backends that do not serve
+// one say so; the portable one serves all of them, and is compared with the oracle on each.
+TEST(Generated, EveryHeadDimension) {
+  struct Kind {
+    sale_format format;
+    bool projected;
+    sale_dtype dtype;
+    sale_compute compute;
+  };
+  constexpr Kind kinds[]{{SALE_INT8, false, SALE_BF16, SALE_COMPUTE_EXACT},
+                         {SALE_INT4, false, SALE_F16, SALE_COMPUTE_EXACT},
+                         {SALE_INT8, true, SALE_F32, SALE_COMPUTE_EXACT},
+                         {SALE_INT8, false, SALE_BF16, SALE_COMPUTE_INT8}};
+  constexpr int64_t dims = 16;  // 16, 32 .. 256
+  const auto make = [&](int64_t i) {
+    const Kind& kind = kinds[i / dims];
+    Case c;
+    c.head_dim = static_cast<int32_t>(16 * (i % dims + 1));
+    c.q_len = 90, c.k_len = 420;
+    c.dense_below = 0;
+    c.sink = c.local = 32;
+    c.taus = {0.02f};
+    c.format = kind.format, c.dtype = kind.dtype, c.compute = kind.compute;
+    if (kind.projected && c.head_dim > 16) c.rank = 16 * (1 + c.head_dim / 64);
+    c.seed = static_cast<uint64_t>(i) + 2000;
+    return c;
+  };
+  const auto body = [](const Case& c) {
+    const auto served = backends_for(Instance(c));
+    expect(std::find(served.begin(), served.end(), "portable") != served.end(), "portable does not serve this problem");
+    return check_case(c);
+  };
+  Tally total;
+  const std::string failures = in_parallel(dims * static_cast<int64_t>(std::size(kinds)), make, body, total);
+  report("every head dimension", total);
   EXPECT_TRUE(failures.empty()) << failures;
 }
 

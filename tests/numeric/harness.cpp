@@ -113,7 +113,8 @@ Result run(Instance& in, const std::string& backend) {
   Result r;
   for (size_t b = 0; b < in.sequences.size(); ++b) {
     r.indexes.push_back(make_index(in.problem, options, in.sequences[b].k_len));
-    ok(sale_index_update(r.indexes.back().get(), in.keys(static_cast<int64_t>(b)), in.problem.k, in.sequences[b].k_len),
+    ok(sale_index_update(r.indexes.back().get(), in.keys(static_cast<int64_t>(b)), in.problem.k, in.sequences[b].k_len,
+                         nullptr, nullptr),
        "sale_index_update");
   }
   const auto given = pointers(r.indexes);
@@ -129,7 +130,7 @@ Result run(Instance& in, const std::string& backend) {
     std::vector<sale_head_stats> heads(static_cast<size_t>(in.c.batch) * static_cast<size_t>(in.c.q_heads));
     stats.heads = heads.data();
     ok(sale_run(plan.get(), in.q.data(), in.k.data(), in.v.data(), in.out.data(), lse, with ? indexes : nullptr,
-                workspace.begin(), workspace.size(), &stats),
+                workspace.begin(), workspace.size(), &stats, nullptr),
        "sale_run");
     expect(in.outputs_intact(), "sale_run wrote outside out's or lse's rows");
     r.out = copy(*in.out.memory);
@@ -145,14 +146,14 @@ Result run(Instance& in, const std::string& backend) {
   const sale_case::Memory workspace = make_workspace(plan);
   sale_stats stats{};
   ok(sale_select(plan.get(), in.q.data(), in.k.data(), with ? nullptr : indexes, blocks.get(), workspace.begin(),
-                 workspace.size(), &stats),
+                 workspace.size(), &stats, nullptr),
      "sale_select");
   expect(stats.kept_blocks == r.kept && stats.visible_blocks == r.visible,
          "sale_select keeps other blocks than sale_run");
   r.lists = read_lists(in, blocks.get());
   in.clear_outputs();
   ok(sale_attend(plan.get(), in.q.data(), in.k.data(), in.v.data(), blocks.get(), in.out.data(), lse, workspace.begin(),
-                 workspace.size(), nullptr),
+                 workspace.size(), nullptr, nullptr),
      "sale_attend");
   expect(in.outputs_intact(), "sale_attend wrote outside out's or lse's rows");
   expect(r.out == copy(*in.out.memory) && r.lse == copy(*in.lse), "sale_run differs from sale_select and sale_attend");

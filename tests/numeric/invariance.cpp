@@ -39,7 +39,7 @@ void run_part(const Instance& in, const sale_problem& p, const sale_options& o, 
   const Plan plan = make_plan(p, o, false);
   const sale_case::Memory workspace = make_workspace(plan);
   ok(sale_run(plan.get(), in.q.row(b, h, 0), in.k.row(b, kv, 0), in.v.row(b, kv, 0), in.out.row(b, h, 0), lse.data(),
-              nullptr, workspace.begin(), workspace.size(), nullptr),
+              nullptr, workspace.begin(), workspace.size(), nullptr, nullptr),
      "sale_run");
 }
 
@@ -215,7 +215,7 @@ TEST(Invariance, FullListIsDense) {
     const sale_case::Memory workspace = make_workspace(sparse);
     in.clear_outputs();
     ok(sale_attend(sparse.get(), in.q.data(), in.k.data(), in.v.data(), all.get(), in.out.data(),
-                   reinterpret_cast<float*>(in.lse->begin()), workspace.begin(), workspace.size(), nullptr),
+                   reinterpret_cast<float*>(in.lse->begin()), workspace.begin(), workspace.size(), nullptr, nullptr),
        "sale_attend");
     const std::vector<std::byte> out(in.out.memory->begin(), in.out.memory->begin() + in.out.memory->size());
     const float zero = 0;
@@ -252,7 +252,7 @@ TEST(Invariance, OwnBlockLists) {
     const sale_case::Memory workspace = make_workspace(plan);
     in.clear_outputs();
     ok(sale_attend(plan.get(), in.q.data(), in.k.data(), in.v.data(), blocks.get(), in.out.data(),
-                   reinterpret_cast<float*>(in.lse->begin()), workspace.begin(), workspace.size(), nullptr),
+                   reinterpret_cast<float*>(in.lse->begin()), workspace.begin(), workspace.size(), nullptr, nullptr),
        "sale_attend");
     for (int64_t b = 0; b < in.c.batch; ++b)
       for (int64_t h = 0; h < in.c.q_heads; ++h)

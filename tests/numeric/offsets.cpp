@@ -74,11 +74,12 @@ void check(Axis axis, int64_t reach, const Case& c, const std::string& backend) 
   const sale_options o = with_backend(in.options, backend);
   const Plan plan = make_plan(p, o, false);
   const sale_case::Memory w = make_workspace(plan);
-  ok(sale_run(plan.get(), q.at, k.at, v.at, out.at, nullptr, nullptr, w.begin(), w.size(), nullptr), "sale_run");
+  ok(sale_run(plan.get(), q.at, k.at, v.at, out.at, nullptr, nullptr, w.begin(), w.size(), nullptr, nullptr),
+     "sale_run");
   std::memcpy(in.out.memory->begin(), near.out.data(), near.out.size());
   copy(in.out, out.at, p.out, true);
   const Index index = make_index(p, o, c.k_len);
-  ok(sale_index_update(index.get(), k.at, p.k, c.k_len), "sale_index_update");
+  ok(sale_index_update(index.get(), k.at, p.k, c.k_len, nullptr, nullptr), "sale_index_update");
   const int8_t *codes, *expected;
   ok(sale_index_codes(index.get(), 0, &codes, nullptr, nullptr), "sale_index_codes");
   ok(sale_index_codes(near.indexes[0].get(), 0, &expected, nullptr, nullptr), "sale_index_codes");

@@ -57,6 +57,8 @@ struct Case {
   sale_compute compute = SALE_COMPUTE_EXACT;
   int32_t sink = 32, local = 128;
   int64_t dense_below = 1024;
+  bool compensate = false;
+  int32_t page_size = 0;    // a device's keys and values in pages, their order shuffled; the tensors here are not
   bool with_index = false;  // key indexes made beforehand and given to the run
   Layout layout = Layout::bhld;
   Data data = Data::real_like;

@@ -173,6 +173,7 @@ void Instance::lay_out(int64_t most) {
 
 void Instance::describe() {
   problem.struct_size = sizeof problem;
+  problem.device = SALE_HOST;
   problem.batch = c.batch;
   problem.q_heads = c.q_heads;
   problem.kv_heads = c.kv_heads;
@@ -207,6 +208,7 @@ void Instance::describe() {
   options.compute = c.compute;
   options.backend = c.backend.empty() ? nullptr : c.backend.c_str();
   options.threads = c.threads;
+  options.compensate = c.compensate ? 1 : 0;
 }
 
 float Instance::scale() const { return c.scale != 0 ? c.scale : 1.0f / std::sqrt(static_cast<float>(c.head_dim)); }

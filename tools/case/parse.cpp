@@ -20,6 +20,7 @@ constexpr std::array datas{"normal",  "real-like", "integers", "constant", "zero
                            "outlier", "large",     "tiny",     "denormal", "huge",  "nan-q",
                            "nan-k",   "nan-v",     "inf-q",    "inf-k",    "inf-v"};
 constexpr std::array dtypes{"f32", "f16", "bf16"};
+constexpr std::array computes{"exact", "int8", "fp8"};
 
 // Digits, then nothing, k or m. Empty on anything else, or beyond `most`.
 std::optional<int64_t> number(Text t, int64_t most) {
@@ -74,6 +75,11 @@ bool choose(Text t, std::span<const char* const> names, E& to) {
   return false;
 }
 
+bool flag(Text t, bool& to) {
+  to = t == "1";
+  return t == "0" || t == "1";
+}
+
 std::string join(std::span<const char* const> names) {
   std::string s;
   for (const char* n : names) s += (s.empty() ? "" : ", ") + std::string(n);
@@ -106,8 +112,8 @@ std::optional<int64_t> tokens(Text t) { return number(t, INT64_MAX); }
 bool read_estimator(Text t, Case& c) {
   const size_t colon = t.find(':');
   const Text format = t.substr(0, colon);
-  if (format != "int8" && format != "int4") return false;
-  c.format = format == "int8" ? SALE_INT8 : SALE_INT4;
+  if (format != "int8" && format != "int4" && format != "fp8") return false;
+  c.format = format == "int8" ? SALE_INT8 : format == "int4" ? SALE_INT4 : SALE_FP8;
   c.rank = 0;
   if (colon == Text::npos) return true;
   const auto rank = number(t.substr(colon + 1), INT32_MAX);
@@ -115,7 +121,7 @@ bool read_estimator(Text t, Case& c) {
 }
 
 std::string estimator_text(const Case& c) {
-  std::string s = c.format == SALE_INT8 ? "int8" : "int4";
+  std::string s = c.format == SALE_INT8 ? "int8" : c.format == SALE_INT4 ? "int4" : "fp8";
   if (c.rank != 0) s.append(":").append(std::to_string(c.rank));
   return s;
 }
@@ -182,21 +188,22 @@ const std::vector<Word>& words() {
       {"taus", "one number >= 0 per query head, with commas between",
        [](Text t, Case& c) { return list(t, c.taus, real); },
        [](const Case& c) { return c.taus.size() > 1 ? joined(c.taus, shortest) : ""; }},
-      {"estimator", "int8, int4 or int8:RANK", read_estimator, estimator_text},
-      {"compute", "exact, int8", [](Text t, Case& c) { return choose(t, std::array{"exact", "int8"}, c.compute); },
-       [](const Case& c) { return std::string(c.compute == SALE_COMPUTE_EXACT ? "exact" : "int8"); }},
+      {"estimator", "int8, int4, fp8, int8:RANK or fp8:RANK", read_estimator, estimator_text},
+      {"compute", join(computes), [](Text t, Case& c) { return choose(t, computes, c.compute); },
+       [](const Case& c) { return std::string(computes[static_cast<size_t>(c.compute)]); }},
+      {"compensate", "0, 1", [](Text t, Case& c) { return flag(t, c.compensate); },
+       [](const Case& c) { return std::string(c.compensate ? "1" : ""); }},
       {"sink", "digits", [](Text t, Case& c) { return assign(number(t, INT32_MAX), c.sink); },
        [](const Case& c) { return std::to_string(c.sink); }},
       {"local", "digits", [](Text t, Case& c) { return assign(number(t, INT32_MAX), c.local); },
        [](const Case& c) { return std::to_string(c.local); }},
       {"densebelow", count, [](Text t, Case& c) { return assign(tokens(t), c.dense_below); },
        [](const Case& c) { return sized(c.dense_below); }},
-      {"index", "0, 1",
-       [](Text t, Case& c) {
-         c.with_index = t == "1";
-         return t == "0" || t == "1";
-       },
+      {"index", "0, 1", [](Text t, Case& c) { return flag(t, c.with_index); },
        [](const Case& c) { return std::string(c.with_index ? "1" : ""); }},
+      {"page", "digits, a multiple of 16: keys and values in pages of so many keys; devices only",
+       [](Text t, Case& c) { return assign(number(t, INT32_MAX), c.page_size); },
+       [](const Case& c) { return c.page_size != 0 ? std::to_string(c.page_size) : ""; }},
       {"layout", join(layouts), [](Text t, Case& c) { return choose(t, layouts, c.layout); },
        [](const Case& c) { return std::string(name(c.layout)); }},
       {"data", join(datas), [](Text t, Case& c) { return choose(t, datas, c.data); },

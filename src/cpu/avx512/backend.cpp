@@ -1,13 +1,15 @@
 #include "core/backend.hpp"
 #include "cpu/avx512/kernels.hpp"
+#include "cpu/stages.hpp"
 
 namespace sale {
 namespace {
 std::string why_not_machine(const Machine& m) {
   return m.avx512 ? "" : "this CPU has no AVX-512 with BW, DQ, VL and VNNI";
 }
-std::string why_not(const sale_problem& p, const sale_options&) {
-  return p.head_dim % 32 == 0 ? "" : "head_dim " + std::to_string(p.head_dim) + " is not a multiple of 32";
+std::string why_not(const sale_problem& p, const sale_options& o) {
+  if (p.head_dim % 32 != 0) return "head_dim " + std::to_string(p.head_dim) + " is not a multiple of 32";
+  return cpu_why_not(p, o);
 }
 const Kernels& kernels(const Machine& m) {
   using namespace avx512;
@@ -17,7 +19,8 @@ const Kernels& kernels(const Machine& m) {
 }
 }  // namespace
 
-const Backend avx512_backend{"avx512", "x86-64 with AVX-512 (VNNI; bf16 products where AVX512-BF16 is there)",
-                             why_not_machine, why_not, kernels};
+const Backend avx512_backend{"avx512",        "x86-64 with AVX-512 (VNNI; bf16 products where AVX512-BF16 is there)",
+                             why_not_machine, why_not,
+                             &cpu_stages,     kernels};
 
 }  // namespace sale

@@ -1,10 +1,10 @@
 #include "core/backend.hpp"
 #include "cpu/portable/kernels.hpp"
+#include "cpu/stages.hpp"
 
 namespace sale {
 namespace {
 std::string why_not_machine(const Machine&) { return {}; }
-std::string why_not(const sale_problem&, const sale_options&) { return {}; }
 const Kernels& kernels(const Machine&) {
   using namespace portable;
   static constexpr Kernels k{select_scratch, attend_scratch, index, bias, select, attend};
@@ -12,6 +12,7 @@ const Kernels& kernels(const Machine&) {
 }
 }  // namespace
 
-const Backend portable_backend{"portable", "any CPU, baseline instructions", why_not_machine, why_not, kernels};
+const Backend portable_backend{"portable", "any CPU, baseline instructions", why_not_machine, cpu_why_not, &cpu_stages,
+                               kernels};
 
 }  // namespace sale

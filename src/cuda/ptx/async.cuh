@@ -66,6 +66,13 @@ __device__ __forceinline__ void copy_bytes(void* to, const void* from, uint32_t 
                "l"(from), "r"(bytes), "r"(shared_address(bar))
                : "memory");
 }
+// 16 bytes by this thread, or 16 zeros; the thread's own accesses see them after copies_wait().
+__device__ __forceinline__ void copy_16(void* to, const void* from, bool present) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(present ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }

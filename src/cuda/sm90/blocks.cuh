@@ -31,6 +31,18 @@ __device__ __forceinline__ int32_t local_block(const Sequence& s, int64_t row, i
 __device__ __forceinline__ uint64_t* tile_bits(const Common& c, const Sequence& s, int32_t tile, int32_t head) {
   return c.bits + s.bits_at + head * s.words + c.row_word[s.row_word_at + tile];
 }
+// First block of a tile that its list always keeps up to the end; below it blocks may be dropped.
+__device__ __forceinline__ int32_t first_local(const Common& c, const Place& p) {
+  return local_block(*p.sequence, int64_t{p.tile} * tile_rows, c.local);
+}
+__device__ __forceinline__ uint64_t bits_below(int32_t n) {
+  return n <= 0 ? uint64_t{0} : n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1;
+}
+// Which of the 32 blocks from `first` (a multiple of 32) on are dropped, of those below `end`. row: of block bits.
+__device__ __forceinline__ uint32_t dropped_bits(const uint64_t* row, int32_t first, int32_t end) {
+  if (first >= end) return 0;
+  return static_cast<uint32_t>((~row[first / 64] & bits_below(end - first / 64 * 64)) >> first % 64);
+}
 // Token and outer coordinate of a key for the tensor maps of K and V.
 struct KeyPlace {
   int32_t token, outer;

@@ -8,58 +8,43 @@
 // Sums in double are taken range by range instead of key by key. 16-bit numbers within 2^28 of each other add up
 // exactly in any order, and what smaller ones could change lies 2^-29 below what rounding to f32 keeps.
 //
-// Floor: K twice over memory bandwidth (8 heads of 128 K keys, d 128: 0.54 GB, 0.16 ms at 3.35 TB/s); the projection in
-// unfused f32, 2 d instructions per key and 32 coordinates, 8.6 G lanes for rank 28: 0.29 ms. It is what binds, so its
-// inner loop holds the projection's column in registers and reads keys as broadcasts: 8 loads for 64 operations.
+// Without projection everything is here; projected coordinates: index_projected.cu.
+//
+// Floor: K twice over memory bandwidth (8 heads of 128 K keys, d 128: 0.54 GB, 0.16 ms at 3.35 TB/s).
+#include "cuda/ptx/async.cuh"
 #include "cuda/sm90/element.cuh"
+#include "cuda/sm90/index.cuh"
 
 namespace sale::sm90 {
 namespace {
 
-constexpr int ranges = 256, code_threads = 128, warp_keys = 8, max_dim = 128;
+constexpr int code_threads = 128, warp_keys = 8, max_dim = 128;
 constexpr float smallest = 0x1p-100f;
 
-__device__ const uint16_t* key_row(const IndexCall& c, int32_t head, int64_t key) {
-  const uint16_t* k = static_cast<const uint16_t*>(c.k) + head * c.k_head;
-  if (c.page_size == 0) return k + key * c.k_token;
-  return k + int64_t{c.page_table[key / c.page_size]} * c.k_page + key % c.page_size * c.k_token;
-}
-
-struct Scratch {
-  double* sums;       // [kv_heads, ranges, head_dim]
-  uint32_t* largest;  // [kv_heads]: bits of a float >= 0
-};
-__host__ __device__ Scratch scratch_of(const IndexCall& c) {
-  double* sums = static_cast<double*>(c.scratch);
-  return {sums, reinterpret_cast<uint32_t*>(sums + int64_t{c.kv_heads} * ranges * c.head_dim)};
-}
-
-__global__ void sum_kernel(const __grid_constant__ IndexCall c) {
+__global__ void __launch_bounds__(256) sum_kernel(const __grid_constant__ IndexCall c) {
   const int32_t head = blockIdx.y, d = c.head_dim;
   const bool bf16 = c.dtype == SALE_BF16;
   const int64_t step = (c.k_len + ranges - 1) / ranges, begin = blockIdx.x * step;
   const int64_t end = begin + step < c.k_len ? begin + step : c.k_len;
-  // A warp takes a key at a time, a lane d / 32 neighbouring coordinates (2 or 4).
-  __shared__ double part[8][max_dim];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, pairs = d / 64;
-  double sum[4] = {};
+  // d / 8 neighbouring threads take a key at a time, 8 coordinates each.
+  __shared__ double part[256 / 8][max_dim];
+  const int at = static_cast<int>(threadIdx.x) % (d / 8) * 8, row = threadIdx.x / (d / 8), rows = 256 / (d / 8);
+  double sum[8] = {};
 #pragma unroll 4
-  for (int64_t j = begin + warp; j < end; j += 8) {
-    const uint32_t* row = reinterpret_cast<const uint32_t*>(key_row(c, head, j));
-    for (int p = 0; p < pairs; ++p) {
-      const uint32_t x = row[p * 32 + lane];
-      sum[2 * p] += static_cast<double>(low_element(x, bf16));
-      sum[2 * p + 1] += static_cast<double>(high_element(x, bf16));
+  for (int64_t j = begin + row; j < end; j += rows) {
+    const uint4 v = *reinterpret_cast<const uint4*>(key_row(c, head, j) + at);
+    const uint32_t pair[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+      sum[2 * p] += static_cast<double>(low_element(pair[p], bf16));
+      sum[2 * p + 1] += static_cast<double>(high_element(pair[p], bf16));
     }
   }
-  for (int p = 0; p < pairs; ++p) {
-    part[warp][(p * 32 + lane) * 2] = sum[2 * p];
-    part[warp][(p * 32 + lane) * 2 + 1] = sum[2 * p + 1];
-  }
+  for (int i = 0; i < 8; ++i) part[row][at + i] = sum[i];
   __syncthreads();
   if (threadIdx.x >= d) return;
   double total = 0;
-  for (int w = 0; w < 8; ++w) total += part[w][threadIdx.x];
+  for (int r = 0; r < rows; ++r) total += part[r][threadIdx.x];
   scratch_of(c).sums[(int64_t{head} * ranges + blockIdx.x) * d + threadIdx.x] = total;
 }
 
@@ -74,48 +59,45 @@ __global__ void mean_kernel(const __grid_constant__ IndexCall c) {
   c.smoothing[head * d + threadIdx.x] = static_cast<float>(total / static_cast<double>(c.k_len));
 }
 
-// What a block of threads works on: 32 keys, smoothed, and the head's projection.
-struct Keys {
-  alignas(16) float x[32][max_dim + 4];
-};
-
-__device__ void load_keys(const IndexCall& c, int32_t head, int64_t first, Keys& keys) {
-  const int d = c.head_dim, pieces = d / 8;  // of 16 bytes
-  const bool bf16 = c.dtype == SALE_BF16;
-  const float* mean = c.smoothing + head * d;
-  for (int i = threadIdx.x; i < 32 * pieces; i += code_threads) {
-    const int row = i / pieces, at = i % pieces * 8;
-    uint4 v{};
-    const bool present = first + row < c.k_len;
-    if (present) v = *reinterpret_cast<const uint4*>(key_row(c, head, first + row) + at);
-    const uint32_t pair[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int p = 0; p < 4; ++p) {
-      keys.x[row][at + 2 * p] = present ? low_element(pair[p], bf16) - mean[at + 2 * p] : 0.0f;
-      keys.x[row][at + 2 * p + 1] = present ? high_element(pair[p], bf16) - mean[at + 2 * p + 1] : 0.0f;
-    }
-  }
-}
-
-// One coordinate of a warp's eight keys, in the order docs/numerics.md gives. b: the projection's column.
+// What a block of threads works on: 32 keys, smoothed. Each thread copies and converts the same 16-byte pieces, so that
+// the next keys can be on their way while these are worked on.
 template <int D>
-__device__ void project(const Keys& keys, const float (&b)[D], float (&y)[warp_keys]) {
-  const int row = threadIdx.x / 32 * warp_keys;
-#pragma unroll
-  for (int r = 0; r < warp_keys; ++r) y[r] = 0;
-#pragma unroll
-  for (int a = 0; a < D; a += 4) {
-    asm volatile("" ::: "memory");  // no loads ahead of this: the column needs the registers
-#pragma unroll
-    for (int r = 0; r < warp_keys; ++r) {
-      const float4 x = *reinterpret_cast<const float4*>(&keys.x[row + r][a]);
-      y[r] = __fadd_rn(y[r], __fmul_rn(x.x, b[a]));
-      y[r] = __fadd_rn(y[r], __fmul_rn(x.y, b[a + 1]));
-      y[r] = __fadd_rn(y[r], __fmul_rn(x.z, b[a + 2]));
-      y[r] = __fadd_rn(y[r], __fmul_rn(x.w, b[a + 3]));
+struct Keys {
+  static constexpr int pieces = D / 8;
+  alignas(16) float x[32][D + 4];
+  alignas(16) float mean[D];
+  alignas(16) uint16_t next[32][D];
+
+  __device__ void start(const IndexCall& c, int32_t head) {
+    if (threadIdx.x < D) mean[threadIdx.x] = c.smoothing[head * D + threadIdx.x];
+    __syncthreads();
+  }
+  __device__ void fetch(const IndexCall& c, int32_t head, int64_t first) {
+    for (int i = threadIdx.x; i < 32 * pieces; i += code_threads) {
+      const int64_t key = first + i / pieces;
+      const bool present = key < c.k_len;
+      ptx::copy_16(&next[i / pieces][i % pieces * 8], key_row(c, head, present ? key : c.k_len - 1) + i % pieces * 8,
+                   present);
     }
   }
-}
+  // The keys fetched, from `first` on, to x.
+  __device__ void take(const IndexCall& c, int64_t first) {
+    const bool bf16 = c.dtype == SALE_BF16;
+    ptx::copies_wait();
+    for (int i = threadIdx.x; i < 32 * pieces; i += code_threads) {
+      const int row = i / pieces, at = i % pieces * 8;
+      const uint4 v = *reinterpret_cast<const uint4*>(&next[row][at]);
+      const uint32_t pair[4] = {v.x, v.y, v.z, v.w};
+      const bool present = first + row < c.k_len;
+#pragma unroll
+      for (int p = 0; p < 4; ++p) {
+        const float2 m = *reinterpret_cast<const float2*>(&mean[at + 2 * p]);
+        *reinterpret_cast<float2*>(&x[row][at + 2 * p]) =
+            present ? float2{low_element(pair[p], bf16) - m.x, high_element(pair[p], bf16) - m.y} : float2{0, 0};
+      }
+    }
+  }
+};
 
 __device__ float block_largest(float x, bool& finite) {  // over the block's threads
   __shared__ float part[code_threads / 32];
@@ -132,58 +114,28 @@ __device__ float block_largest(float x, bool& finite) {  // over the block's thr
   return x;
 }
 
-// Each coordinate of the 32 keys once: f(row, coordinate, y), 32 coordinates at a time. Projected, `parts` times 32 of
-// them: the columns of one part stay in registers from block to block.
-template <int D, int parts>
-struct Coordinates {
-  float column[parts > 0 ? D : 1];
-  int rank;
-  const float* projection;  // [D, rank]
+// Each coordinate of the 32 keys once: f(row, coordinate, y).
+template <int D, class F>
+__device__ __forceinline__ void each_coordinate(const Keys<D>& keys, F&& f) {
+  const int row = threadIdx.x / 32 * warp_keys, lane = threadIdx.x % 32;
+  for (int at = lane; at < D; at += 32)
+    for (int r = 0; r < warp_keys; ++r) f(row + r, at, keys.x[row + r][at]);
+}
 
-  __device__ Coordinates(const IndexCall& c, int32_t head)
-      : rank(c.estimator.rank), projection(c.estimator.k_projection + int64_t{head} * D * c.estimator.rank) {
-    if constexpr (parts == 1) load(threadIdx.x % 32);
-  }
-  __device__ __forceinline__ void load(int at) {
-#pragma unroll
-    for (int a = 0; a < D; ++a) column[a] = at < rank ? projection[a * rank + at] : 0.0f;
-  }
-  template <class F>
-  __device__ __forceinline__ void each(const Keys& keys, F&& f) {
-    const int row = threadIdx.x / 32 * warp_keys, lane = threadIdx.x % 32;
-    float y[warp_keys];
-    if constexpr (parts == 0) {
-      for (int at = lane; at < D; at += 32)
-        for (int r = 0; r < warp_keys; ++r) f(row + r, at, keys.x[row + r][at]);
-    } else {
-#pragma unroll 1
-      for (int part = 0; part < parts; ++part) {
-        const int at = 32 * part + lane;
-        if constexpr (parts > 1) load(at);
-        project<D>(keys, column, y);
-        if (at < rank) {
-#pragma unroll
-          for (int r = 0; r < warp_keys; ++r) f(row + r, at, y[r]);
-        }
-      }
-    }
-  }
-};
-
-constexpr int64_t range_keys = 8192;
-
-template <int D, int parts>
+template <int D>
 __global__ void __launch_bounds__(code_threads) range_kernel(const __grid_constant__ IndexCall c) {
-  __shared__ Keys keys;
+  __shared__ Keys<D> keys;
   const int32_t head = blockIdx.y;
-  Coordinates<D, parts> coordinates(c, head);
   float largest = 0;
-  const int64_t end = c.k_len < range_keys ? c.k_len : range_keys;
-  for (int64_t first = blockIdx.x * int64_t{32}; first < end; first += gridDim.x * int64_t{32}) {
+  const int64_t end = c.k_len < range_keys ? c.k_len : range_keys, stride = gridDim.x * int64_t{32};
+  keys.start(c, head);
+  keys.fetch(c, head, blockIdx.x * int64_t{32});
+  for (int64_t first = blockIdx.x * int64_t{32}; first < end; first += stride) {
     __syncthreads();
-    load_keys(c, head, first, keys);
+    keys.take(c, first);
+    if (first + stride < end) keys.fetch(c, head, first + stride);
     __syncthreads();
-    coordinates.each(keys, [&](int, int, float y) {
+    each_coordinate(keys, [&](int, int, float y) {
       if (isfinite(y)) largest = fmaxf(largest, fabsf(y));
     });
   }
@@ -197,29 +149,28 @@ __global__ void scale_kernel(const __grid_constant__ IndexCall c) {
   c.scales[blockIdx.x * c.scales_head] = largest < smallest ? 0.0f : __fdiv_rn(largest, 112.0f);
 }
 
-template <int D, int parts>
+template <int D>
 __global__ void __launch_bounds__(code_threads) code_kernel(const __grid_constant__ IndexCall c) {
-  __shared__ Keys keys;
+  __shared__ Keys<D> keys;
   __shared__ alignas(16) uint8_t codes[32][max_dim];
   __shared__ int bad[32];
   const int32_t head = blockIdx.y;
-  const int width = c.estimator.width, rank = c.estimator.rank;
-  Coordinates<D, parts> coordinates(c, head);
+  const int width = c.estimator.width;
   uint8_t* out = c.codes + head * c.codes_head;
   const bool fp8 = c.estimator.format == SALE_FP8;
   const float scale = fp8 ? c.scales[head * c.scales_head] : 0;
   const float factor = scale == 0 ? 0.0f : __fdiv_rn(1.0f, scale);
-  for (int64_t first = c.first_key + blockIdx.x * int64_t{32}; first < c.k_len; first += gridDim.x * int64_t{32}) {
+  const int64_t stride = gridDim.x * int64_t{32};
+  keys.start(c, head);
+  keys.fetch(c, head, c.first_key + blockIdx.x * int64_t{32});
+  for (int64_t first = c.first_key + blockIdx.x * int64_t{32}; first < c.k_len; first += stride) {
     __syncthreads();
-    load_keys(c, head, first, keys);
+    keys.take(c, first);
+    if (first + stride < c.k_len) keys.fetch(c, head, first + stride);
     if (threadIdx.x < 32) bad[threadIdx.x] = 0;
     __syncthreads();
     if (fp8) {
-      for (int i = threadIdx.x; i < 32 * (width - rank); i += code_threads) {
-        const int row = i / (width - rank), at = rank + i % (width - rank);
-        codes[row][at] = at >= width - 4 && at < width - 1 ? to_e4m3(e4m3_most) : 0;
-      }
-      coordinates.each(keys, [&](int row, int at, float y) {
+      each_coordinate(keys, [&](int row, int at, float y) {
         const float x = __fmul_rn(y, factor);
         if (!(fabsf(x) <= e4m3_most)) bad[row] = 1;
         codes[row][at] = to_e4m3(x);
@@ -227,14 +178,14 @@ __global__ void __launch_bounds__(code_threads) code_kernel(const __grid_constan
     } else {
       float largest = 0;
       bool finite = true;
-      coordinates.each(keys, [&](int, int, float y) {
+      each_coordinate(keys, [&](int, int, float y) {
         finite = finite && isfinite(y);
         largest = fmaxf(largest, fabsf(y));
       });
       largest = block_largest(largest, finite);
       const bool zero = !finite || largest < smallest;
       const float by = zero ? 0.0f : __fdiv_rn(127.0f, largest);
-      coordinates.each(keys, [&](int row, int at, float y) {
+      each_coordinate(keys, [&](int row, int at, float y) {
         codes[row][at] = zero ? 0 : static_cast<uint8_t>(static_cast<int8_t>(__float2int_rn(__fmul_rn(y, by))));
       });
       if (threadIdx.x == 0)
@@ -260,32 +211,55 @@ size_t index_scratch_bytes(int32_t kv_heads, int32_t head_dim) {
          static_cast<size_t>(kv_heads) * sizeof(uint32_t);
 }
 
-template <int D, int parts>
-cudaError_t launch(const IndexCall& c, cudaStream_t stream) {
-  const auto heads = static_cast<unsigned>(c.kv_heads);
-  // Enough thread blocks for every multiprocessor, few enough that loading the projection does not count.
-  const auto blocks = [&](int64_t keys) {
-    const int64_t all = (keys + 31) / 32, enough = (528 + c.kv_heads - 1) / c.kv_heads;
-    return static_cast<unsigned>(all < enough ? all : enough);
-  };
-  if (c.fix) {
-    if (!c.smoothing_given) sum_kernel<<<dim3(ranges, heads), 256, 0, stream>>>(c);
-    mean_kernel<<<heads, D, 0, stream>>>(c);
-    if (c.estimator.format == SALE_FP8) {
-      range_kernel<D, parts>
-          <<<dim3(blocks(c.k_len < range_keys ? c.k_len : range_keys), heads), code_threads, 0, stream>>>(c);
-      scale_kernel<<<heads, 1, 0, stream>>>(c);
-    }
-  }
-  code_kernel<D, parts><<<dim3(blocks(c.k_len - c.first_key), heads), code_threads, 0, stream>>>(c);
+template <int D>
+void launch_plain(const IndexCall& c, bool range, cudaStream_t stream) {
+  const int64_t all = (c.k_len < range_keys || !range ? c.k_len - (range ? 0 : c.first_key) : range_keys),
+                blocks = (all + 31) / 32;
+  const int64_t enough = 132 * 8 / c.kv_heads + 1;
+  const dim3 grid(static_cast<unsigned>(blocks < enough ? blocks : enough), static_cast<unsigned>(c.kv_heads));
+  if (range)
+    range_kernel<D><<<grid, code_threads, 0, stream>>>(c);
+  else
+    code_kernel<D><<<grid, code_threads, 0, stream>>>(c);
+}
+
+cudaError_t launch_smoothing(const Tokens& k, int32_t dtype, int32_t head_dim, int32_t kv_heads, int64_t k_len,
+                             float* smoothing, void* scratch, cudaStream_t stream) {
+  IndexCall c{};
+  c.k = k.base;
+  c.k_head = k.head;
+  c.k_token = k.token;
+  c.dtype = dtype;
+  c.head_dim = head_dim;
+  c.kv_heads = kv_heads;
+  c.smoothing = smoothing;
+  c.k_len = k_len;
+  c.scratch = scratch;
+  c.page_size = k.page_size;
+  c.k_page = k.page;
+  c.page_table = k.page_table;
+  const auto heads = static_cast<unsigned>(kv_heads);
+  sum_kernel<<<dim3(ranges, heads), 256, 0, stream>>>(c);
+  mean_kernel<<<heads, static_cast<unsigned>(head_dim), 0, stream>>>(c);
   return cudaGetLastError();
 }
 
 cudaError_t launch_index(const IndexCall& c, cudaStream_t stream) {
-  const int parts = c.estimator.k_projection == nullptr ? 0 : c.estimator.rank <= 32 ? 1 : 2;
-  if (c.head_dim == 128)
-    return parts == 0 ? launch<128, 0>(c, stream) : parts == 1 ? launch<128, 1>(c, stream) : launch<128, 2>(c, stream);
-  return parts == 0 ? launch<64, 0>(c, stream) : parts == 1 ? launch<64, 1>(c, stream) : launch<64, 2>(c, stream);
+  const auto heads = static_cast<unsigned>(c.kv_heads);
+  const auto pass = [&](bool range) {  // over the keys' coordinates
+    if (c.estimator.k_projection != nullptr) return launch_projected(c, range, stream);
+    c.head_dim == 128 ? launch_plain<128>(c, range, stream) : launch_plain<64>(c, range, stream);
+    return cudaGetLastError();
+  };
+  if (c.fix) {
+    if (!c.smoothing_given) sum_kernel<<<dim3(ranges, heads), 256, 0, stream>>>(c);
+    mean_kernel<<<heads, static_cast<unsigned>(c.head_dim), 0, stream>>>(c);
+    if (c.estimator.format == SALE_FP8) {
+      if (const cudaError_t e = pass(true); e != cudaSuccess) return e;
+      scale_kernel<<<heads, 1, 0, stream>>>(c);
+    }
+  }
+  return c.first_key < c.k_len ? pass(false) : cudaSuccess;
 }
 
 }  // namespace sale::sm90

@@ -3,7 +3,8 @@
 //
 //     mean ─▶ range ─▶ index        keys: smoothing vector, largest coordinate, codes            index.cu
 //     prepare ─▶ scan               queries: thresholds and codes; then the vote per block      prepare.cu, scan.cu
-//     attend                        exact attention over the kept blocks                         attend.cu
+//     means, low_bit                pseudo-keys of dropped blocks; K and V in 8 bits            means.cu, low_bit.cu
+//     attend                        attention over the kept blocks                               attend.cu, attend8.cu
 #pragma once
 
 #include <cuda.h>  // CUtensorMap, CUstream: types only
@@ -33,6 +34,8 @@ struct Sequence {
   float* scales;                    // INT8: [blocks]; FP8: one number
   float* smoothing;                 // [head_dim]
   int64_t codes_head, scales_head;  // strides: bytes, floats
+  // In the arrays of a call's means and 8-bit blocks: its first block, and the first of its coded means.
+  int64_t block_at, mean_block_at;
 };
 
 struct Item {
@@ -145,11 +148,71 @@ SelectScratch select_scratch(const Estimator& estimator, int32_t q_heads, int64_
 // Writes every row of bits of the call's sequences.
 cudaError_t launch_select(const SelectCall& call, int32_t multiprocessors, cudaStream_t stream);
 
+// ---- what stands for keys and values --------------------------------------------------------------------------------
+
+// The keys or the values of a sequence: [kv head, token, head_dim], device.
+struct Tokens {
+  const void* base;           // first token, kv head 0; paged: page 0's
+  int64_t head, token;        // strides in elements
+  int32_t page_size;          // token j of the sequence is in page page_table[j / page_size]; 0: not paged
+  int64_t page;               // stride between pages, elements
+  const int32_t* page_table;  // device, this sequence's row
+};
+
+// Compensation: the mean key and the mean value of every block. A mean that is not finite is written as 0.
+struct MeansCall {
+  Tokens k, v;
+  int32_t dtype, head_dim, kv_heads;
+  int64_t k_len;
+  uint16_t *k_means, *v_means;  // tensors' dtype; the sequence's first block of kv head 0
+  int64_t means_head;           // stride in elements
+};
+// For every sequence of a call with compensation, the dense ones too: a step may look beyond a sequence's last block.
+cudaError_t launch_means(const MeansCall& call, cudaStream_t stream);
+
+// K and V in 8 bits. Per kv head: blocks of 32 keys, then the coded means, 32 a block.
+//   k  [32, head_dim] INT8 of smoothed keys, laid out by code_offset(), a scale a block
+//   v  [head_dim, 32] e4m3 of v * 448 / (largest |v| of the coordinate), laid out by code_offset(coordinate, place,
+//   32);
+//      key_of_place() says whose value stands at a place
+struct LowBit {
+  uint8_t *k, *v;    // null: not wanted
+  float* k_scales;   // [kv_heads, blocks]
+  float* v_most;     // [batch, kv_heads, head_dim]
+  float* smoothing;  // [batch, kv_heads, head_dim]
+  int64_t blocks;    // of a kv head
+};
+// The order in which products take probabilities out of the registers where scores are made.
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+    inline int
+    key_of_place(int place) {
+  return place / 16 * 16 + place % 4 / 2 * 8 + place % 16 / 4 * 2 + place % 2;
+}
+struct LowBitCall {
+  Tokens k, v;
+  int32_t dtype, head_dim, kv_heads, batch;  // batch: the sequence's place in v_most and smoothing
+  int64_t k_len;
+  const uint16_t *k_means, *v_means;  // or null: as in MeansCall
+  int64_t means_head;
+  LowBit low;
+  int64_t block_at, mean_block_at;
+  void* scratch;  // device, index_scratch_bytes()
+};
+// Blocks that the coded means of so many keys take: whole steps of four.
+constexpr int64_t coded_mean_blocks(int64_t k_len) { return (k_len + 4095) / 4096 * 4; }
+cudaError_t launch_low_bit(const LowBitCall& call, cudaStream_t stream);
+
 // ---- attend --------------------------------------------------------------------------------------------------
 
 struct AttendCall {
   Common common;
   CUtensorMap q64, k32, k128, v32, v128;
+  // Compensation: means [kv_heads, blocks, head_dim] seen in boxes of 128 rows.
+  int32_t compensate;
+  CUtensorMap k_means, v_means;
+  LowBit low;
   void* out;
   int64_t out_batch, out_head, out_token;  // strides, elements
   float* lse;                              // or null: [batch, q_heads, lse_rows]
@@ -157,6 +220,11 @@ struct AttendCall {
   int32_t* counter;  // device scratch, one int; set to 0 by the launch
 };
 cudaError_t launch_attend(const AttendCall& call, int32_t multiprocessors, cudaStream_t stream);
+
+// ---- statistics ----------------------------------------------------------------------------------------------
+
+// Kept blocks of the call's sequences, all heads: kept[sequence.batch * q_heads + head], device memory.
+cudaError_t launch_count(const Common& common, int64_t* kept, cudaStream_t stream);
 
 // Raises the kernels' shared-memory limits on the current device. Once per device.
 cudaError_t prepare_device();

@@ -14,6 +14,7 @@
 //
 // Floor: Q read once (256 bytes a row: 1 GB for 32 heads of 128 K rows, 0.3 ms), about 9 blocks of 32 reference keys
 // and one of the projection, 320 products of 128 a row: 0.35 TFLOP, 0.5 ms.
+#include <cstddef>
 #include <initializer_list>
 #include <type_traits>
 
@@ -28,17 +29,17 @@ namespace {
 
 using namespace ptx;
 
-constexpr int half_rows = 64, ring = 4;
+constexpr int half_rows = 64, ring = 4, max_heads = 4;
 constexpr float log2e = 1.4426950408889634f;
 
 // Columns in pieces of 64 elements: 128 bytes a row, 128-byte swizzle.
-template <int D, int heads, int width>
+template <int D, int width>
 struct Shared {
   static constexpr int pieces = D / 64;
-  alignas(1024) uint16_t q[heads][pieces][half_rows * 64];
   alignas(1024) uint16_t k[ring][pieces][block_keys * 64];
   alignas(1024) uint16_t a[width / 32][pieces][32 * 64];  // projection, transposed: 32 coordinates a block
   uint64_t q_full, k_full[ring], k_empty[ring];
+  alignas(1024) uint16_t q[max_heads][pieces][half_rows * 64];  // only as many heads as a thread block has are there
 };
 
 // The reference blocks of a half: the sink, then from the first local block on to the last one seen.
@@ -64,7 +65,7 @@ __device__ __forceinline__ void multiply(float (&s)[16], const uint16_t (&q)[D /
     const uint64_t a = row_descriptor(shared_address(q[piece]), 128);
     const uint64_t b = row_descriptor(shared_address(k[piece]), 128);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) wgmma_n32(s, a + 2 * i, b + 2 * i, piece + i > 0, T{});
+    for (int i = 0; i < 4; ++i) wgmma_n32(s, advance(a, 32 * i), advance(b, 32 * i), piece + i > 0, T{});
   }
   wgmma_commit();
   wgmma_wait<0>();
@@ -77,50 +78,47 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
-// Maximum and sum of one row's reference scores, as this thread and its three neighbours see them.
+// Maximum and sum of one row's reference scores, as this thread and its three neighbours see them. A NaN or +inf among
+// them makes the sum NaN and with it the threshold.
 struct Row {
   float most = -INFINITY, sum = 0;
-  bool finite = true;
 
-  // Scores of columns 8 i + {0, 1}, those below `seen` count.
-  __device__ void add(const float (&s)[16], int at, float scale, int seen) {
-    float here = most;
+  // Scores of columns 8 i + {0, 1}; those from `seen` on do not count.
+  template <bool masked>
+  __device__ __forceinline__ void add(const float (&s)[16], int at, float scale, int seen) {
+    float x[8], here = most;
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
+    for (int i = 0; i < 8; ++i) {
+      x[i] = s[i / 2 * 4 + at + i % 2];
+      if (masked && i / 2 * 8 + i % 2 >= seen) x[i] = -INFINITY;
+    }
 #pragma unroll
-      for (int e = 0; e < 2; ++e)
-        if (8 * i + e < seen) {
-          const float x = s[4 * i + at + e] * scale;
-          finite = finite && isfinite(x);
-          here = fmaxf(here, x);
-        }
-    if (here == -INFINITY) return;
-    sum *= exp2_fast((most - here) * log2e);
+    for (int i = 0; i < 8; ++i) here = fmaxf(here, x[i]);
+    const float base = here == -INFINITY ? 0.0f : here * scale;
+    sum *= exp2_fast(fmaf(most, scale, -base));
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-#pragma unroll
-      for (int e = 0; e < 2; ++e)
-        if (8 * i + e < seen) sum += exp2_fast((s[4 * i + at + e] * scale - here) * log2e);
+    for (int i = 0; i < 8; ++i) sum += exp2_fast(fmaf(x[i], scale, -base));
     most = here;
   }
-  __device__ float threshold(float tau) {
+  // scale: of scores in base 2, as given to add.
+  __device__ float threshold(float tau, float scale) {
+    constexpr float ln2 = 0.6931471805599453f;
 #pragma unroll
     for (int o = 1; o <= 2; o *= 2) {
       const float other = __shfl_xor_sync(0xffffffff, most, o), its = __shfl_xor_sync(0xffffffff, sum, o);
-      const float top = fmaxf(most, other);
-      sum = top == -INFINITY ? 0.0f : sum * exp2_fast((most - top) * log2e) + its * exp2_fast((other - top) * log2e);
+      const float top = fmaxf(most, other), base = top == -INFINITY ? 0.0f : top * scale;
+      sum = sum * exp2_fast(fmaf(most, scale, -base)) + its * exp2_fast(fmaf(other, scale, -base));
       most = top;
-      finite = __shfl_xor_sync(0xffffffff, static_cast<int>(finite), o) != 0 && finite;
     }
-    return finite ? most + (logf(tau) + logf(sum)) : __uint_as_float(0x7fc00000u);
+    return most * (scale * ln2) + (logf(tau) + logf(sum));
   }
 };
 
-template <int D, int heads, int width>
-__device__ void produce(const SelectCall& call, const Sequence& s, int64_t first_row, int32_t first_head,
-                        const Reference& reference, Shared<D, heads, width>& sh) {
+template <int D, int width>
+__device__ void produce(const SelectCall& call, const Sequence& s, int64_t first_row, int32_t first_head, int heads,
+                        const Reference& reference, Shared<D, width>& sh) {
   const Common& c = call.common;
-  barrier_expect(&sh.q_full, sizeof(sh.q));
+  barrier_expect(&sh.q_full, static_cast<uint32_t>(heads * sizeof(sh.q[0])));
   for (int h = 0; h < heads; ++h)
     for (int piece = 0; piece < D / 64; ++piece)
       copy_box(sh.q[h][piece], &call.q64, &sh.q_full, piece * 64, static_cast<int32_t>(s.q_start + first_row),
@@ -277,13 +275,15 @@ __device__ uint4 mean_pieces(const float* mean, bool first) {
   return {pair[0], pair[1], pair[2], pair[3]};
 }
 
-template <int D, class T, int heads, int width, bool projected>
-__global__ void __launch_bounds__(128 * heads + 32)
+template <int D, class T, int width, bool projected>
+__global__ void __launch_bounds__(128 * max_heads + 32)
     prepare_kernel(const __grid_constant__ SelectCall call, int32_t first_item) {
   extern __shared__ char raw[];
-  auto& sh = *reinterpret_cast<Shared<D, heads, width>*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
+  auto& sh = *reinterpret_cast<Shared<D, width>*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
   const Common& c = call.common;
-  const int32_t half = blockIdx.x % 2, first_head = blockIdx.y * heads, kv_head = first_head / c.group;
+  const int heads = static_cast<int>(blockDim.x - 32) / 128;
+  const int32_t half = blockIdx.x % 2, first_head = static_cast<int32_t>(blockIdx.y) * heads,
+                kv_head = first_head / c.group;
   const int32_t item = first_item + blockIdx.x / 2;
   const Sequence& s = c.sequences[c.items[item].sequence];
   const int64_t first_row = int64_t{c.items[item].tile} * tile_rows + half * half_rows;
@@ -311,15 +311,17 @@ __global__ void __launch_bounds__(128 * heads + 32)
   }
   __syncthreads();
   if (threadIdx.x >= 128 * heads) {
-    if (threadIdx.x % 32 == 0) produce<D, heads, projected ? width : 32>(call, s, first_row, first_head, reference, sh);
+    if (threadIdx.x % 32 == 0) produce<D, width>(call, s, first_row, first_head, heads, reference, sh);
     return;
   }
 
-  const int group = threadIdx.x / 128, t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4, column = t % 4 * 2;
+  const int group = warpgroup(), t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4, column = t % 4 * 2;
   const int32_t head = first_head + group;
   const float tau = c.thresholds[head], key_scale = s.scales[kv_head * s.scales_head];
   const int32_t seen0 = static_cast<int32_t>(visible_keys(s, first_row + row));
   const int32_t seen1 = static_cast<int32_t>(visible_keys(s, first_row + row + 8));
+  const auto whole = static_cast<int32_t>(visible_keys(s, first_row) / block_keys);  // blocks every row sees all of
+  const float scale2 = c.scale * log2e;
   Row rows[2];
   float scores[16];
   barrier_wait(&sh.q_full, 0);
@@ -330,10 +332,15 @@ __global__ void __launch_bounds__(128 * heads + 32)
     multiply<T, D>(scores, sh.q[group], sh.k[at]);
     if (threadIdx.x % 32 == 0) barrier_arrive(&sh.k_empty[at]);
     const int32_t first = reference.block(n) * static_cast<int32_t>(block_keys) + column;
-    rows[0].add(scores, 0, c.scale, seen0 - first);
-    rows[1].add(scores, 2, c.scale, seen1 - first);
+    if (reference.block(n) < whole) {
+      rows[0].add<false>(scores, 0, scale2, 0);
+      rows[1].add<false>(scores, 2, scale2, 0);
+    } else {
+      rows[0].add<true>(scores, 0, scale2, seen0 - first);
+      rows[1].add<true>(scores, 2, scale2, seen1 - first);
+    }
   }
-  float threshold[2] = {rows[0].threshold(tau), rows[1].threshold(tau)};
+  float threshold[2] = {rows[0].threshold(tau, scale2), rows[1].threshold(tau, scale2)};
   const bool present[2] = {first_row + row < s.q_len, first_row + row + 8 < s.q_len};
   const QueryPlace place = query_place(call, item - first_item, head);
   if constexpr (projected) {
@@ -344,7 +351,7 @@ __global__ void __launch_bounds__(128 * heads + 32)
                            present, key_scale, c.scale);
   } else {
     // From the accumulators' rows to two threads a row.
-    __shared__ float of_row[heads][half_rows];
+    __shared__ float of_row[max_heads][half_rows];
     if (t % 4 == 0) {
       of_row[group][row] = threshold[0];
       of_row[group][row + 8] = threshold[1];
@@ -355,58 +362,49 @@ __global__ void __launch_bounds__(128 * heads + 32)
   }
 }
 
-template <int D, class T, int heads, int width, bool projected>
+template <int D, class T, int width, bool projected>
 struct Instance {
-  static constexpr size_t bytes = sizeof(Shared<D, heads, width>) + 1024;
+  using Map = Shared<D, width>;
+  static size_t bytes(int heads) { return offsetof(Map, q) + heads * sizeof(Map::q[0]) + 1024; }
   static cudaError_t allow() {
-    return cudaFuncSetAttribute(prepare_kernel<D, T, heads, width, projected>,
-                                cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    return cudaFuncSetAttribute(prepare_kernel<D, T, width, projected>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(bytes(max_heads)));
   }
   static cudaError_t launch(const SelectCall& call, int32_t first, int32_t items, cudaStream_t stream) {
+    const int32_t group = call.common.group, heads = group % 4 == 0 ? 4 : group % 2 == 0 ? 2 : 1;
     const dim3 grid(static_cast<unsigned>(2 * items), static_cast<unsigned>(call.common.q_heads / heads));
-    prepare_kernel<D, T, heads, width, projected><<<grid, 128 * heads + 32, bytes, stream>>>(call, first);
+    prepare_kernel<D, T, width, projected><<<grid, 128 * heads + 32, bytes(heads), stream>>>(call, first);
     return cudaGetLastError();
   }
 };
 
-// f<Instance>() for the one that serves such a call.
-template <int D, class T, int heads, class F>
-cudaError_t with_width(bool projected, int32_t width, F&& f) {
-  if (!projected) return f(Instance<D, T, heads, 32, false>{});
-  return width == 32 ? f(Instance<D, T, heads, 32, true>{}) : f(Instance<D, T, heads, 64, true>{});
-}
+// f<Instance>() for the one that serves such a call. width 0: not projected.
 template <int D, class T, class F>
-cudaError_t with_heads(int32_t group, bool projected, int32_t width, F&& f) {
-  if (group % 4 == 0) return with_width<D, T, 4>(projected, width, f);
-  if (group % 2 == 0) return with_width<D, T, 2>(projected, width, f);
-  return with_width<D, T, 1>(projected, width, f);
+cudaError_t with_width(int32_t width, F&& f) {
+  if (width == 0) return f(Instance<D, T, 32, false>{});
+  return width == 32 ? f(Instance<D, T, 32, true>{}) : f(Instance<D, T, 64, true>{});
 }
 template <class F>
-cudaError_t with_instance(int32_t dim, int32_t dtype, int32_t group, bool projected, int32_t width, F&& f) {
-  if (dim == 128)
-    return dtype == SALE_BF16 ? with_heads<128, Bf16>(group, projected, width, f)
-                              : with_heads<128, F16>(group, projected, width, f);
-  return dtype == SALE_BF16 ? with_heads<64, Bf16>(group, projected, width, f)
-                            : with_heads<64, F16>(group, projected, width, f);
+cudaError_t with_instance(int32_t dim, int32_t dtype, int32_t width, F&& f) {
+  if (dim == 128) return dtype == SALE_BF16 ? with_width<128, Bf16>(width, f) : with_width<128, F16>(width, f);
+  return dtype == SALE_BF16 ? with_width<64, Bf16>(width, f) : with_width<64, F16>(width, f);
 }
 
 }  // namespace
 
 cudaError_t launch_prepare(const SelectCall& call, int32_t first, int32_t items, cudaStream_t stream) {
   const Common& c = call.common;
-  return with_instance(c.head_dim, c.dtype, c.group, call.estimator.q_projection != nullptr, call.estimator.width,
+  return with_instance(c.head_dim, c.dtype, call.estimator.q_projection != nullptr ? call.estimator.width : 0,
                        [&](auto instance) { return instance.launch(call, first, items, stream); });
 }
 
 cudaError_t allow_prepare() {
   for (const int32_t dim : {64, 128})
     for (const int32_t dtype : {SALE_BF16, SALE_F16})
-      for (const int32_t group : {1, 2, 4})
-        for (const int32_t width : {0, 32, 64})
-          if (const cudaError_t e =
-                  with_instance(dim, dtype, group, width != 0, width, [](auto instance) { return instance.allow(); });
-              e != cudaSuccess)
-            return e;
+      for (const int32_t width : {0, 32, 64})
+        if (const cudaError_t e = with_instance(dim, dtype, width, [](auto instance) { return instance.allow(); });
+            e != cudaSuccess)
+          return e;
   return cudaSuccess;
 }
 

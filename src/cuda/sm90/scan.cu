@@ -12,7 +12,7 @@
 //   Signs (FP8 projected)   keys of 32 or 64 bytes, chunks of 256. The last coordinates of query and key multiply to
 //   -T, so the
 //                           sign of a sum is the decision. Sums in f16, two a register, and all negative is the AND of
-//                           the registers: 3.5 LOP3 for the 16 scores a thread has of a block. (-0 counts as below.)
+//                           the registers: 4 LOP3 for the 16 scores a thread has of a block. (-0 counts as below.)
 //   Limits (FP8, rank d)    chunks of 128, sums in f32, each compared with its row's limit; NaN keeps.
 //   Maxima (INT8, rank d)   chunks of 128, exact integer sums, the maximum per row and block, one dequantization after
 //   it.
@@ -21,8 +21,8 @@
 // blocks added.
 //
 // Floors for L rows causal, H query heads, L^2 H / 2 scores: products 2 x width operations a score (8-bit rate 1979
-// TFLOP/s on the data sheet: 64 x 256 x 32 in 128 cycles), vector work of Signs about 55 instructions per thread and 64
-// x 256 scores, 110 cycles.
+// TFLOP/s on the data sheet: 64 x 256 x 32 in 128 cycles), logic of Signs 4 instructions per thread and block, 2 cycles
+// each: half of what the products take.
 #include <initializer_list>
 
 #include "cuda/ptx/async.cuh"
@@ -38,7 +38,8 @@ using namespace ptx;
 constexpr int slots = 4, half_rows = 64, threads = 128 * (slots + 1);
 constexpr int max_words = max_keys / block_keys / 64;
 
-// ---- the three ways to vote: products of 64 rows and a chunk, then a bit per block
+// ---- the three ways to vote: products of 64 rows and a chunk; what a thread saw, in bits that may be or-ed; a bit a
+// block
 // ------------------------------------
 
 template <int bytes>
@@ -51,19 +52,27 @@ struct Signs {
   };
   __device__ static void multiply(Sum (&s)[64], uint64_t a, uint64_t b) {
 #pragma unroll
-    for (int i = 0; i < width / 32; ++i) wgmma_n256(s, a + 2 * i, b + 2 * i, i > 0, E4m3{});
+    for (int i = 0; i < width / 32; ++i) wgmma_n256(s, advance(a, 32 * i), advance(b, 32 * i), i > 0, E4m3{});
   }
-  // Register 2 i holds columns 8 i + 2 (t % 4) + {0, 1} of row r, register 2 i + 1 the same of row r + 8.
+  // Register 2 i holds columns 8 i + 2 (t % 4) + {0, 1} of row r, register 2 i + 1 the same of row r + 8. Signs are
+  // moved into place, block b's to bits 23 + b and 7 + b, by multiply-adds: the logic unit has enough to do.
   __device__ static uint32_t vote(const Sum (&s)[64], const Rows&, const float*) {
     uint32_t bits = 0;
 #pragma unroll
     for (int b = 0; b < 8; ++b) {
       const Sum* x = s + 8 * b;
-      const uint32_t negative = (x[0] & x[1] & x[2]) & (x[3] & x[4] & x[5]) & x[6] & x[7];
-      bits += (~negative & 0x80008000u) >> (7 - b);
+      const uint32_t negative = and3(and3(and3(x[0], x[1], x[2]), x[3], x[4]), x[5], x[6]);
+      uint32_t kept;  // mask & ~(negative & x[7])
+      asm("lop3.b32 %0, %1, %2, %3, 0x2a;" : "=r"(kept) : "r"(negative), "r"(x[7]), "r"(0x80008000u));
+      asm("mad.hi.u32 %0, %1, %2, %0;" : "+r"(bits) : "r"(kept), "r"(1u << (24 + b)));
     }
-    bits |= bits << 16;  // block b at bit 24 + b
-    return __reduce_or_sync(0xffffffff, bits) >> 24;
+    return bits;
+  }
+  __device__ static uint32_t gather(uint32_t bits) { return (bits >> 23 | bits >> 7) & 0xff; }
+  __device__ static uint32_t and3(uint32_t a, uint32_t b, uint32_t c) {  // the compiler takes two at a time
+    uint32_t d;
+    asm("lop3.b32 %0, %1, %2, %3, 0x80;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
   }
 };
 
@@ -78,7 +87,7 @@ struct Limits {
   };
   __device__ static void multiply(Sum (&s)[64], uint64_t a, uint64_t b) {
 #pragma unroll
-    for (int i = 0; i < width / 32; ++i) wgmma_n128(s, a + 2 * i, b + 2 * i, i > 0, E4m3{});
+    for (int i = 0; i < width / 32; ++i) wgmma_n128(s, advance(a, 32 * i), advance(b, 32 * i), i > 0, E4m3{});
   }
   // Registers 4 i + {0, 1} hold columns 8 i + 2 (t % 4) + {0, 1} of row r, 4 i + {2, 3} of row r + 8.
   __device__ static uint32_t vote(const Sum (&s)[64], const Rows& rows, const float*) {
@@ -90,8 +99,9 @@ struct Limits {
       for (int i = 16 * b; i < 16 * b + 16; ++i) keep = keep || !(s[i] < rows.limit[i / 2 % 2]);
       bits |= keep ? 1u << b : 0u;
     }
-    return __reduce_or_sync(0xffffffff, bits);
+    return bits;
   }
+  __device__ static uint32_t gather(uint32_t bits) { return bits; }
 };
 
 template <int bytes>
@@ -106,7 +116,7 @@ struct Maxima {
   };
   __device__ static void multiply(Sum (&s)[64], uint64_t a, uint64_t b) {
 #pragma unroll
-    for (int i = 0; i < width / 32; ++i) wgmma_n128(s, a + 2 * i, b + 2 * i, i > 0, S8{});
+    for (int i = 0; i < width / 32; ++i) wgmma_n128(s, advance(a, 32 * i), advance(b, 32 * i), i > 0, S8{});
   }
   // key_scales: of the chunk's blocks. docs/numerics.md, section 4.
   __device__ static uint32_t vote(const Sum (&s)[64], const Rows& rows, const float* key_scales) {
@@ -124,8 +134,9 @@ struct Maxima {
         if (!(__fmul_rn(static_cast<float>(most), step) < rows.limit[r])) bits |= 1u << b;
       }
     }
-    return __reduce_or_sync(0xffffffff, bits);
+    return bits;
   }
+  __device__ static uint32_t gather(uint32_t bits) { return bits; }
 };
 
 // ---- the kernel -----------------------------------------------------------------------------------------------------
@@ -208,20 +219,19 @@ __device__ void write_row(const SelectCall& call, const Slot& s, const uint32_t*
   const Common& c = call.common;
   const int32_t visible = visible_blocks(*s.sequence, s.tile), sink = c.sink / static_cast<int32_t>(block_keys);
   uint64_t* row = tile_bits(c, *s.sequence, s.tile, s.head);
-  const auto below = [](int32_t n) { return n <= 0 ? uint64_t{0} : n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1; };
   for (int32_t w = threadIdx.x % 128; w < (visible + 63) / 64; w += 128) {
     uint64_t bits = ~uint64_t{0};
     if (s.scans) {
       const uint64_t vote = votes[2 * w] | uint64_t{votes[2 * w + 1]} << 32;
-      bits = vote | below(sink - 64 * w) | ~below(s.first_local - 64 * w);
+      bits = vote | bits_below(sink - 64 * w) | ~bits_below(s.first_local - 64 * w);
     }
-    row[w] = bits & below(visible - 64 * w);
+    row[w] = bits & bits_below(visible - 64 * w);
   }
 }
 
 template <class Vote>
 __device__ void scan(const SelectCall& call, Shared<Vote>& sh) {
-  const int slot = threadIdx.x / 128, t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4;
+  const int slot = warpgroup(), t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4;
   const Slot& mine = sh.all[slot];
   uint32_t* bits = sh.bits[slot];
   if (mine.scans)
@@ -247,12 +257,13 @@ __device__ void scan(const SelectCall& call, Shared<Vote>& sh) {
     const typename Vote::Rows rows[2] = {{limits, row}, {limits, half_rows + row}};
     const uint64_t a[2] = {row_descriptor(shared_address(sh.q[slot]), Vote::width),
                            row_descriptor(shared_address(&sh.q[slot][half_rows * Vote::width]), Vote::width)};
-    uint32_t word = 0;
+    uint32_t word = 0;  // what this thread saw of 32 blocks
 #pragma unroll 1
     for (int32_t b = 0; b < end; b += blocks) {
       barrier_wait(&sh.full[at], parity);
       const uint64_t keys = row_descriptor(shared_address(sh.k[at]), Vote::width);
       typename Vote::Sum sums[64];
+      uint32_t seen = 0;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         wgmma_touch(sums);
@@ -262,14 +273,16 @@ __device__ void scan(const SelectCall& call, Shared<Vote>& sh) {
         wgmma_wait<0>();
         wgmma_touch(sums);
         if (half == 1 && !Vote::key_scales && t % 32 == 0) barrier_arrive(&sh.empty[at]);
-        word |= Vote::vote(sums, rows[half], sh.key_scales[at]) << b % 32;
+        seen |= Vote::vote(sums, rows[half], sh.key_scales[at]);
       }
+      word |= Vote::gather(seen) << b % 32;
       if (Vote::key_scales) {  // the vote read the stage's scales
         __syncwarp();
         if (t % 32 == 0) barrier_arrive(&sh.empty[at]);
       }
       if (++at == Vote::stages) at = 0, parity ^= 1;
       if ((b + blocks) % 32 == 0 || b + blocks >= end) {
+        word = __reduce_or_sync(0xffffffff, word);
         if (t % 32 == 0 && word != 0) atomicOr(&bits[b / 32], word);
         word = 0;
       }

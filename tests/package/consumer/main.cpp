@@ -21,7 +21,7 @@ int main() {
   const size_t bytes = sale_plan_workspace(plan).total;
   void* workspace = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
   const sale_status status =
-      sale_run(plan, q.data(), k.data(), v.data(), out.data(), nullptr, nullptr, workspace, bytes, nullptr);
+      sale_run(plan, q.data(), k.data(), v.data(), out.data(), nullptr, nullptr, workspace, bytes, nullptr, nullptr);
   if (status != SALE_OK) std::fprintf(stderr, "%s\n", sale_last_error());
   const bool right = status == SALE_OK && std::abs(out[0]) < 1e-6 && std::abs(out[64] - 0.5f) < 1e-6 &&
                      std::abs(out[128] - 1.0f) < 1e-6;

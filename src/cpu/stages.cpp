@@ -1,0 +1,370 @@
+// The stages, cut into items for the thread pool.
+#include "cpu/stages.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <tuple>
+
+#include "core/objects.hpp"
+#include "cpu/common/load.hpp"
+#include "cpu/thread_pool.hpp"
+
+namespace sale {
+namespace {
+
+// One unit of work: a kv head of a sequence and a group of neighbouring query tiles, with all their query heads.
+struct Item {
+  int32_t sequence, kv_head;
+  int64_t tile_begin, tile_end;
+};
+
+// What a plan needs here. Offsets in the workspace, bytes.
+struct CpuPlan {
+  const Kernels* kernels;
+  std::shared_ptr<ThreadPool> pool;
+  std::vector<Item> items;  // longest first
+  int64_t tiles_per_item;
+  size_t q_means_at;            // INT4: [batch, q_heads, head_dim]
+  size_t k_means_at;            // INT8 products: [batch, kv_heads, head_dim]
+  std::vector<size_t> bias_at;  // INT4: per sequence [q_heads, keys rounded up to 32]
+  size_t scratch_at, scratch_per_thread;
+};
+const CpuPlan& state(const Plan& plan) { return *static_cast<const CpuPlan*>(plan.state.get()); }
+
+struct CpuIndex {
+  const Kernels* kernels;
+  std::shared_ptr<ThreadPool> pool;
+};
+
+Shape shape_of(const Plan& p) {
+  return {
+      p.problem.dtype, p.problem.head_dim, p.group, p.estimator.rank, p.estimator.format, p.compute, p.sink, p.local,
+      p.scale};
+}
+
+const char* at(const void* base, sale_dtype dtype, int64_t elements) {
+  return static_cast<const char*>(base) + elements * element_bytes(dtype);
+}
+
+// One kv head of one sequence, or a range of its key blocks.
+struct Span {
+  int32_t sequence, kv_head;
+  int64_t begin, end;
+};
+
+// Ranges of up to `step` key blocks of every head of the sequences that are not dense.
+template <class F>
+void each_span(const Plan& plan, int64_t step, F&& f) {
+  int64_t total = 0;
+  for (const Sequence& s : plan.sequences)
+    if (!s.dense) total += ceil_div(ceil_div(s.k_len, k_block), step) * plan.problem.kv_heads;
+  state(plan).pool->run(total, [&](int64_t i, int) {
+    for (int32_t b = 0; b < plan.problem.batch; ++b) {
+      const Sequence& s = plan.sequences[static_cast<size_t>(b)];
+      if (s.dense) continue;
+      const int64_t blocks = ceil_div(s.k_len, k_block), ranges = ceil_div(blocks, step);
+      const int64_t here = ranges * plan.problem.kv_heads;
+      if (i >= here) {
+        i -= here;
+        continue;
+      }
+      const int64_t begin = i % ranges * step;
+      f(Span{b, static_cast<int32_t>(i / ranges), begin, std::min(begin + step, blocks)});
+      return;
+    }
+  });
+}
+
+constexpr int64_t span_blocks = 64;
+
+size_t aligned(int64_t bytes) { return static_cast<size_t>(round_up(bytes, area_alignment)); }
+
+// ---- key index -----------------------------------------------------------------------------------------------------
+
+// Codes [kv_heads, keys rounded up to 32, rank], scales [kv_heads, blocks, groups], smoothing [kv_heads, head_dim].
+IndexMap index_map(int32_t kv_heads, int32_t head_dim, const Estimator& e, int64_t keys) {
+  const int64_t blocks = ceil_div(keys, k_block);
+  IndexMap m{};
+  m.head_codes = aligned(blocks * k_block * e.rank);
+  m.head_scales = aligned(blocks * e.groups() * 4);
+  m.codes_at = 0;
+  m.scales_at = m.head_codes * static_cast<size_t>(kv_heads);
+  m.smoothing_at = m.scales_at + m.head_scales * static_cast<size_t>(kv_heads);
+  m.total = m.smoothing_at + aligned(int64_t{kv_heads} * head_dim * 4);
+  return m;
+}
+
+IndexView view_of(char* base, const IndexMap& m, const Estimator& e, int32_t head_dim, int32_t kv_head) {
+  const size_t h = static_cast<size_t>(kv_head);
+  IndexView view{};
+  view.codes = reinterpret_cast<int8_t*>(base + m.codes_at + m.head_codes * h);
+  view.scales = reinterpret_cast<float*>(base + m.scales_at + m.head_scales * h);
+  view.smoothing = reinterpret_cast<float*>(base + m.smoothing_at) + int64_t{kv_head} * head_dim;
+  if (e.projected) view.projection = e.k_projection.data() + int64_t{kv_head} * head_dim * e.rank;
+  return view;
+}
+IndexView view_of(const sale_index& index, int32_t kv_head) {
+  return view_of(index.part(0), index.map, index.estimator, index.problem.head_dim, kv_head);
+}
+
+// Mean over `rows` rows of one head, in double, ascending.
+void mean_rows(const void* base, sale_dtype dtype, int64_t head_stride, int64_t token_stride, int32_t head,
+               int64_t rows, int32_t head_dim, float* to) {
+  double sum[256] = {};
+  float row[256];
+  for (int64_t r = 0; r < rows; ++r) {
+    load_row(base, dtype, head * head_stride + r * token_stride, head_dim, row);
+    for (int32_t c = 0; c < head_dim; ++c) sum[c] += static_cast<double>(row[c]);
+  }
+  for (int32_t c = 0; c < head_dim; ++c) to[c] = static_cast<float>(sum[c] / static_cast<double>(rows));
+}
+
+std::shared_ptr<ThreadPool> pool_for(const sale_options& o) {
+  return shared_pool(o.threads != 0 ? o.threads : machine().cpus);
+}
+
+void open_index(sale_index& index, const sale_options& o) {
+  index.state = std::make_shared<CpuIndex>(CpuIndex{&index.backend->kernels(machine()), pool_for(o)});
+}
+
+void update(sale_index& index, const IndexUpdate& u) {
+  const CpuIndex& mine = *static_cast<const CpuIndex*>(index.state.get());
+  const sale_problem& p = index.problem;
+  HeadGroup h{};
+  h.shape.dtype = p.dtype;
+  h.shape.head_dim = p.head_dim;
+  h.shape.group = 1;
+  h.shape.rank = index.estimator.rank;
+  h.shape.format = index.estimator.format;
+  h.k_token = u.strides.token;
+  h.k_len = u.k_len;
+  const auto head = [&](int64_t i) {
+    HeadGroup one = h;
+    one.k = at(u.k, p.dtype, i * u.strides.head);
+    one.index = view_of(index, static_cast<int32_t>(i));
+    return one;
+  };
+  if (!index.smoothed)
+    mine.pool->run(p.kv_heads, [&](int64_t i, int) {
+      mean_rows(u.k, p.dtype, u.strides.head, u.strides.token, static_cast<int32_t>(i), u.k_len, p.head_dim,
+                const_cast<float*>(head(i).index.smoothing));
+    });
+  const int64_t first = index.length / k_block, blocks = ceil_div(u.k_len, k_block);
+  const int64_t ranges = ceil_div(blocks - first, span_blocks);
+  mine.pool->run(ranges * p.kv_heads, [&](int64_t i, int) {
+    const int64_t begin = first + i % ranges * span_blocks;
+    mine.kernels->index(head(i / ranges), begin, std::min(begin + span_blocks, blocks));
+  });
+}
+
+void codes(const sale_index& index, int32_t head, const int8_t** c, const float** scales, const float** smoothing) {
+  const IndexView view = view_of(index, head);
+  if (c != nullptr) *c = view.codes;
+  if (scales != nullptr) *scales = view.scales;
+  if (smoothing != nullptr) *smoothing = view.smoothing;
+}
+
+// ---- plan ----------------------------------------------------------------------------------------------------------
+
+// Neighbouring tiles share the packing of keys and values, so an item should hold about eight (tile, head) pairs; but
+// there should be enough items to keep every thread busy. Results do not depend on it.
+int64_t tiles_per_item(const Plan& plan, int threads) {
+  int64_t tiles = 0;
+  for (const Sequence& s : plan.sequences) tiles += s.tiles;
+  const int64_t shared = std::max<int64_t>(1, 8 / plan.group);
+  const int64_t busy = tiles * plan.problem.kv_heads / (4 * threads);
+  return std::clamp<int64_t>(busy, 1, shared);
+}
+
+// Longest first, so that the last items to be taken are short; ties in a fixed order.
+std::vector<Item> make_items(const Plan& plan, int64_t step) {
+  std::vector<Item> items;
+  for (int32_t b = 0; b < plan.problem.batch; ++b) {
+    const Sequence& s = plan.sequences[static_cast<size_t>(b)];
+    for (int64_t t = 0; t < s.tiles; t += step)
+      for (int32_t h = 0; h < plan.problem.kv_heads; ++h) items.push_back({b, h, t, std::min(t + step, s.tiles)});
+  }
+  const auto cost = [&](const Item& i) {
+    const Sequence& s = plan.sequences[static_cast<size_t>(i.sequence)];
+    return (i.tile_end - i.tile_begin) * s.visible_blocks(i.tile_end - 1);
+  };
+  std::stable_sort(items.begin(), items.end(), [&](const Item& a, const Item& b) { return cost(a) > cost(b); });
+  return items;
+}
+
+void make_state(Plan& plan, const sale_options& o, Areas& areas) {
+  const sale_problem& p = plan.problem;
+  auto made = std::make_shared<CpuPlan>();
+  made->kernels = &plan.backend->kernels(machine());
+  made->pool = pool_for(o);
+  const int64_t threads = made->pool->threads();
+  made->tiles_per_item = tiles_per_item(plan, made->pool->threads());
+  made->items = make_items(plan, made->tiles_per_item);
+  const bool int4 = plan.estimator.format == SALE_INT4, int8_products = plan.compute == SALE_COMPUTE_INT8;
+  made->q_means_at = areas.add(int4 ? int64_t{p.batch} * p.q_heads * p.head_dim * 4 : 0);
+  made->k_means_at = areas.add(int8_products ? int64_t{p.batch} * p.kv_heads * p.head_dim * 4 : 0);
+  for (const Sequence& s : plan.sequences)
+    made->bias_at.push_back(areas.add(int4 && !s.dense ? p.q_heads * round_up(s.k_len, k_block) * 4 : 0));
+  const Shape shape = shape_of(plan);
+  made->scratch_per_thread =
+      aligned(static_cast<int64_t>(std::max(made->kernels->select_scratch(shape, made->tiles_per_item),
+                                            made->kernels->attend_scratch(shape, made->tiles_per_item))));
+  made->scratch_at = areas.add(Checked(static_cast<int64_t>(made->scratch_per_thread)) * Checked(threads));
+  plan.state = std::move(made);
+}
+
+std::string explain(const Plan& plan) {
+  const CpuPlan& mine = state(plan);
+  return text("threads    ", mine.pool->threads(), ", each with ", mine.scratch_per_thread, " bytes of scratch\n",
+              "items      ", mine.items.size(), " of up to ", mine.tiles_per_item, " query tiles x ", plan.group,
+              " query heads\n");
+}
+
+// ---- run -----------------------------------------------------------------------------------------------------------
+
+HeadGroup head_group(const Call& call, int32_t sequence, int32_t kv_head) {
+  const Plan& p = *call.plan;
+  const CpuPlan& mine = state(p);
+  const auto [q, k, v, out, lse] = std::tuple(call.q, call.k, call.v, call.out, call.lse);
+  const sale_problem& x = p.problem;
+  const Sequence& s = p.sequences[static_cast<size_t>(sequence)];
+  const int64_t head = int64_t{kv_head} * p.group, d = x.head_dim;
+  HeadGroup h{};
+  h.shape = shape_of(p);
+  h.q = at(q, x.dtype, sequence * x.q.batch + head * x.q.head + s.q_start * x.q.token);
+  h.k = at(k, x.dtype, sequence * x.k.batch + kv_head * x.k.head + s.k_start * x.k.token);
+  if (v != nullptr) h.v = at(v, x.dtype, sequence * x.v.batch + kv_head * x.v.head + s.k_start * x.v.token);
+  if (out != nullptr)
+    h.out = const_cast<char*>(at(out, x.dtype, sequence * x.out.batch + head * x.out.head + s.q_start * x.out.token));
+  h.lse_head = s.lse_rows;
+  if (lse != nullptr) h.lse = lse + (int64_t{sequence} * x.q_heads + head) * s.lse_rows;
+  h.q_token = x.q.token;
+  h.q_head = x.q.head;
+  h.k_token = x.k.token;
+  h.v_token = x.v.token;
+  h.out_token = x.out.token;
+  h.out_head = x.out.head;
+  h.q_len = s.q_len;
+  h.k_len = s.k_len;
+  h.q_offset = s.q_offset;
+  h.thresholds = p.thresholds.data() + head;
+  h.dense = s.dense;
+  h.bits = call.bits + s.bits_at + head * s.words;
+  h.head_words = s.words;
+  h.row_word = s.row_word.data();
+  const auto floats = [&](size_t offset) { return reinterpret_cast<float*>(call.workspace + offset); };
+  if (p.estimator.format == SALE_INT4) {
+    h.q_mean = floats(mine.q_means_at) + (sequence * x.q_heads + head) * d;
+    h.bias = floats(mine.bias_at[static_cast<size_t>(sequence)]) + head * h.bias_stride();
+  }
+  if (p.compute == SALE_COMPUTE_INT8) h.k_mean = floats(mine.k_means_at) + (sequence * x.kv_heads + kv_head) * d;
+  if (s.dense) return h;
+  h.index = call.indexes != nullptr
+                ? view_of(*call.indexes[sequence], kv_head)
+                : view_of(call.workspace + s.index_at, index_map(x.kv_heads, x.head_dim, p.estimator, s.k_len),
+                          p.estimator, x.head_dim, kv_head);
+  if (p.estimator.projected) h.q_projection = p.estimator.q_projection.data() + kv_head * d * p.estimator.rank;
+  return h;
+}
+
+char* scratch(const Call& call, int thread) {
+  const CpuPlan& mine = state(*call.plan);
+  return call.workspace + mine.scratch_at + mine.scratch_per_thread * static_cast<size_t>(thread);
+}
+
+void make_index(const Call& call) {
+  const Plan& plan = *call.plan;
+  const int32_t d = plan.problem.head_dim;
+  each_span(plan, int64_t{1} << 40, [&](const Span& span) {
+    const HeadGroup h = head_group(call, span.sequence, span.kv_head);
+    mean_rows(h.k, h.shape.dtype, 0, h.k_token, 0, h.k_len, d, const_cast<float*>(h.index.smoothing));
+  });
+  each_span(plan, span_blocks, [&](const Span& span) {
+    state(plan).kernels->index(head_group(call, span.sequence, span.kv_head), span.begin, span.end);
+  });
+}
+
+// What INT8 products need besides.
+void make_means(const Call& call) {
+  const Plan& plan = *call.plan;
+  const int32_t kv_heads = plan.problem.kv_heads;
+  state(plan).pool->run(int64_t{plan.problem.batch} * kv_heads, [&](int64_t i, int) {
+    const HeadGroup h = head_group(call, static_cast<int32_t>(i / kv_heads), static_cast<int32_t>(i % kv_heads));
+    mean_rows(h.k, h.shape.dtype, 0, h.k_token, 0, h.k_len, plan.problem.head_dim, const_cast<float*>(h.k_mean));
+  });
+}
+
+void select_blocks(const Call& call) {
+  const Plan& plan = *call.plan;
+  const int32_t d = plan.problem.head_dim;
+  if (plan.estimator.format == SALE_INT4) {
+    each_span(plan, int64_t{1} << 40, [&](const Span& span) {
+      const HeadGroup h = head_group(call, span.sequence, span.kv_head);
+      for (int32_t g = 0; g < plan.group; ++g)
+        mean_rows(h.q, h.shape.dtype, h.q_head, h.q_token, g, h.q_len, d, const_cast<float*>(h.q_mean) + g * d);
+    });
+    each_span(plan, span_blocks, [&](const Span& span) {
+      state(plan).kernels->bias(head_group(call, span.sequence, span.kv_head), span.begin, span.end);
+    });
+  }
+  state(plan).pool->run(static_cast<int64_t>(state(plan).items.size()), [&](int64_t i, int thread) {
+    const Item& item = state(plan).items[static_cast<size_t>(i)];
+    state(plan).kernels->select(head_group(call, item.sequence, item.kv_head), item.tile_begin, item.tile_end,
+                                scratch(call, thread));
+  });
+}
+
+void attend_blocks(const Call& call) {
+  const Plan& plan = *call.plan;
+  if (plan.compute == SALE_COMPUTE_INT8) make_means(call);
+  state(plan).pool->run(static_cast<int64_t>(state(plan).items.size()), [&](int64_t i, int thread) {
+    const Item& item = state(plan).items[static_cast<size_t>(i)];
+    state(plan).kernels->attend(head_group(call, item.sequence, item.kv_head), item.tile_begin, item.tile_end,
+                                scratch(call, thread));
+  });
+}
+
+void count(const Call& call, int64_t first, int64_t n, int64_t* kept) {
+  const Plan& plan = *call.plan;
+  for (int64_t i = first; i < first + n; ++i) {
+    const Sequence& s = plan.sequences[static_cast<size_t>(i / plan.problem.q_heads)];
+    const uint64_t* words = call.bits + s.bits_at + i % plan.problem.q_heads * s.words;
+    int64_t sum = 0;
+    for (int64_t w = 0; w < s.words; ++w) sum += __builtin_popcountll(words[w]);
+    kept[i - first] = sum;
+  }
+}
+
+void check(const Call&) {}
+void wait(const Call&) {}
+
+// ---- memory --------------------------------------------------------------------------------------------------------
+
+// Aligned to a cache line.
+std::shared_ptr<void> allocate(size_t bytes, int32_t) {
+  void* data = std::aligned_alloc(64, aligned(static_cast<int64_t>(bytes)));
+  if (data == nullptr) throw std::bad_alloc();
+  return {data, std::free};
+}
+void copy(void* to, const void* from, size_t bytes, int32_t) { std::memcpy(to, from, bytes); }
+void check_address(const char*, const void*, int32_t) {}
+constexpr Space host{allocate, copy, copy, check_address};
+
+}  // namespace
+
+const Stages cpu_stages{q_block, host,  index_map,  open_index,    update,        codes, make_state,
+                        explain, check, make_index, select_blocks, attend_blocks, wait,  count};
+
+std::string cpu_why_not(const sale_problem& p, const sale_options& o) {
+  if (p.device != SALE_HOST)
+    return text("the tensors are in the memory of device ", p.device, "; CPU backends need device SALE_HOST");
+  if (p.page_size != 0) return text("page_size ", p.page_size, ": CPU backends have no paged keys and values");
+  if (o.format == SALE_FP8) return "format SALE_FP8 runs on GPUs only";
+  if (o.compute == SALE_COMPUTE_FP8) return "compute SALE_COMPUTE_FP8 runs on GPUs only";
+  if (o.compensate != 0) return "compensate: CPU backends do not compensate dropped blocks";
+  return {};
+}
+
+}  // namespace sale

@@ -1,0 +1,360 @@
+// What exact and low-bit attention share: how items are handed out, how a block list is walked and gathered, the online
+// softmax, masks, and the way out. Hopper.
+//
+// A policy says what a stage of K or V is and how it is filled:
+//
+//   P::D, P::pieces, P::stages   head dimension, pieces of 64 elements, stages of the rings
+//   P::Keys, P::Values           a stage: 128 keys, or four blocks of means
+//   P::Own                       what else the consumers keep in shared memory
+//   P::look_up                   what is read ahead of a step     by one thread, before the stage is free
+//   P::copy_keys, copy_values    fill a stage                     by one thread
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "cuda/ptx/async.cuh"
+#include "cuda/ptx/wgmma.cuh"
+#include "cuda/sm90/blocks.cuh"
+#include "cuda/sm90/launch.hpp"
+
+namespace sale::sm90 {
+
+using namespace ptx;
+
+constexpr int groups = 2, attend_threads = 128 * (1 + groups);
+constexpr int step_keys = 128, step_blocks = 4;
+constexpr float log2e = 1.4426950408889634f;
+
+// One item as everyone sees it. The first `kept` steps are four blocks of the list each, the rest 128 pseudo-keys each.
+struct Work {
+  int32_t item, steps, kept;  // item < 0: no more work
+};
+
+template <class P>
+struct Shared {
+  alignas(1024) uint16_t q[2][P::pieces][tile_rows * 64];
+  alignas(1024) typename P::Keys k[P::stages];
+  alignas(1024) typename P::Values v[P::stages];
+  alignas(1024) typename P::Own own;
+  // Of the K stage: block numbers ascending, -1 where there is none; or, a bit each, which of 128 blocks were dropped.
+  alignas(16) int32_t ids[P::stages][step_blocks];
+  Work slots[2];
+  uint64_t k_full[P::stages], k_empty[P::stages], v_full[P::stages], v_empty[P::stages];
+  uint64_t q_full[2], q_empty[2];
+  uint64_t slot_full[2], slot_empty[2];
+};
+
+// A ring position: index and the parity of its phase.
+template <int N>
+struct Ring {
+  int index = 0;
+  uint32_t parity = 0;
+  __device__ void next() {
+    if (++index == N) {
+      index = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// All items of one kv head before the next: what the multiprocessors read at a time then fits L2.
+__device__ inline Place place_of(const Common& c, int32_t work) {
+  const int32_t per_head = c.n_items * c.group, kv_head = work / per_head, rest = work % per_head;
+  const Item& i = c.items[rest / c.group];
+  return {&c.sequences[i.sequence], i.tile, kv_head * c.group + rest % c.group};
+}
+
+// ---- producers
+// -------------------------------------------------------------------------------------------------------
+
+// Set bits of a row of words, highest first. All lanes of the warp together.
+struct Bits {
+  const uint64_t* words;
+  int32_t word;      // being taken apart
+  uint64_t current;  // what is left of it
+  uint64_t mine;     // this lane's word of the 32 around
+
+  __device__ Bits(const uint64_t* row, int32_t n_words) : words(row), word(n_words), current(0), mine(0) {}
+  __device__ int32_t next() {
+    const int lane = threadIdx.x % 32;
+    while (current == 0) {
+      if (word == 0) return -1;
+      --word;
+      if (word % 32 == 31 || mine_group != word / 32) {
+        mine_group = word / 32;
+        const int32_t at = mine_group * 32 + lane;
+        mine = at <= word ? words[at] : 0;
+      }
+      current = __shfl_sync(0xffffffff, mine, word % 32);
+    }
+    const int bit = 63 - __clzll(static_cast<long long>(current));
+    current ^= uint64_t{1} << bit;
+    return word * 64 + bit;
+  }
+
+private:
+  int32_t mine_group = -1;
+};
+
+// What a step works on: four blocks of keys, or four blocks of 32 means.
+struct Gathered {
+  int32_t id[step_blocks];  // ascending; -1 first where there is none
+  bool means;
+  float scale[step_blocks];  // low-bit: of the codes
+};
+
+// The next item for everyone, by the K warp. Returns false when there is none left.
+template <class P>
+__device__ bool take_item(const AttendCall& call, Shared<P>& sh, Ring<2>& slot, Work& work) {
+  const Common& c = call.common;
+  const int lane = threadIdx.x % 32;
+  if (lane == 0) work.item = atomicAdd(call.counter, 1);
+  work.item = __shfl_sync(0xffffffff, work.item, 0);
+  barrier_wait(&sh.slot_empty[slot.index], slot.parity ^ 1);
+  const bool any = work.item < c.n_items * c.q_heads;
+  work.steps = work.kept = 0;
+  if (any) {
+    const Place p = place_of(c, work.item);
+    const uint64_t* row = tile_bits(c, *p.sequence, p.tile, p.head);
+    const int32_t n_words = (visible_blocks(*p.sequence, p.tile) + 63) / 64, local = first_local(c, p);
+    int32_t kept = 0, dropped = 0;
+    for (int32_t w = lane; w < n_words; w += 32) {
+      kept += __popcll(row[w]);
+      dropped += __popcll(~row[w] & bits_below(local - 64 * w));
+    }
+    kept = __reduce_add_sync(0xffffffff, kept);
+    work.kept = work.steps = (kept + step_blocks - 1) / step_blocks;
+    if (call.compensate != 0 && kept > 0 && __any_sync(0xffffffff, dropped != 0))
+      work.steps += (local + step_keys - 1) / step_keys;
+  }
+  if (lane == 0) {
+    sh.slots[slot.index] = {any ? work.item : -1, work.steps, work.kept};
+    barrier_arrive(&sh.slot_full[slot.index]);
+  }
+  slot.next();
+  return any;
+}
+
+// The same, by everyone else: one lane of each warp says that it has read the slot.
+template <class P>
+__device__ bool read_item(Shared<P>& sh, Ring<2>& slot, Work& work) {
+  barrier_wait(&sh.slot_full[slot.index], slot.parity);
+  work = sh.slots[slot.index];
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) barrier_arrive(&sh.slot_empty[slot.index]);
+  slot.next();
+  return work.item >= 0;
+}
+
+template <class P, bool keys>
+__device__ void produce(const AttendCall& call, Shared<P>& sh) {
+  const Common& c = call.common;
+  const int lane = threadIdx.x % 32;
+  Ring<P::stages> ring;
+  Ring<2> qr, slot;
+  Work work{};
+  while (keys ? take_item(call, sh, slot, work) : read_item(sh, slot, work)) {
+    const Place p = place_of(c, work.item);
+    const Sequence& s = *p.sequence;
+    const int32_t kv_head = p.head / c.group;
+    const uint64_t* row = tile_bits(c, s, p.tile, p.head);
+    if constexpr (keys) {
+      barrier_wait(&sh.q_empty[qr.index], qr.parity ^ 1);
+      if (lane == 0) {
+        barrier_expect(&sh.q_full[qr.index], sizeof(sh.q[0]));
+        for (int piece = 0; piece < P::pieces; ++piece)
+          for (int half = 0; half < 2; ++half)
+            copy_box(&sh.q[qr.index][piece][half * 64 * 64], &call.q64, &sh.q_full[qr.index], piece * 64,
+                     static_cast<int32_t>(s.q_start + p.tile * tile_rows + half * 64), p.head, s.batch);
+      }
+      qr.next();
+    }
+    Bits bits(row, (visible_blocks(s, p.tile) + 63) / 64);
+    for (int32_t n = 0; n < work.steps; ++n) {
+      Gathered g;
+      g.means = n >= work.kept;
+#pragma unroll
+      for (int b = step_blocks - 1; b >= 0; --b) g.id[b] = g.means ? (n - work.kept) * step_blocks + b : bits.next();
+      if (lane == 0 && keys) P::look_up(call, s, kv_head, g);
+      const int at = ring.index;
+      barrier_wait(keys ? &sh.k_empty[at] : &sh.v_empty[at], ring.parity ^ 1);
+      if (lane == 0) {
+        if constexpr (keys) {
+          const int32_t local = first_local(c, p);
+#pragma unroll
+          for (int b = 0; b < step_blocks; ++b)
+            sh.ids[at][b] = g.means ? static_cast<int32_t>(dropped_bits(row, g.id[b] * 32, local)) : g.id[b];
+          P::copy_keys(call, s, kv_head, g, sh.k[at], &sh.k_full[at]);
+        } else {
+          P::copy_values(call, s, kv_head, g, sh.v[at], &sh.v_full[at]);
+        }
+      }
+      ring.next();
+    }
+  }
+}
+
+// ---- consumers ------------------------------------------------------------------------------------------------------
+
+template <class T>
+__device__ __forceinline__ uint32_t pack(float low, float high);
+template <>
+__device__ __forceinline__ uint32_t pack<Bf16>(float low, float high) {
+  const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&v);
+}
+template <>
+__device__ __forceinline__ uint32_t pack<F16>(float low, float high) {
+  const __half2 v = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&v);
+}
+
+// Thread t of a group holds rows r = 16 (t / 32) + t % 32 / 4 and r + 8 of S, columns 8 i + 2 (t % 4) + {0, 1}:
+// S[4 i + 0, 1] of row r, S[4 i + 2, 3] of row r + 8.
+// shift: probabilities are 2^shift times larger than usual, to suit their number format.
+template <int shift>
+struct Softmax {
+  float most[2], sum[2];
+  float scale;  // of scores, in base 2
+
+  __device__ void start() {
+    most[0] = most[1] = -INFINITY;
+    sum[0] = sum[1] = 0;
+  }
+  // S becomes P (f32); shrink: by how much what was summed so far must shrink. bonus: what every score is short of; it
+  // is taken off the maximum instead. Two maxima and two sums a row: a warp has few others to hide their latency.
+  __device__ __forceinline__ void step(float (&s)[64], float (&shrink)[2], float bonus = 0) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float before = most[r] - bonus;
+      float m[2] = {before, -INFINITY};
+#pragma unroll
+      for (int i = 0; i < 32; ++i) m[i % 2] = fmaxf(m[i % 2], s[i / 2 * 4 + 2 * r + i % 2]);
+      const float base = raise(r, before, fmaxf(m[0], m[1]), bonus, shrink[r]);
+      float total[2] = {sum[r] * shrink[r], 0};
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        float& x = s[i / 2 * 4 + 2 * r + i % 2];
+        x = exp2f_fast(fmaf(x, scale, -base));
+        total[i % 2] += x;
+      }
+      sum[r] = total[0] + total[1];
+    }
+  }
+  // The row's maximum becomes m (over its four threads); returns what scores are lowered by.
+  __device__ __forceinline__ float raise(int r, float before, float m, float bonus, float& shrink) {
+    m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 1));
+    m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 2));
+    const float top = m == -INFINITY ? 0.0f : m * scale;
+    shrink = exp2f_fast(before * scale - top);
+    most[r] = m + bonus;
+    return top - shift;
+  }
+  __device__ static float exp2f_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+  }
+};
+
+// Scores of keys that a row does not see become -inf. limit: keys seen by rows r and r + 8.
+__device__ __forceinline__ void mask(float (&s)[64], const int4& ids, int32_t limit0, int32_t limit1) {
+  const int column = threadIdx.x % 4 * 2;
+  const int32_t id[4] = {ids.x, ids.y, ids.z, ids.w};
+#pragma unroll
+  for (int b = 0; b < step_blocks; ++b) {
+    const int32_t first = id[b] * static_cast<int32_t>(block_keys) + column;
+    const int32_t left0 = id[b] < 0 ? 0 : limit0 - first, left1 = id[b] < 0 ? 0 : limit1 - first;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        if (8 * i + e >= left0) s[4 * (4 * b + i) + e] = -INFINITY;
+        if (8 * i + e >= left1) s[4 * (4 * b + i) + 2 + e] = -INFINITY;
+      }
+    }
+  }
+}
+
+// Of 128 pseudo-keys those of kept blocks become -inf.
+__device__ __forceinline__ void mask_means(float (&s)[64], const int4& dropped) {
+  const uint32_t word[4] = {static_cast<uint32_t>(dropped.x), static_cast<uint32_t>(dropped.y),
+                            static_cast<uint32_t>(dropped.z), static_cast<uint32_t>(dropped.w)};
+#pragma unroll
+  for (int b = 0; b < step_blocks; ++b) {
+    const uint32_t mine = word[b] >> threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        if ((mine >> (8 * i + e) & 1) == 0) s[4 * (4 * b + i) + e] = s[4 * (4 * b + i) + 2 + e] = -INFINITY;
+  }
+}
+
+// add_lse: what its logarithm lacks. Rows r and r + 8.
+template <int D, class T, int shift>
+__device__ void store(const AttendCall& call, const Place& p, uint16_t (&tile)[D / 64][tile_rows * 64], int group,
+                      const float (&o)[D / 2], const Softmax<shift>& softmax, const float (&add_lse)[2]) {
+  const Sequence& s = *p.sequence;
+  const int t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4, column = t % 4;
+  float inverse[2], lse[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float sum = softmax.sum[r];
+    sum += __shfl_xor_sync(0xffffffff, sum, 1);
+    sum += __shfl_xor_sync(0xffffffff, sum, 2);
+    inverse[r] = sum == 0 ? 0.0f : 1.0f / sum;
+    lse[r] =
+        sum == 0 ? -INFINITY : softmax.most[r] * (softmax.scale / log2e) + (logf(sum) - shift / log2e) + add_lse[r];
+  }
+#pragma unroll
+  for (int i = 0; i < D / 8; ++i) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int at = group * 64 + row + 8 * r;
+      const uint32_t v = pack<T>(o[4 * i + 2 * r] * inverse[r], o[4 * i + 2 * r + 1] * inverse[r]);
+      *reinterpret_cast<uint32_t*>(&tile[i / 8][at * 64 + ((i % 8) ^ (at % 8)) * 8 + column * 2]) = v;
+    }
+  }
+  const int64_t first = int64_t{p.tile} * tile_rows + group * 64;
+  if (call.lse != nullptr && column == 0) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+      if (first + row + 8 * r < s.q_len)
+        call.lse[(int64_t{s.batch} * call.common.q_heads + p.head) * call.lse_rows + first + row + 8 * r] = lse[r];
+  }
+  named_sync(4 + group, 128);
+  uint16_t* out = static_cast<uint16_t*>(call.out) + s.batch * call.out_batch + p.head * call.out_head +
+                  (s.q_start + first) * call.out_token;
+#pragma unroll
+  for (int i = 0; i < D / 16; ++i) {
+    const int at = i * 128 + t, r = at / (D / 8), piece = at % (D / 8);  // D / 8 pieces of 16 bytes a row
+    const int in = group * 64 + r;
+    if (first + r < s.q_len)
+      *reinterpret_cast<uint4*>(out + r * call.out_token + piece * 8) =
+          *reinterpret_cast<const uint4*>(&tile[piece / 8][in * 64 + ((piece % 8) ^ (in % 8)) * 8]);
+  }
+}
+
+template <class P>
+__device__ void start_barriers(Shared<P>& sh) {
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < P::stages; ++i) {
+      barrier_init(&sh.k_full[i], 1);
+      barrier_init(&sh.v_full[i], 1);
+      barrier_init(&sh.k_empty[i], 4 * groups);
+      barrier_init(&sh.v_empty[i], 4 * groups);
+    }
+    for (int i = 0; i < 2; ++i) {
+      barrier_init(&sh.q_full[i], 1);
+      barrier_init(&sh.q_empty[i], groups);
+      barrier_init(&sh.slot_full[i], 1);
+      barrier_init(&sh.slot_empty[i], 1 + 4 * groups);
+    }
+    barrier_init_fence();
+  }
+  __syncthreads();
+}
+
+}  // namespace sale::sm90

@@ -1,0 +1,112 @@
+#!/usr/bin/env python3
+"""Good inputs for the fuzz targets, small ones, so that a minute of fuzzing starts behind the first checks.
+
+usage: seeds.py OUT      writes OUT/TARGET/* and OUT/TARGET.dict; `SALE_FUZZ_ACCEPT=1 TARGET OUT/TARGET/*` says that each
+                         is accepted
+"""
+import json
+import pathlib
+import struct
+import sys
+
+root = pathlib.Path(__file__).resolve().parents[2]
+out = pathlib.Path(sys.argv[1])
+
+
+def put(target, name, data):
+    folder = out / target
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data)
+
+
+def put_words(target, words):
+    quoted = ("".join(f"\\x{b:02x}" for b in w.encode()) for w in sorted(set(words)))
+    (out / f"{target}.dict").write_text("".join(f'"{w}"\n' for w in quoted))
+
+
+def keys(tree):
+    """Every name and short text in a JSON tree."""
+    if isinstance(tree, dict):
+        return [k for k in tree] + [w for v in tree.values() for w in keys(v)]
+    if isinstance(tree, list):
+        return [w for v in tree for w in keys(v)]
+    return [tree] if isinstance(tree, str) and 0 < len(tree) < 30 else []
+
+
+extremes = ["-1", "18446744073709551615", "9223372036854775807", "2147483648", "1e308", "null", "[]", "{}", '""', "true"]
+
+# ---- args_fuzz: odd first byte, a problem line; even, edits to a good problem (see args_fuzz.cpp)
+lines = [
+    "q=100 k=300 d=64",
+    "batch=2 qheads=4 kvheads=2 q=1000 k=4k offset=auto d=128 type=bf16 tau=0.004 estimator=int8:32 data=real-like seed=7",
+    "batch=3 qheads=2 qlens=5,7,9 klens=10,20,30 offsets=auto,3,0 taus=0.1,0 type=f16 estimator=int4 layout=packed",
+    "k=2k d=96 type=f32 compute=int8 sink=64 local=256 densebelow=100 index=1 layout=fused data=nan-k threads=2",
+]
+for i, line in enumerate(lines):
+    put("args_fuzz", f"line{i}", b"\1" + line.encode())
+put("args_fuzz", "good", bytes(2))  # no edit: the good problem itself
+for slot in range(0, 60, 3):  # one edit, of the problem: (which struct, slot, kind, value)
+    put("args_fuzz", f"edit{slot}", bytes([0, 1, 1, slot, 0, 16, 0, 0]))
+put_words("args_fuzz", [w for line in lines for part in line.split() for w in (part, part.split("=")[0] + "=")] + extremes)
+
+# ---- calibration_fuzz: the JSON, a zero byte, the projections (fingerprints are made to fit by the target)
+bundled = json.loads((root / "models/tiny-llama-128k/calibration.json").read_text())
+layers, q_heads, kv_heads, d, rank = 2, 2, 1, 32, 16
+
+
+def calibration(projected):
+    c = json.loads(json.dumps(bundled))
+    c["model"].update(layers=layers, q_heads=q_heads, kv_heads=kv_heads, head_dim=d)
+    c["estimator"]["rank"] = rank if projected else d
+    c["thresholds"] = [[0.004] * q_heads] * layers
+    c["provenance"].update(prompts=[{"text": "a", "tokens": 4096}], command="c", note="n")
+    if not projected:
+        c["projections"] = None
+    return json.dumps(c, indent=1).encode()
+
+
+def safetensors(tensors):
+    """[(name, type, shape, bytes)]"""
+    header, data = {}, b""
+    for name, dtype, shape, content in tensors:
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(content)]}
+        data += content
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data
+
+
+matrix = struct.pack(f"<{d * rank}f", *[(i % 7 - 3) / 8 for i in range(d * rank)])
+projections = safetensors([(f"layer.{i}.{w}_projection", "F32", [kv_heads, d, rank], matrix) for i in range(layers) for w in "qk"])
+put("calibration_fuzz", "projected", calibration(True) + b"\0" + projections)
+put("calibration_fuzz", "whole", calibration(False))
+int4 = json.loads(calibration(False))
+int4["estimator"]["format"] = "int4"
+put("calibration_fuzz", "int4", json.dumps(int4).encode())
+put_words("calibration_fuzz", keys(bundled) + ["int4", "int8", "F32", "__metadata__", "data_offsets", "shape"] + extremes)
+
+# ---- model_files_fuzz: the first byte picks the reader
+put("model_files_fuzz", "safetensors", b"\0" + safetensors(
+    [("a", "BF16", [3, 4], bytes(24)), ("b", "F32", [2], bytes(8)), ("empty", "I64", [0, 5], b"")]))
+words = ["BF16", "F16", "I8", "U8", "I32", "dtype", "__metadata__", "weight_map"]
+for name in ("models/tiny-llama-128k/config.json", "tests/lm/data/tiny_qwen2/config.json"):
+    config = json.loads((root / name).read_text())
+    put("model_files_fuzz", name.split("/")[-2], b"\1" + json.dumps(config).encode())
+    words += keys(config)
+rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192}
+llama3 = json.loads((root / "models/tiny-llama-128k/config.json").read_text())
+llama3.pop("rope_parameters")
+llama3["rope_scaling"] = rope
+put("model_files_fuzz", "llama3", b"\1" + json.dumps(llama3).encode())
+tokenizer = json.loads((root / "models/tiny-llama-128k/tokenizer.json").read_text())
+merges = tokenizer["model"]["merges"][:20]
+made = {"".join(m) if isinstance(m, list) else m.replace(" ", "") for m in merges}
+vocab = {w: i for w, i in tokenizer["model"]["vocab"].items() if len(w) == 1 or w in made}
+tokenizer["model"].update(merges=merges, vocab=vocab)
+put("model_files_fuzz", "tokenizer", b"\2" + json.dumps(tokenizer, ensure_ascii=False).encode())
+tokenizer["model"].update(merges=[], ignore_merges=True)
+tokenizer["normalizer"] = {"type": "NFC"}
+put("model_files_fuzz", "tokenizer_nfc", b"\2" + json.dumps(tokenizer, ensure_ascii=False).encode())
+tokenizer["model"]["vocab"] = {}
+put_words("model_files_fuzz", words + list(rope) + keys(tokenizer) + extremes)
