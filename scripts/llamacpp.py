@@ -67,12 +67,16 @@ class Server:
         return self.get("/tokenize", {"content": text, "add_special": True})["tokens"]
 
     def complete(self, prompt, n=9, slot=-1, cache=True):
-        body = {"prompt": prompt, "n_predict": n, "temperature": 0, "cache_prompt": cache, "id_slot": slot}
+        body = {"prompt": prompt, "n_predict": n, "temperature": 0, "cache_prompt": cache, "id_slot": slot, "ignore_eos": n > 64}
         return self.get("/completion", body)
 
     def resident(self):
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+
+    def processor_seconds(self):
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self):
         """Ends the server; the backend's statistics, one record for each context."""
@@ -110,14 +114,15 @@ def read_and_ask(a, sale, context, questions):
     server = Server(a, sale, ["-c", str(a.tokens + 1024), "-b", str(a.ubatch), "-ub", str(a.ubatch), "-np", "1"])
     prompt = server.tokens(context)
     asked = [server.tokens(q)[1:] for q, _ in questions]  # without the first token
-    answers, first = [], None
+    answers, first, busy = [], None, server.processor_seconds()
     for question in asked:
         answer = server.complete(prompt + question)
-        first = first or answer["timings"]
+        if not answers:
+            first, busy = answer["timings"], server.processor_seconds() - busy
         answers.append(answer)
     decode = sum(x["timings"]["predicted_ms"] for x in answers) / sum(x["timings"]["predicted_n"] for x in answers)
     return {"tokens": first["prompt_n"], "speed": first["prompt_per_second"], "first": first["prompt_ms"] / 1000,
-            "decode": decode, "answers": answers, "stats": server.stop()}
+            "busy": busy, "decode": decode, "answers": answers, "stats": server.stop()}
 
 
 def demo(a):
@@ -129,7 +134,7 @@ def demo(a):
     print(f"\n{Path(a.model).stem}, {plain['tokens']:,} tokens of {a.text} with {len(questions)} numbers hidden, -ub {a.ubatch}, {a.threads} threads\n")
     print(f"{'':26}{'llama.cpp':>12}{'with SALE':>12}")
     for label, key, form, ratio in (("prompt, tokens/s", "speed", "{:.0f}", lambda x, y: y / x), ("time to first token, s", "first", "{:.1f}", lambda x, y: x / y),
-                                    ("decoding, ms a token", "decode", "{:.1f}", None)):
+                                    ("processor time for it, s", "busy", "{:.1f}", lambda x, y: x / y), ("decoding, ms a token", "decode", "{:.1f}", None)):
         factor = f"  {ratio(plain[key], ours[key]):.2f}x" if ratio else ""
         print(f"{label:26}{form.format(plain[key]):>12}{form.format(ours[key]):>12}{factor}")
     s = ours["stats"][-1]

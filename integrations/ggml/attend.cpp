@@ -11,6 +11,7 @@ namespace sale::ggml {
 namespace {
 
 constexpr size_t most_layers = 4096, most_masks = 16;
+constexpr int64_t sampled_rows = 16;
 
 // Adds the time until the end of the scope.
 class Timed {
@@ -119,18 +120,26 @@ Attention::Layer& Attention::layer_of(const Tensor& op) {
 // ---- the mask --------------------------------------------------------------------------------------------------
 
 // All layers of a pass share a mask tensor, and a later pass may fill the same one anew. Layers run in ascending order,
-// so a layer that does not follow the last one begins another pass.
+// so a layer that does not follow the last one begins another pass; a sample of the rows stands guard over that.
 const std::vector<std::vector<Run>>& Attention::runs_of(const Tensor& op, int32_t layer) {
   const Tensor &q = *op.src[0], &k = *op.src[1], *m = op.src[3];
   const Timed timed(totals_.mask_s);
   if (masks_.size() >= most_masks && !masks_.contains(m)) masks_.clear();
+  MaskOf now{m, m == nullptr ? nullptr : m->data, q.ne[1], k.ne[1], q.ne[3], layer, 0, {}};
+  for (int64_t i = 0; m != nullptr && i < sampled_rows; ++i) {
+    const auto row = static_cast<size_t>((q.ne[1] - 1) * i / (sampled_rows - 1));
+    for (int64_t s = 0; s < m->ne[3]; ++s)
+      now.sample =
+          now.sample * 31 +
+          digest(static_cast<const char*>(m->data) + static_cast<size_t>(s) * m->nb[3] + row * m->nb[1], m->nb[1]);
+  }
   MaskOf& of = masks_[m];
-  if (m != nullptr && of.tensor == m && of.data == m->data && of.rows == q.ne[1] && of.keys == k.ne[1] &&
-      of.streams == q.ne[3] && layer > of.last_layer && of.last_layer >= 0) {
+  if (m != nullptr && of.tensor == m && of.data == now.data && of.rows == now.rows && of.keys == now.keys &&
+      of.streams == now.streams && of.sample == now.sample && layer > of.last_layer && of.last_layer >= 0) {
     of.last_layer = layer;
     return of.runs;
   }
-  of = {m, m == nullptr ? nullptr : m->data, q.ne[1], k.ne[1], q.ne[3], layer, {}};
+  of = std::move(now);
   for (int64_t s = 0; s < q.ne[3]; ++s) {
     if (m == nullptr) {
       of.runs.push_back({Run{Run::all, 0, q.ne[1], {{0, k.ne[1]}}, k.ne[1], k.ne[1], false}});

@@ -58,6 +58,7 @@ private:
     const void* data = nullptr;
     int64_t rows = 0, keys = 0, streams = 0;
     int32_t last_layer = -1;
+    uint64_t sample = 0;                 // digest of some of its rows
     std::vector<std::vector<Run>> runs;  // by stream
   };
 

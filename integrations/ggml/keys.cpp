@@ -55,6 +55,12 @@ std::vector<uint64_t> digest(const Stored& k, const Run& run, int threads) {
   return values;
 }
 
+uint64_t digest(const void* bytes, size_t n) {
+  Digest sum;
+  sum.add(static_cast<const char*>(bytes), n);
+  return sum.value();
+}
+
 Readable readable(const Stored& from, const Run& run, std::vector<char>& room, int threads) {
   const sale_dtype type = computed_as(from.type);
   const size_t size = size_of(type), row = static_cast<size_t>(from.dim) * size;

@@ -46,6 +46,9 @@ void each_cell(const std::vector<Cells>& list, int64_t begin, int64_t end, F&& f
 // One number per whole block of SALE_K_BLOCK keys, made of every byte of its rows.
 std::vector<uint64_t> digest(const Stored& k, const Run& run, int threads);
 
+// Of plain bytes.
+uint64_t digest(const void* bytes, size_t n);
+
 // What the library reads: in place where the cache holds the list as one range in a type that is computed with, else a
 // copy [token, head, dim] in `room`.
 struct Readable {

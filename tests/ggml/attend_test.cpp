@@ -115,6 +115,27 @@ TEST(Attend, MasksThatNoListDescribesGoToTheHost) {
   EXPECT_EQ(session.end()["rows"]["ggml"], 128);
 }
 
+// The layers of a pass share a mask, which is read once; the next pass fills the same tensor anew.
+TEST(Attend, MaskSharedByLayersAndFilledAnew) {
+  Session session;
+  Prompt first({}, 512, 0), second({}, 512, 1), third({}, 512, 2);
+  Tensor* mask = nullptr;
+  for (Prompt* prompt : {&first, &second, &third}) {
+    prompt->write(0, 512, 0);
+    Tensor* op = prompt->causal(64, 100, 512);
+    if (mask == nullptr) mask = op->src[3];
+    op->src[3] = mask;
+    // Before the third layer, as if a graph without the first ones had taken the tensor's place.
+    if (prompt == &third)
+      for (int64_t r = 0; r < 64; ++r) static_cast<uint16_t*>(mask->data)[r * 512] = 0xfc00;
+    expect_equal(session, op, 2e-3, "a layer");
+  }
+  for (int64_t r = 0; r < 64; ++r) static_cast<uint16_t*>(mask->data)[r * 512 + 200] = 0;
+  Tensor* op = first.causal(64, 100, 512);
+  op->src[3] = mask;
+  expect_equal(session, op, 2e-3, "another pass");
+}
+
 // ---- selection and the key index -------------------------------------------------------------------------------
 
 namespace {
