@@ -1,5 +1,6 @@
 #include "adapter.hpp"
 
+#include <algorithm>
 #include <chrono>
 
 namespace sale::cli {
@@ -25,7 +26,7 @@ Options AttentionSettings::options(int layer) const {
   else
     o.estimator(format);
   if (calibration == nullptr || tau_over_calibration) o.threshold(tau);
-  return o.backend(backend).threads(threads);
+  return o.compute(compute).compensate(compensate).backend(backend).threads(threads);
 }
 
 double AttentionTotals::density() const {
@@ -37,18 +38,70 @@ double AttentionTotals::density(size_t head) const {
   return ratio(heads[head].kept_blocks, heads[head].visible_blocks);
 }
 
-Problem problem_of(const lm::AttentionCall& c) {
+namespace {
+
+// Elements from the first to behind the last.
+int64_t extent(int64_t tokens, int64_t token_stride, int64_t heads, int64_t head_stride, int64_t head_dim) {
+  return (tokens - 1) * token_stride + (heads - 1) * head_stride + head_dim;
+}
+
+}  // namespace
+
+Placement::Placement(const lm::Config& config, bool device, int64_t capacity)
+    : device_(device), capacity_(capacity), layers_(static_cast<size_t>(config.layers)) {}
+
+void Placement::append(Layer& layer, const lm::AttentionCall& c) const {
+  const auto row = static_cast<size_t>(c.head_dim) * 2, head = static_cast<size_t>(capacity_) * row;
+  layer.k.need(head * static_cast<size_t>(c.kv_heads)), layer.v.need(head * static_cast<size_t>(c.kv_heads));
+  const auto add = [&](const DeviceMemory& to, const uint16_t* from) {
+    for (int64_t h = 0; h < c.kv_heads; ++h)
+      to.put_rows(static_cast<size_t>(h) * head + static_cast<size_t>(layer.length) * row, row,
+                  from + h * c.kv_head_stride + layer.length * c.kv_token_stride,
+                  static_cast<size_t>(c.kv_token_stride) * 2, row, static_cast<size_t>(c.k_len - layer.length));
+  };
+  add(layer.k, c.k), add(layer.v, c.v);
+  layer.length = c.k_len;
+}
+
+Placement::Call Placement::place(const lm::AttentionCall& c) {
   Problem problem(1, c.q_heads, c.kv_heads, c.q_len, c.k_len, c.head_dim, SALE_BF16);
-  const sale_strides q{0, c.q_head_stride, c.q_token_stride}, kv{0, c.kv_head_stride, c.kv_token_stride};
-  problem.scale(c.scale).strides(q, kv, kv, {0, c.out_head_stride, c.out_token_stride});
-  return problem;
+  const sale_strides q{0, c.q_head_stride, c.q_token_stride}, out{0, c.out_head_stride, c.out_token_stride};
+  sale_strides kv{0, c.kv_head_stride, c.kv_token_stride};
+  Tensors tensors{c.q, c.k, c.v, c.out, nullptr};
+  if (device_) {
+    Layer& layer = layers_[static_cast<size_t>(c.layer)];
+    append(layer, c);
+    kv = {0, capacity_ * c.head_dim, c.head_dim};
+    const auto bytes = [&](int64_t token, int64_t head) {
+      return static_cast<size_t>(extent(c.q_len, token, c.q_heads, head, c.head_dim)) * 2;
+    };
+    q_.need(bytes(q.token, q.head)), out_.need(bytes(out.token, out.head));
+    q_.put(0, c.q, bytes(q.token, q.head));
+    tensors = {q_.data(), layer.k.data(), layer.v.data(), out_.data(), nullptr};
+    problem.device(device_ordinal);
+  }
+  problem.scale(c.scale).strides(q, kv, kv, out);
+  return {std::move(problem), tensors, kv};
+}
+
+void Placement::fetch(const lm::AttentionCall& c) const {
+  if (!device_) return;
+  // All heads of a token stand together, so what lies between is output too.
+  out_.get(0, c.out,
+           static_cast<size_t>(extent(c.q_len, c.out_token_stride, c.q_heads, c.out_head_stride, c.head_dim)) * 2);
+}
+
+void Placement::truncate(int64_t tokens) {
+  for (Layer& layer : layers_) layer.length = std::min(layer.length, tokens);
 }
 
 SaleAttention::SaleAttention(const lm::Config& config, AttentionSettings settings, int64_t capacity)
     : q_heads_(config.q_heads),
       settings_(std::move(settings)),
       capacity_(capacity),
-      indexes_(static_cast<size_t>(config.layers)) {
+      indexes_(static_cast<size_t>(config.layers)),
+      placement_(config, uses_device(settings_.backend), capacity),
+      workspace_(placement_.device()) {
   totals_.heads.resize(static_cast<size_t>(config.layers * config.q_heads));
 }
 
@@ -58,41 +111,42 @@ void SaleAttention::reset_totals() {
   totals_.heads.resize(heads);
 }
 
-const Plan& SaleAttention::plan_for(const lm::AttentionCall& call, bool dense) {
+const Plan& SaleAttention::plan_for(const lm::AttentionCall& call, const Problem& problem, bool dense) {
   const Key key{call.layer, dense, call.q_len, call.k_len};
   if (const auto found = plans_.find(key); found != plans_.end()) return found->second;
   if (plans_.size() >= most_plans) plans_.clear();
   Options options = settings_.options(call.layer);
-  if (dense) options.dense();
-  Plan plan(problem_of(call), options, dense ? Plan::Keys::indexed_each_run : Plan::Keys::have_an_index);
+  if (dense) options.dense().compensate(false).compute(SALE_COMPUTE_EXACT);
+  Plan plan(problem, options, dense ? Plan::Keys::indexed_each_run : Plan::Keys::have_an_index);
   workspace_.need(plan.workspace().total);
   backend_ = plan.backend();
   return plans_.emplace(key, std::move(plan)).first->second;
 }
 
-KeyIndex& SaleAttention::index_for(const lm::AttentionCall& call, Stats& stats) {
+KeyIndex& SaleAttention::index_for(const lm::AttentionCall& call, const Placement::Call& placed, Stats& stats) {
   auto& index = indexes_[static_cast<size_t>(call.layer)];
-  const auto start = std::chrono::steady_clock::now();
-  if (!index) index = std::make_unique<KeyIndex>(problem_of(call), settings_.options(call.layer), capacity_);
-  index->update(call.k, {0, call.kv_head_stride, call.kv_token_stride}, call.k_len);
-  stats.index_s += since(start);
+  if (!index) index = std::make_unique<KeyIndex>(placed.problem, settings_.options(call.layer), capacity_);
+  const double seconds =
+      seconds_of(placement_.device(), [&] { index->update(placed.tensors.k, placed.keys, call.k_len); });
+  stats.index_s += seconds;
   return *index;
 }
 
-void SaleAttention::run_sparse(const lm::AttentionCall& call) {
-  const Plan& plan = plan_for(call, false);
+void SaleAttention::run_sparse(const lm::AttentionCall& call, const Placement::Call& placed) {
+  const Plan& plan = plan_for(call, placed.problem, false);
   Stats sum, stats;
   stats.per_head = true;
-  const sale_index* index = index_for(call, sum).get();
+  const sale_index* index = index_for(call, placed, sum).get();
   if (watcher_ == nullptr) {
-    plan.run(tensors_of(call), workspace_, {&index, 1}, &stats);
+    plan.run(placed.tensors, workspace_.bytes(), {&index, 1}, &stats);
     totals_.select_s += stats.select_s, totals_.attend_s += stats.attend_s;
   } else {
     BlockList blocks(plan);
-    plan.select(tensors_of(call), blocks, workspace_, {&index, 1}, &stats);
+    plan.select(placed.tensors, blocks, workspace_.bytes(), {&index, 1}, &stats);
     Stats attend;
-    plan.attend(tensors_of(call), blocks, workspace_, &attend);
+    plan.attend(placed.tensors, blocks, workspace_.bytes(), &attend);
     totals_.select_s += stats.select_s, totals_.attend_s += attend.attend_s;
+    placement_.fetch(call);
     const auto start = std::chrono::steady_clock::now();
     watcher_->saw(call, blocks);
     totals_.watch_s += since(start);
@@ -105,14 +159,20 @@ void SaleAttention::run_sparse(const lm::AttentionCall& call) {
 }
 
 void SaleAttention::run(const lm::AttentionCall& call) {
-  if (!settings_.dense && (!call.decode || settings_.sparse_decode)) return run_sparse(call);
-  const Plan& plan = plan_for(call, true);
-  Stats stats;
-  plan.run(tensors_of(call), workspace_, {}, &stats);
-  totals_.attend_s += stats.attend_s;
+  const Placement::Call placed = placement_.place(call);
+  if (!settings_.dense && (!call.decode || settings_.sparse_decode)) {
+    run_sparse(call, placed);
+  } else {
+    const Plan& plan = plan_for(call, placed.problem, true);
+    Stats stats;
+    plan.run(placed.tensors, workspace_.bytes(), {}, &stats);
+    totals_.attend_s += stats.attend_s;
+  }
+  placement_.fetch(call);
 }
 
 void SaleAttention::truncate(int64_t tokens) {
+  placement_.truncate(tokens);
   // At length 0 another prompt begins, and with it other smoothing vectors.
   for (auto& index : indexes_) {
     if (index && tokens == 0)

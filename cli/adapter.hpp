@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "device.hpp"
 #include "lm/attention.hpp"
 #include "lm/config.hpp"
 #include "sale/calibration.hpp"
@@ -20,6 +21,8 @@ struct AttentionSettings {
   bool dense = false;
   float tau = 0.004f;  // when there is no calibration
   sale_format format = SALE_INT8;
+  sale_compute compute = SALE_COMPUTE_EXACT;
+  bool compensate = false;
   const Calibration* calibration = nullptr;  // outlives the attention
   // Ignore the calibration's thresholds and use tau; its projections stay.
   bool tau_over_calibration = false;
@@ -45,6 +48,34 @@ public:
   virtual void saw(const lm::AttentionCall& call, const BlockList& blocks) = 0;
 };
 
+// Where a backend reads a layer's tensors: in the model's own memory, or on a device, to which keys and values are
+// copied once and stay, queries call by call.
+class Placement {
+public:
+  // capacity: of the KV cache.
+  Placement(const lm::Config& config, bool device, int64_t capacity);
+  struct Call {
+    Problem problem;
+    Tensors tensors;
+    sale_strides keys;
+  };
+  Call place(const lm::AttentionCall& call);
+  void fetch(const lm::AttentionCall& call) const;  // the output, when it was made elsewhere
+  void truncate(int64_t tokens);
+  bool device() const { return device_; }
+
+private:
+  struct Layer {
+    DeviceMemory k, v;  // [kv_heads, capacity, head_dim]
+    int64_t length = 0;
+  };
+  void append(Layer& layer, const lm::AttentionCall& call) const;
+  bool device_;
+  int64_t capacity_;
+  std::vector<Layer> layers_;
+  DeviceMemory q_, out_;
+};
+
 class SaleAttention : public lm::Attention {
 public:
   // capacity: of the KV cache.
@@ -59,22 +90,20 @@ public:
 
 private:
   using Key = std::tuple<int, bool, int64_t, int64_t>;  // layer, dense, q_len, k_len
-  const Plan& plan_for(const lm::AttentionCall& call, bool dense);
-  KeyIndex& index_for(const lm::AttentionCall& call, Stats& stats);
-  void run_sparse(const lm::AttentionCall& call);
+  const Plan& plan_for(const lm::AttentionCall& call, const Problem& problem, bool dense);
+  KeyIndex& index_for(const lm::AttentionCall& call, const Placement::Call& placed, Stats& stats);
+  void run_sparse(const lm::AttentionCall& call, const Placement::Call& placed);
 
   int q_heads_;
   AttentionSettings settings_;
   int64_t capacity_;
   std::map<Key, Plan> plans_;
   std::vector<std::unique_ptr<KeyIndex>> indexes_;  // by layer
-  Workspace workspace_;
+  Placement placement_;
+  Scratch workspace_;
   AttentionTotals totals_;
   Watcher* watcher_ = nullptr;
   std::string backend_;
 };
-
-Problem problem_of(const lm::AttentionCall& call);
-inline Tensors tensors_of(const lm::AttentionCall& call) { return {call.q, call.k, call.v, call.out, nullptr}; }
 
 }  // namespace sale::cli

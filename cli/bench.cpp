@@ -1,9 +1,9 @@
 // sale bench: problem lines x backends, each against dense attention by the same backend in the same process.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <map>
 
+#include "case/random.hpp"
 #include "problem_lines.hpp"
 #include "progress.hpp"
 #include "text.hpp"
@@ -19,7 +19,10 @@ BackendChoice backends_for(const sale_case::Instance& in, const std::string& for
     if (!only.empty() && only != name) continue;
     known = true;
     std::string why = sale_backend_why_not(i);
-    if (why.empty()) why = sale_backend_why_not_problem(i, &in.problem, &in.options);
+    sale_problem problem = in.problem;
+    if (on_device(name)) problem.device = device_ordinal;
+    if (why.empty() && in.c.page_size != 0) why = "page_size: problem lines with pages run in the device tests only";
+    if (why.empty()) why = sale_backend_why_not_problem(i, &problem, &in.options);
     if (why.empty())
       choice.usable.push_back(name);
     else
@@ -31,11 +34,16 @@ BackendChoice backends_for(const sale_case::Instance& in, const std::string& for
   return choice;
 }
 
+std::string backend_for(const sale_case::Instance& in, const std::string& forced) {
+  return backends_for(in, forced).usable.front();
+}
+
 namespace {
 
 struct Arguments {
   std::vector<std::string> words;
   std::string file, backend, json, baseline;
+  double lists = 0;  // density of random block lists, instead of selected ones
   int repeats = 5, warm_up = 1;
   bool quiet = false;
 };
@@ -62,15 +70,67 @@ struct Row {
   double flop = 0;
 };
 
-Timing measure(const sale_case::Instance& in, CasePlan& plan, const Arguments& a, sale_stats& stats) {
+// f(stats), `repeats` times. Devices run without statistics, which would make them wait between the stages.
+template <class F>
+Timing measure(const PlacedCase& at, const Arguments& a, F&& f) {
   Timing t;
   for (int i = -a.warm_up; i < a.repeats; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    sale::check(sale_run(plan.get(), in.q.data(), in.k.data(), in.v.data(), in.out.data(), nullptr, nullptr,
-                         plan.workspace().data(), plan.workspace().size(), &stats, nullptr));
-    if (i >= 0) t.seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    const double s = seconds_of(at.device(), f);
+    if (i >= 0) t.seconds.push_back(s);
   }
   return t;
+}
+Timing measure_run(const PlacedCase& at, CasePlan& plan, const Arguments& a, sale_stats& stats) {
+  const Bytes w = plan.workspace();
+  const auto run = [&](sale_stats* to) {
+    sale::check(sale_run(plan.get(), at.q(), at.k(), at.v(), at.out(), nullptr, nullptr, w.data, w.size, to, nullptr));
+  };
+  const Timing t = measure(at, a, [&] { run(at.device() ? nullptr : &stats); });
+  if (at.device()) run(&stats);
+  return t;
+}
+
+struct FreeBlocks {
+  void operator()(sale_blocks* b) const { sale_blocks_destroy(b); }
+};
+using Blocks = std::unique_ptr<sale_blocks, FreeBlocks>;
+Blocks blocks_for(const CasePlan& plan) {
+  sale_blocks* raw = nullptr;
+  sale::check(sale_blocks_create(plan.get(), &raw));
+  return Blocks(raw);
+}
+
+// A device's stages each between two events.
+void measure_stages(const PlacedCase& at, CasePlan& plan, const Arguments& a, sale_stats& stats) {
+  const Bytes w = plan.workspace();
+  const Blocks blocks = blocks_for(plan);
+  const double both =
+      measure(at, a, [&] {
+        sale::check(sale_select(plan.get(), at.q(), at.k(), nullptr, blocks.get(), w.data, w.size, nullptr, nullptr));
+      }).median();
+  stats.attend_s = measure(at, a, [&] {
+                     sale::check(sale_attend(plan.get(), at.q(), at.k(), at.v(), blocks.get(), at.out(), nullptr,
+                                             w.data, w.size, nullptr, nullptr));
+                   }).median();
+  stats.index_s = std::min(stats.index_s, both);  // that one by the clock
+  stats.select_s = both - stats.index_s;
+}
+
+// Random lists: the first and the last blocks of every row, of the others each with this probability.
+void fill_lists(const sale_case::Instance& in, const CasePlan& plan, sale_blocks* blocks, double density) {
+  sale_case::Random random(in.c.seed);
+  const int64_t q_block = sale_plan_q_block(plan.get()), last = (in.c.local + q_block) / SALE_K_BLOCK;
+  for (int32_t b = 0; b < in.c.batch; ++b)
+    for (int32_t h = 0; h < in.c.q_heads; ++h)
+      for (int64_t t = 0; t * q_block < in.sequences[static_cast<size_t>(b)].q_len; ++t) {
+        int64_t kept = 0, visible = 0;
+        sale::check(sale_blocks_row(blocks, b, h, t, nullptr, 0, &kept, &visible));
+        std::vector<int32_t> row;
+        for (int64_t i = 0; i < visible; ++i)
+          if (i == 0 || i >= visible - last || static_cast<double>(random.below(1 << 20)) < density * (1 << 20))
+            row.push_back(static_cast<int32_t>(i));
+        sale::check(sale_blocks_set_row(blocks, b, h, t, row.data(), static_cast<int64_t>(row.size())));
+      }
 }
 
 // Of dense causal attention: two products of 2 d operations for every visible pair.
@@ -81,14 +141,31 @@ double dense_flop(const sale_case::Instance& in) {
   return 4.0 * in.c.head_dim * in.c.q_heads * pairs;
 }
 
-Row bench_one(const sale_case::Instance& in, const std::string& backend, const Arguments& a) {
+Row bench_one(sale_case::Instance& in, const std::string& backend, const Arguments& a) {
   Row row;
+  const PlacedCase at(in, backend);
   row.problem = sale_case::print(in.c), row.backend = backend;
   row.flop = dense_flop(in);
   sale_stats stats{};
-  CasePlan dense(in.problem, in.options, backend, true), sparse(in.problem, in.options, backend);
-  row.dense = measure(in, dense, a, stats);
-  row.sale = measure(in, sparse, a, stats);
+  sale_options plain = in.options;
+  plain.compute = SALE_COMPUTE_EXACT, plain.compensate = 0;
+  CasePlan dense(at.problem(), plain, backend, true), sparse(at.problem(), in.options, backend);
+  row.dense = measure_run(at, dense, a, stats);
+  if (a.lists > 0) {
+    const Bytes w = sparse.workspace();
+    const Blocks blocks = blocks_for(sparse);
+    fill_lists(in, sparse, blocks.get(), a.lists);
+    const auto attend = [&](sale_stats* to) {
+      sale::check(sale_attend(sparse.get(), at.q(), at.k(), at.v(), blocks.get(), at.out(), nullptr, w.data, w.size, to,
+                              nullptr));
+    };
+    row.sale = measure(at, a, [&] { attend(nullptr); });
+    attend(&stats);
+    stats.attend_s = row.sale.median();
+  } else {
+    row.sale = measure_run(at, sparse, a, stats);
+    if (at.device()) measure_stages(at, sparse, a, stats);
+  }
   row.stages.index_s = stats.index_s, row.stages.select_s = stats.select_s, row.stages.attend_s = stats.attend_s;
   row.stages.kept_blocks = stats.kept_blocks, row.stages.visible_blocks = stats.visible_blocks;
   return row;
@@ -176,6 +253,8 @@ void add_bench(CLI::App& program, Action& action) {
   auto a = std::make_shared<Arguments>();
   add_line_options(*command, a->words, a->file);
   command->add_option("--backend", a->backend, "only this one");
+  command->add_option("--lists", a->lists, "attend to random block lists of this density instead of selected ones")
+      ->check(CLI::Range(0.0, 1.0));
   command->add_option("--repeats", a->repeats, "timed runs; the median is shown")
       ->check(CLI::Range(1, 10000))
       ->capture_default_str();

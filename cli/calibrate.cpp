@@ -55,10 +55,12 @@ public:
         settings_(std::move(settings)),
         a_(a),
         threads_(thread_count(a.threads)),
+        placement_(config, uses_device(settings_.backend), capacity),
+        workspace_(placement_.device()),
         curves_(static_cast<size_t>(config.layers * config.q_heads)) {}
 
   void run(const lm::AttentionCall& call) override;
-  void truncate(int64_t tokens) override { dense_.truncate(tokens); }
+  void truncate(int64_t tokens) override { dense_.truncate(tokens), placement_.truncate(tokens); }
   const std::vector<Curve>& curves() const { return curves_; }  // [layers * q_heads]
 
 private:
@@ -67,13 +69,15 @@ private:
     return s;
   }
   std::vector<Rows> exact_rows(const lm::AttentionCall& call) const;
-  void measure(const lm::AttentionCall& call, const KeyIndex& index, int at, const std::vector<Rows>& rows);
+  void measure(const lm::AttentionCall& call, const Placement::Call& placed, const KeyIndex& index, int at,
+               const std::vector<Rows>& rows);
 
   SaleAttention dense_;
   AttentionSettings settings_;
   const Arguments& a_;
   int threads_;
-  Workspace workspace_;
+  Placement placement_;
+  Scratch workspace_;
   std::vector<Curve> curves_;
 };
 
@@ -93,16 +97,17 @@ std::vector<Rows> Sweep::exact_rows(const lm::AttentionCall& call) const {
   return heads;
 }
 
-void Sweep::measure(const lm::AttentionCall& call, const KeyIndex& index, int at, const std::vector<Rows>& rows) {
+void Sweep::measure(const lm::AttentionCall& call, const Placement::Call& placed, const KeyIndex& index, int at,
+                    const std::vector<Rows>& rows) {
   Options options = settings_.options(call.layer);
   options.threshold(grid_tau(at));
-  const Plan plan(problem_of(call), options, Plan::Keys::have_an_index);
+  const Plan plan(placed.problem, options, Plan::Keys::have_an_index);
   workspace_.need(plan.workspace().total);
   BlockList blocks(plan);
   Stats stats;
   stats.per_head = true;
   const sale_index* handle = index.get();
-  plan.select(tensors_of(call), blocks, workspace_, {&handle, 1}, &stats);
+  plan.select(placed.tensors, blocks, workspace_.bytes(), {&handle, 1}, &stats);
   double layer_size = 0;
   for (const Rows& r : rows) layer_size += r.size / static_cast<double>(rows.size());
   lm::for_each_index(threads_, call.q_heads, [&](int64_t h, int) {
@@ -123,10 +128,11 @@ void Sweep::measure(const lm::AttentionCall& call, const KeyIndex& index, int at
 
 void Sweep::run(const lm::AttentionCall& call) {
   dense_.run(call);
-  KeyIndex index(problem_of(call), settings_.options(call.layer), call.k_len);
-  index.update(call.k, {0, call.kv_head_stride, call.kv_token_stride}, call.k_len);
+  const Placement::Call placed = placement_.place(call);
+  KeyIndex index(placed.problem, settings_.options(call.layer), call.k_len);
+  index.update(placed.tensors.k, placed.keys, call.k_len);
   const std::vector<Rows> rows = exact_rows(call);
-  for (int at = 0; at < grid_size; ++at) measure(call, index, at, rows);
+  for (int at = 0; at < grid_size; ++at) measure(call, placed, index, at, rows);
 }
 
 // The best grid entry of every head for this multiplier.
@@ -248,8 +254,8 @@ void add_calibrate(CLI::App& program, Action& action) {
       ->check(CLI::Range(4, 4096))
       ->capture_default_str();
   command->add_option("--calibration", a->calibration, "take estimator and projections from this file (sale project)");
-  command->add_option("--estimator", a->estimator, "int8 or int4, without --calibration")
-      ->check(CLI::IsMember({"int8", "int4"}))
+  command->add_option("--estimator", a->estimator, "int8, int4 or fp8, without --calibration")
+      ->check(CLI::IsMember({"int8", "int4", "fp8"}))
       ->capture_default_str();
   command->add_option("--out", a->out, "calibration file to write")->required();
   command->callback([a, &action] {

@@ -34,6 +34,7 @@ void add_mask(CLI::App& program, Action& action);
 void add_project(CLI::App& program, Action& action);
 void add_calibrate(CLI::App& program, Action& action);
 void add_perplexity(CLI::App& program, Action& action);
+void add_replay(CLI::App& program, Action& action);
 
 constexpr const char* default_model = "models/tiny-llama-128k";
 constexpr const char* default_text = "models/text/middlemarch.txt";

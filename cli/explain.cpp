@@ -6,7 +6,27 @@
 
 namespace sale::cli {
 
-CasePlan::CasePlan(const sale_problem& problem, sale_options options, const std::string& backend, bool dense) {
+PlacedCase::PlacedCase(sale_case::Instance& in, const std::string& backend)
+    : in_(in), device_(on_device(backend)), fused_(in.c.layout == sale_case::Layout::fused), problem_(in.problem) {
+  if (!device_) return;
+  problem_.device = device_ordinal;
+  const auto copy = [](DeviceMemory& to, const sale_case::Memory& from) {
+    to.need(from.size());
+    to.put(0, from.begin(), from.size());
+  };
+  copy(q_, *in.q.memory), copy(out_, *in.out.memory), copy(lse_, *in.lse);
+  if (!fused_) copy(k_, *in.k.memory), copy(v_, *in.v.memory);
+}
+void PlacedCase::clear_outputs() {
+  in_.clear_outputs();
+  if (device_) out_.put(0, in_.out.memory->begin(), out_.size()), lse_.put(0, in_.lse->begin(), lse_.size());
+}
+void PlacedCase::fetch() {
+  if (device_) out_.get(0, in_.out.memory->begin(), out_.size()), lse_.get(0, in_.lse->begin(), lse_.size());
+}
+
+CasePlan::CasePlan(const sale_problem& problem, sale_options options, const std::string& backend, bool dense)
+    : workspace_(problem.device != SALE_HOST) {
   if (!backend.empty()) options.backend = backend.c_str();
   if (dense) options.dense_below = INT64_MAX;
   sale_plan* raw = nullptr;
@@ -49,6 +69,7 @@ CasePlan plan_of(const sale_case::Case& c) {
     projections.resize(static_cast<size_t>(int64_t{c.kv_heads} * c.head_dim * c.rank));
     o.q_projection = o.k_projection = projections.data();
   }
+  if (on_device(c.backend)) p.device = device_ordinal;
   return CasePlan(p, o, c.backend);
 }
 

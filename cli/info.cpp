@@ -8,7 +8,9 @@ namespace sale::cli {
 namespace {
 
 const char* name_of(sale_dtype t) { return t == SALE_F32 ? "f32" : t == SALE_F16 ? "f16" : "bf16"; }
-const char* name_of(sale_compute c) { return c == SALE_COMPUTE_EXACT ? "exact" : "int8"; }
+const char* name_of(sale_compute c) {
+  return c == SALE_COMPUTE_EXACT ? "exact" : c == SALE_COMPUTE_INT8 ? "int8" : "fp8";
+}
 
 struct Estimate {
   const char* name;
@@ -81,17 +83,19 @@ std::string support_table() {
     std::vector<std::string> rows, cells;  // one row for all types and products when they do not differ
     for (sale_dtype dtype : dtypes)
       for (sale_compute compute : computes) {
-        cells.emplace_back();
+        std::string row;
         bool any = false;
         for (const Estimate& e : estimates) {
           const std::string dims = dims_of(i, dtype, e, compute);
-          cells.back() += fmt::format(" {} |", dims);
+          row += fmt::format(" {} |", dims);
           any = any || dims != nowhere;
         }
-        if (any)
-          rows.push_back(fmt::format("| {} | {} | {} |{}\n", name, name_of(dtype), name_of(compute), cells.back()));
+        if (!any) continue;
+        cells.push_back(row);
+        rows.push_back(fmt::format("| {} | {} | {} |{}\n", name, name_of(dtype), name_of(compute), row));
       }
-    const bool same = std::all_of(cells.begin(), cells.end(), [&](const std::string& c) { return c == cells.front(); });
+    const bool same = rows.size() == 6 &&
+                      std::all_of(cells.begin(), cells.end(), [&](const std::string& c) { return c == cells.front(); });
     if (same) rows = {fmt::format("| {} | f32, f16, bf16 | exact, int8 |{}\n", name, cells.front())};
     for (const std::string& row : rows) text += row;
   }

@@ -34,15 +34,17 @@ void show(const Arguments& a, const std::string& what, const std::vector<double>
 }
 
 int of_line(const Arguments& a) {
-  const sale_case::Instance in(sale_case::parse(joined(a.words)));
+  sale_case::Instance in(sale_case::parse(joined(a.words)));
   if (a.head >= in.c.q_heads) refuse("--head: {} is not in 0 .. {}", a.head, in.c.q_heads - 1);
   if (a.layer != 0) refuse("--layer: a problem line has one layer");
-  CasePlan plan(in.problem, in.options, "");
+  const std::string backend = backend_for(in, a.model.sparse.backend);
+  const PlacedCase at(in, backend);
+  CasePlan plan(at.problem(), in.options, backend);
   sale_blocks* raw = nullptr;
   sale::check(sale_blocks_create(plan.get(), &raw));
   const std::unique_ptr<sale_blocks, decltype(&sale_blocks_destroy)> blocks(raw, &sale_blocks_destroy);
-  const Workspace& w = plan.workspace();
-  sale::check(sale_select(plan.get(), in.q.data(), in.k.data(), nullptr, raw, w.data(), w.size(), nullptr, nullptr));
+  const Bytes w = plan.workspace();
+  sale::check(sale_select(plan.get(), at.q(), at.k(), nullptr, raw, w.data, w.size, nullptr, nullptr));
 
   const sale_case::Sequence& s = in.sequences.front();
   std::vector<double> densities;
@@ -72,7 +74,7 @@ int of_model(Arguments& a) {
   const lm::Config& config = m.model.config();
   if (a.layer >= config.layers) refuse("--layer: {} is not in 0 .. {}", a.layer, config.layers - 1);
   if (a.head >= config.q_heads) refuse("--head: {} is not in 0 .. {}", a.head, config.q_heads - 1);
-  r.sparse.calibration = calibration_for(r.sparse.calibration, r.model);
+  r.sparse.calibration = calibration_for(r.sparse.calibration, r.model, r.sparse.backend);
   Sparse sparse;
   resolve(r.sparse, m.identity, sparse);
   const Task task = make_task(r.prompt, m);

@@ -56,7 +56,12 @@ void add_sparse_options(CLI::App& command, SparseArguments& a, const char* calib
   command.add_option("--threads", a.threads, "threads; 0 = one per CPU")->check(CLI::Range(0, 1024));
   command.add_option("--tau", a.tau, "threshold for every head, instead of the calibration's; 0 = dense")
       ->check(CLI::Range(0.0, 1e6));
-  command.add_option("--estimator", a.estimator, "int8, int4 or int8:RANK; a rank must be the calibration's");
+  command.add_option("--estimator", a.estimator,
+                     "int8, int4, fp8, int8:RANK or fp8:RANK; a rank must be the calibration's");
+  command.add_option("--compute", a.compute, "products of attention: exact, int8 (CPUs) or fp8 (GPUs)")
+      ->check(CLI::IsMember({"exact", "int8", "fp8"}))
+      ->capture_default_str();
+  command.add_flag("--compensate", a.compensate, "a pseudo-key stands in for every dropped block (GPUs)");
   command.add_option("--calibration", a.calibration,
                      fmt::format("calibration file, or none (default: {})", calibration_default));
 }
@@ -66,9 +71,26 @@ std::string Sparse::estimator_name(int head_dim) const {
                      : print_estimator(settings.format, 0, head_dim);
 }
 
+namespace {
+
+// Before anything is placed where the backend would read it.
+void check_backend(const std::string& name) {
+  for (int32_t i = 0; i < sale_backend_count(); ++i) {
+    if (name != sale_backend_name(i)) continue;
+    const std::string why = sale_backend_why_not(i);
+    if (!why.empty()) throw Error(SALE_UNSUPPORTED, fmt::format("{}: {}", name, why));
+    return;
+  }
+  refuse("--backend: '{}' is not a backend; see sale info", name);
+}
+
+}  // namespace
+
 void resolve(const SparseArguments& a, const ModelIdentity& model, Sparse& to) {
+  if (!a.backend.empty()) check_backend(a.backend);
   AttentionSettings& s = to.settings;
-  s.backend = a.backend, s.threads = a.threads, s.sparse_decode = a.sparse_decode;
+  s.backend = a.backend, s.threads = a.threads, s.sparse_decode = a.sparse_decode, s.compensate = a.compensate;
+  s.compute = a.compute == "fp8" ? SALE_COMPUTE_FP8 : a.compute == "int8" ? SALE_COMPUTE_INT8 : SALE_COMPUTE_EXACT;
   std::optional<EstimatorName> estimator;
   if (!a.estimator.empty()) estimator = parse_estimator("--estimator", a.estimator);
   if (estimator) s.format = estimator->format;

@@ -27,7 +27,8 @@ int thread_count(int asked);
 
 // The options by which a command line says how SALE is to run.
 struct SparseArguments {
-  std::string backend, estimator, calibration;
+  std::string backend, estimator, calibration, compute = "exact";
+  bool compensate = false;
   double tau = -1;  // below 0: not given
   bool sparse_decode = false;
   int threads = 0;

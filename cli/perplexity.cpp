@@ -39,7 +39,7 @@ double perplexity(LoadedModel& m, const std::vector<int32_t>& tokens, lm::KVCach
 
 int run(Arguments& a) {
   LoadedModel m = load_model(a.model, a.sparse.threads);
-  a.sparse.calibration = calibration_for(a.sparse.calibration, a.model);
+  a.sparse.calibration = calibration_for(a.sparse.calibration, a.model, a.sparse.backend);
   Sparse sparse;
   resolve(a.sparse, m.identity, sparse);
   const int64_t count = parse_count("--tokens", a.tokens, 64, m.model.config().max_positions);

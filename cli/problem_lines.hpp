@@ -8,8 +8,33 @@
 #include "answers.hpp"
 #include "case/instance.hpp"
 #include "command.hpp"
+#include "device.hpp"
 
 namespace sale::cli {
+
+// A line's tensors where a backend reads them: the instance's own, or a device's copies of them.
+class PlacedCase {
+public:
+  PlacedCase(sale_case::Instance& in, const std::string& backend);
+  const sale_problem& problem() const { return problem_; }
+  const void* q() const { return at(q_, in_.q); }
+  const void* k() const { return at(fused_ ? q_ : k_, in_.k); }
+  const void* v() const { return at(fused_ ? q_ : v_, in_.v); }
+  void* out() const { return at(out_, in_.out); }
+  float* lse() const { return reinterpret_cast<float*>(device_ ? lse_.data() : in_.lse->begin()); }
+  void clear_outputs();
+  void fetch();  // outputs, into the instance
+  bool device() const { return device_; }
+
+private:
+  std::byte* at(const DeviceMemory& m, const sale_case::Tensor& t) const {
+    return device_ ? m.data() + t.first : t.data();
+  }
+  sale_case::Instance& in_;
+  bool device_, fused_;
+  sale_problem problem_;
+  DeviceMemory q_, k_, v_, out_, lse_;
+};
 
 // A plan without key indexes, and its workspace once there is something to run.
 class CasePlan {
@@ -17,9 +42,9 @@ public:
   // backend "": what the options say.
   CasePlan(const sale_problem& problem, sale_options options, const std::string& backend, bool dense = false);
   const sale_plan* get() const { return handle_.get(); }
-  const Workspace& workspace() {
+  Bytes workspace() {
     workspace_.need(sale_plan_workspace(handle_.get()).total);
-    return workspace_;
+    return workspace_.bytes();
   }
 
 private:
@@ -27,7 +52,7 @@ private:
     void operator()(sale_plan* p) const { sale_plan_destroy(p); }
   };
   std::unique_ptr<sale_plan, Free> handle_;
-  Workspace workspace_;
+  Scratch workspace_;
 };
 
 std::string joined(const std::vector<std::string>& words);
@@ -42,5 +67,7 @@ struct BackendChoice {
   std::vector<std::pair<std::string, std::string>> refused;  // name, why not
 };
 BackendChoice backends_for(const sale_case::Instance& in, const std::string& forced);
+// The same for what takes one backend only: the first of them.
+std::string backend_for(const sale_case::Instance& in, const std::string& forced);
 
 }  // namespace sale::cli

@@ -7,6 +7,7 @@ namespace sale::cli {
 namespace {
 
 struct Arguments : CalibrationArguments {
+  std::string estimator = "int8";
   int rank = 64;
   double tau = 0.004;
 };
@@ -14,8 +15,11 @@ struct Arguments : CalibrationArguments {
 int run(const Arguments& a, const std::string& command_line) {
   LoadedModel m = load_model(a.model, a.threads);
   const lm::Config& config = m.model.config();
-  if (a.rank % 16 != 0 || a.rank >= config.head_dim)
-    refuse("--rank: {} is not a multiple of 16 below the model's head dimension, {}", a.rank, config.head_dim);
+  const bool fp8 = a.estimator == "fp8";
+  const int step = fp8 ? 4 : 16, most = fp8 ? 60 : config.head_dim - 1;
+  if (a.rank < step || a.rank % step != 0 || a.rank > most || a.rank >= config.head_dim)
+    refuse("--rank: {} is not a multiple of {} from {} to {}, below the model's head dimension, {}", a.rank, step, step,
+           most, config.head_dim);
   const std::vector<CalibrationPrompt> prompts = make_prompts(a, m);
   size_t longest = 0;
   for (const CalibrationPrompt& p : prompts) longest = std::max(longest, p.tokens.size());
@@ -28,6 +32,7 @@ int run(const Arguments& a, const std::string& command_line) {
 
   Calibration c = start_calibration(m.identity, prompts, command_line);
   c.rank = a.rank;
+  c.format = fp8 ? SALE_FP8 : SALE_INT8;
   c.thresholds.assign(static_cast<size_t>(config.layers * config.q_heads), static_cast<float>(a.tau));
   c.note = "Projections only: one threshold for every head. sale calibrate --calibration finds thresholds for them.";
   fmt::print("{:<8} {:>28}\n", "layer", "energy of scores left out");
@@ -54,14 +59,21 @@ void add_project(CLI::App& program, Action& action) {
       program.add_subcommand("project", "Compute the projections of a reduced estimate from calibration text");
   auto a = std::make_shared<Arguments>();
   add_prompt_options(*command, *a);
-  command->add_option("--rank", a->rank, "coordinates kept: a multiple of 16 below the head dimension")
+  command->add_option("--estimator", a->estimator, "format of the codes, int8 or fp8")
+      ->check(CLI::IsMember({"int8", "fp8"}))
+      ->capture_default_str();
+  command
+      ->add_option("--rank", a->rank,
+                   "coordinates kept, below the head dimension: a multiple of 16; fp8: of 4, up to 60")
       ->capture_default_str();
   command->add_option("--tau", a->tau, "threshold written for every head")
       ->check(CLI::Range(0.0, 1e6))
       ->capture_default_str();
   command->add_option("--out", a->out, "calibration file to write; projections beside it as .safetensors")->required();
   command->callback([a, &action] {
-    action = [a] { return run(*a, fmt::format("sale project {} --rank {}", prompt_words(*a), a->rank)); };
+    action = [a] {
+      return run(*a, fmt::format("sale project {} --estimator {} --rank {}", prompt_words(*a), a->estimator, a->rank));
+    };
   });
 }
 

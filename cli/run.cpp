@@ -6,10 +6,10 @@
 
 namespace sale::cli {
 
-std::string calibration_for(const std::string& given, const std::filesystem::path& model) {
+std::string calibration_for(const std::string& given, const std::filesystem::path& model, const std::string& backend) {
   if (!given.empty()) return given;
   std::error_code error;
-  const auto beside = model / "calibration.json";
+  const auto beside = model / (on_device(backend) ? "calibration-fp8.json" : "calibration.json");
   return std::filesystem::exists(beside, error) ? beside.string() : "none";
 }
 
@@ -60,7 +60,7 @@ void add_run_options(CLI::App& command, RunArguments& a) {
 int run_and_report(RunArguments& a, const std::string& title) {
   if (!a.prompt.prompt_file.empty()) static_cast<void>(read_text(a.prompt.prompt_file));  // before the model is loaded
   LoadedModel m = load_model(a.model, a.sparse.threads);
-  a.sparse.calibration = calibration_for(a.sparse.calibration, a.model);
+  a.sparse.calibration = calibration_for(a.sparse.calibration, a.model, a.sparse.backend);
   Sparse sparse;
   resolve(a.sparse, m.identity, sparse);
   const Task task = make_task(a.prompt, m);

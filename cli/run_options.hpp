@@ -17,8 +17,8 @@ struct RunArguments {
   bool answers_decide = false;  // a wrong answer to a built prompt makes the exit code 1
 };
 
-// `given`, else calibration.json beside the model, else "none".
-std::string calibration_for(const std::string& given, const std::filesystem::path& model);
+// `given`, else calibration.json (GPUs: calibration-fp8.json) beside the model, else "none".
+std::string calibration_for(const std::string& given, const std::filesystem::path& model, const std::string& backend);
 void add_run_options(CLI::App& command, RunArguments& arguments);
 int run_and_report(RunArguments& arguments, const std::string& title);
 

@@ -28,18 +28,19 @@ EstimatorName parse_estimator(const std::string& what, std::string_view text) {
   EstimatorName e;
   const size_t colon = text.find(':');
   const std::string_view format = text.substr(0, colon);
-  if (format != "int4" && format != "int8")
-    refuse("{}: '{}' is not an estimator; int8, int4 and int8:RANK are", what, text);
-  e.format = format == "int4" ? SALE_INT4 : SALE_INT8;
+  if (format != "int4" && format != "int8" && format != "fp8")
+    refuse("{}: '{}' is not an estimator; int8, int4, fp8, int8:RANK and fp8:RANK are", what, text);
+  e.format = format == "int4" ? SALE_INT4 : format == "int8" ? SALE_INT8 : SALE_FP8;
   if (colon == std::string_view::npos) return e;
-  e.rank = static_cast<int32_t>(parse_count(what, text.substr(colon + 1), 16, 256));
-  if (e.rank % 16 != 0) refuse("{}: rank {} is not a multiple of 16", what, e.rank);
+  const int32_t step = e.format == SALE_FP8 ? 4 : 16;
+  e.rank = static_cast<int32_t>(parse_count(what, text.substr(colon + 1), step, 256));
+  if (e.rank % step != 0) refuse("{}: rank {} is not a multiple of {}", what, e.rank, step);
   if (e.format == SALE_INT4) refuse("{}: int4 takes no rank", what);
   return e;
 }
 
 std::string print_estimator(sale_format format, int32_t rank, int32_t head_dim) {
-  const std::string name = format == SALE_INT4 ? "int4" : "int8";
+  const std::string name = format == SALE_INT4 ? "int4" : format == SALE_INT8 ? "int8" : "fp8";
   return rank == 0 || rank == head_dim ? name : fmt::format("{}:{}", name, rank);
 }
 

@@ -14,7 +14,7 @@ namespace sale::cli {
 // "65536", "64k", "1m" (binary, as in problem lines); `what` names the argument in the refusal.
 int64_t parse_count(const std::string& what, std::string_view text, int64_t least, int64_t most);
 
-// "int8:64", "int4", "int8".
+// "int8:64", "fp8:28", "int4".
 struct EstimatorName {
   sale_format format = SALE_INT8;
   int32_t rank = 0;  // 0: all coordinates

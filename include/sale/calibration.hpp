@@ -6,7 +6,7 @@
 //
 //     {"schema": 1, "library": "0.1.0",
 //      "model": {"name", "layers", "q_heads", "kv_heads", "head_dim", "fingerprint"},   16 hexadecimal digits
-//      "estimator": {"format": "int4"|"int8", "rank"},                                  rank head_dim: no projections
+//      "estimator": {"format": "int4"|"int8"|"fp8", "rank"},                                  rank head_dim: no projections
 //      "projections": null | {"file", "fingerprint"},                                   a file name without folders
 //      "blocks": {"query": 64, "key": 32, "sink", "local", "dense_below"},
 //      "thresholds": [[one per query head], one row per layer],

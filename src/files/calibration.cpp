@@ -37,12 +37,15 @@ ModelIdentity read_identity(Fields f) {
 
 void read_estimator(Fields f, Calibration& c) {
   const std::string format = f.text("format", 16);
-  if (format != "int4" && format != "int8")
-    refuse(f.path("format"), " is ", in_quotes(format), "; 'int4' and 'int8' are known");
-  c.format = format == "int4" ? SALE_INT4 : SALE_INT8;
-  c.rank = static_cast<int32_t>(f.integer("rank", 16, c.model.head_dim));
+  if (format != "int4" && format != "int8" && format != "fp8")
+    refuse(f.path("format"), " is ", in_quotes(format), "; 'int4', 'int8' and 'fp8' are known");
+  c.format = format == "int4" ? SALE_INT4 : format == "int8" ? SALE_INT8 : SALE_FP8;
+  const int32_t step = c.format == SALE_FP8 ? 4 : 16;
+  c.rank = static_cast<int32_t>(f.integer("rank", step, c.model.head_dim));
   f.finish();
-  if (c.rank % 16 != 0) refuse(f.path("rank"), " is ", c.rank, "; a multiple of 16 is needed");
+  if (c.rank % step != 0) refuse(f.path("rank"), " is ", c.rank, "; a multiple of ", step, " is needed");
+  if (c.format == SALE_FP8 && c.rank > 60 && c.rank != c.model.head_dim)
+    refuse(f.path("rank"), " is ", c.rank, "; fp8 takes up to 60, or head_dim, ", c.model.head_dim);
   if (c.format == SALE_INT4 && c.rank != c.model.head_dim)
     refuse(f.path("rank"), " is ", c.rank, "; int4 takes only head_dim, ", c.model.head_dim);
 }

@@ -9,7 +9,7 @@ TEST(Cli, HelpAndVersion) {
   EXPECT_TRUE(sale("--help").says("Exit codes: 0 good, 1 a check failed, 2 bad usage"));
   EXPECT_TRUE(sale("--version").says("sale "));
   for (const char* command :
-       {"run", "demo", "info", "check", "bench", "explain", "mask", "project", "calibrate", "perplexity"}) {
+       {"run", "demo", "info", "check", "bench", "explain", "mask", "project", "calibrate", "perplexity", "replay"}) {
     const Said s = sale(std::string(command) + " --help");
     EXPECT_EQ(s.code, 0) << command;
     EXPECT_TRUE(s.says("Exit codes")) << command;
@@ -42,6 +42,26 @@ TEST(Cli, UnusableBackendIsUnsupported) {
   const Said s = sale("check k=2k --backend avx512", "SALE_HIDE=avx512");
   if (!info.says("SALE_HIDE=")) GTEST_SKIP() << "this machine has nothing to hide";
   EXPECT_EQ(s.code, 3) << s.err;
+}
+
+// Parsed like any other backend, and refused for what is missing.
+TEST(Cli, WhereThereIsNoGpu) {
+  const Folder folder;
+  ASSERT_EQ(sale("info --json " + folder / "i.json").code, 0);
+  const Json info = json_at(folder / "i.json", "info");
+  for (const Json& b : info.at("backends"))
+    if (b.at("name") == "sm90" && b.at("usable") == true) GTEST_SKIP() << "there is one";
+  const std::string line = "qheads=2 kvheads=1 k=2k d=128 estimator=fp8:28 compute=fp8 compensate=1";
+  refused("check " + line + " --backend sm90", 3, "sm90: ");
+  refused("check " + line + " backend=sm90", 3, "sm90: ");
+  refused("bench " + line + " --backend sm90", 3, "sm90: ");
+  refused("mask " + line + " --backend sm90 --out " + folder / "m.png", 3, "sm90: ");
+  refused("explain " + line + " backend=sm90", 3, "sm90");
+  // Nor does a CPU take what only GPUs have.
+  refused("check " + line + " --backend portable", 3, "portable: ");
+  refused("bench k=2k compute=fp8 --backend portable", 3, "SALE_COMPUTE_FP8");
+  refused("mask k=2k compensate=1 --backend portable --out " + folder / "m.png", 3, "compensate");
+  EXPECT_FALSE(std::filesystem::exists(folder / "m.png"));
 }
 
 TEST(Cli, Info) {

@@ -20,7 +20,21 @@ TEST(CliModel, BadInputIsRefusedInOneLine) {
   refused("run --tokens 4k --backend best --quiet", 2, "best");
   refused("project --text models/text/moby_dick.txt --tokens 4k --rank 40 --out /tmp/x.json", 2, "--rank: 40");
   refused("perplexity --tokens 4k --text /absent", 2, "/absent: no such file");
+  refused("replay --model /absent", 2, "/absent");
+  refused("replay --factor -1", 2, "--factor");
+  refused("replay --repeats 0", 2, "--repeats");
+  refused("replay --tokens 5", 2, "--tokens: 5 is not in 16 .. 131072");
   refused("mask --layer 9 --tokens 2k --out /tmp/x.png", 2, "--layer: 9 is not in 0 .. 7");
+}
+
+TEST(CliModel, WhereThereIsNoGpu) {
+  if (!sale("info", "SALE_HIDE=sm90").says("SALE_HIDE takes it away")) GTEST_SKIP() << "built without CUDA";
+  for (const char* command : {"run --tokens 2k", "demo --tokens 2k", "replay --tokens 1k", "perplexity --tokens 2k",
+                              "mask --tokens 2k --out /tmp/x.png"}) {
+    const Said s = sale(std::string(command) + " --quiet --backend sm90 --compute fp8", "SALE_HIDE=sm90");
+    EXPECT_EQ(s.code, 3) << command << s.err;
+    EXPECT_EQ(s.err, "sale: sm90: SALE_HIDE takes it away\n") << command;
+  }
 }
 
 TEST(CliModel, DemoAnswersAndReports) {
@@ -104,6 +118,25 @@ TEST(CliModel, ProjectCalibrateRun) {
   other["model"]["fingerprint"] = "0000000000000000";
   std::ofstream(folder / "other.json") << other.dump();
   refused("run --tokens 2k --calibration " + folder / "other.json", 2, "fingerprint 0000000000000000");
+}
+
+TEST(CliModel, ReplayOnTheCpu) {
+  const Folder folder;
+  const Said s =
+      sale("replay --tokens 1k --repeats 1 --factor 1 --factor 1000 --calibration none --tau 0.004 --quiet --json " +
+           folder / "r.json");
+  EXPECT_EQ(s.code, 0) << s.err;
+  EXPECT_EQ(s.err, "");
+  EXPECT_TRUE(s.says("| attention | thresholds |"));
+  const Json j = json_at(folder / "r.json", "replay");
+  EXPECT_EQ(j.at("tokens"), 1024);
+  EXPECT_GT(j.at("dense_s").get<double>(), 0);
+  ASSERT_EQ(j.at("rows").size(), 2u);
+  const Json &low = j.at("rows")[0], &high = j.at("rows")[1];
+  EXPECT_LE(high.at("density").get<double>(), low.at("density").get<double>());
+  EXPECT_LT(low.at("relative_l1").get<double>(), 0.2);
+  for (const char* name : {"index_s", "select_s", "attend_s", "total_s"})
+    EXPECT_GE(low.at(name).get<double>(), 0) << name;
 }
 
 TEST(CliModel, MaskOfAPrompt) {

@@ -97,6 +97,26 @@ TEST(Devices, FormatsAndProducts) {
     refuse_plan("compensate " + std::to_string(n), "compensate", [&](Good& g) { g.options.compensate = n; });
 }
 
+// Whether or not a machine has a GPU, its backend says what it would refuse.
+TEST(Devices, WhatSm90Serves) {
+  for (int32_t i = 0; i < sale_backend_count(); ++i) {
+    if (sale_backend_name(i) != std::string("sm90")) continue;
+    Good g;
+    g.problem.device = 0;
+    const auto why_not = [&] { return std::string(sale_backend_why_not_problem(i, &g.problem, &g.options)); };
+    for (const sale_compute compute : {SALE_COMPUTE_EXACT, SALE_COMPUTE_FP8})
+      for (const int32_t compensate : {0, 1})
+        for (const sale_format format : {SALE_INT8, SALE_FP8}) {
+          g.options.compute = compute, g.options.compensate = compensate, g.options.format = format;
+          EXPECT_EQ(why_not(), "") << compute << compensate << format;
+        }
+    g.options.compute = SALE_COMPUTE_INT8;
+    EXPECT_NE(why_not().find("SALE_COMPUTE_INT8"), std::string::npos) << why_not();
+    g.options.compute = SALE_COMPUTE_EXACT, g.options.format = SALE_INT4;
+    EXPECT_NE(why_not().find("SALE_INT4"), std::string::npos) << why_not();
+  }
+}
+
 TEST(Devices, StreamsInHostMemory) {
   for (const bool attend : {false, true}) {
     Good g;

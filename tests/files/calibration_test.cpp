@@ -126,7 +126,7 @@ TEST(Calibration, BadValuesAreNamed) {
       {"/model/fingerprint", "\"12\"", "16 hexadecimal digits"},
       {"/model/fingerprint", "\"0123456789ABCDEF\"", "16 hexadecimal digits"},
       {"/model/name", "7", "model.name is not text"},
-      {"/estimator/format", "\"int5\"", "'int4' and 'int8' are known"},
+      {"/estimator/format", "\"int5\"", "'int4', 'int8' and 'fp8' are known"},
       {"/estimator/rank", "17", "multiple of 16"},
       {"/estimator/rank", "16", "rank below head_dim needs a file"},
       {"/estimator/rank", "64", "estimator.rank is 64"},

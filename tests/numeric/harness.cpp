@@ -166,6 +166,8 @@ sale_oracle::Head head_of(const Instance& in, int64_t b, int64_t h) {
   return {in.c.head_dim, s.q_len, s.k_len, s.q_offset, in.q.head(b, h), in.k.head(b, kv), in.v.head(b, kv), in.scale()};
 }
 
+sale_oracle::Form form_of(const Instance& in) { return {in.c.compute, in.c.compensate, in.c.local, in.c.dtype}; }
+
 sale_oracle::Estimator estimator_of(const Instance& in, int64_t h) {
   sale_oracle::Estimator e;
   e.format = in.c.format;
@@ -193,7 +195,7 @@ thread_local char current[1024] = "";
 
 // A read beyond a guard page ends here: say which problem did it before dying.
 void say_and_die(int signal) {
-  const char* const parts[] = {"\nsignal while running: numeric_test --case \"", current, "\"\n"};
+  const char* const parts[] = {"\nsignal while running: ", flags().program, " --case \"", current, "\"\n"};
   for (const char* p : parts)
     if (write(2, p, std::strlen(p)) < 0) break;
   std::signal(signal, SIG_DFL);
@@ -231,7 +233,7 @@ std::string in_parallel(int64_t n, const std::function<Case(int64_t)>& make,
       } catch (const std::exception& e) {
         const std::lock_guard lock(mutex);
         ++count;
-        failures += std::string(e.what()) + "\n    numeric_test --case \"" + line + "\"\n";
+        failures += std::string(e.what()) + "\n    " + flags().program + " --case \"" + line + "\"\n";
       }
     }
   };

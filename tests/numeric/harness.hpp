@@ -65,6 +65,7 @@ Result run(Instance& in, const std::string& backend);
 // One head as the oracle wants it.
 sale_oracle::Head head_of(const Instance& in, int64_t b, int64_t h);
 sale_oracle::Estimator estimator_of(const Instance& in, int64_t h);
+sale_oracle::Form form_of(const Instance& in);
 
 struct Tally {
   int64_t cases = 0, backend_runs = 0, candidates = 0, kept = 0, visible = 0, exempted = 0;
@@ -91,6 +92,7 @@ std::string in_parallel(int64_t n, const std::function<Case(int64_t)>& make,
                         const std::function<Tally(const Case&)>& body, Tally& total);
 
 struct Flags {
+  const char* program = "numeric_test";
   int64_t cases = 2000;
   uint64_t seed = 1;
   int64_t repeats = 100;

@@ -1,4 +1,4 @@
-// Section 5 of docs/numerics.md: attention over given blocks.
+// Section 6 of docs/numerics.md: attention over given blocks.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -17,53 +17,24 @@ std::vector<int64_t> seen_keys(const Head& h, const std::vector<int32_t>& blocks
   return keys;
 }
 
-// x coded with 127 steps over its largest number, and decoded again; NaN when anything is not finite.
-void through_int8(float* x, int64_t n) {
-  float largest = 0;
-  bool finite = true;
-  for (int64_t i = 0; i < n; ++i) {
-    finite = finite && std::isfinite(x[i]);
-    largest = std::max(largest, std::fabs(x[i]));
-  }
-  const float factor = 127.0f / largest;
-  for (int64_t i = 0; i < n; ++i) {
-    if (!finite) {
-      x[i] = std::numeric_limits<float>::quiet_NaN();
-    } else {
-      x[i] = largest < 0x1p-100f ? 0.0f : std::nearbyint(x[i] * factor);
-    }
-  }
-}
-
-float int8_scale(const float* x, int64_t n) {
-  float largest = 0;
-  for (int64_t i = 0; i < n; ++i) largest = std::max(largest, std::fabs(x[i]));
-  return largest / 127.0f;
-}
-
-// Q and K as the INT8 form sees them: integers times the scale, in double; K without its mean.
-struct Coded {
-  std::vector<double> q, k;
-  Floats k_mean;
+// What a row weighs: a key, or the means of a dropped block in the place of 32.
+struct Term {
+  const double *k, *v;
+  double more;  // added to its score
+  int64_t key;  // -1: means
 };
 
-Coded coded(const Head& h) {
-  Coded c;
-  c.k_mean = mean(h.k, h.k_len, h.d);
-  Floats q = h.q, k = h.k;
-  for (size_t i = 0; i < k.size(); ++i) k[i] = k[i] - c.k_mean[i % static_cast<size_t>(h.d)];
-  const auto decode = [&](Floats& x, int64_t group_rows, int64_t rows, std::vector<double>& to) {
-    for (int64_t r = 0; r < rows; r += group_rows) {
-      float* at = x.data() + r * h.d;
-      const int64_t n = std::min(group_rows, rows - r) * h.d;
-      const double scale = int8_scale(at, n);
-      through_int8(at, n);
-      for (int64_t i = 0; i < n; ++i) to.push_back(at[i] * scale);
-    }
-  };
-  decode(q, 1, h.q_len, c.q);
-  decode(k, block_keys, h.k_len, c.k);
-  return c;
+std::vector<Term> terms_of(const Head& h, const Operands& x, const Form& form, const std::vector<int32_t>& blocks,
+                           int64_t row) {
+  std::vector<Term> terms;
+  for (int64_t j : seen_keys(h, blocks, row)) terms.push_back({x.k.data() + j * h.d, x.v.data() + j * h.d, 0, j});
+  if (!form.compensate || blocks.empty()) return terms;
+  const int64_t leader = row / (2 * tile_rows) * (2 * tile_rows), position = std::min(leader + h.q_offset, h.k_len - 1);
+  const int64_t first_local = std::max<int64_t>(0, position + 1 - form.local) / block_keys;
+  for (int64_t b = 0; b < first_local; ++b)
+    if (!std::binary_search(blocks.begin(), blocks.end(), static_cast<int32_t>(b)))
+      terms.push_back({x.k_means.data() + b * h.d, x.v_means.data() + b * h.d, std::log(32.0), -1});
+  return terms;
 }
 
 template <class T>
@@ -74,11 +45,19 @@ double dot(const T* a, const T* b, int64_t d) {
   return (s[0] + s[1]) + (s[2] + s[3]);
 }
 
-double reach(const float* a, const float* b, int64_t d) {
+template <class T>
+double reach(const float* a, const T* b, int64_t d) {
   double s = 0;
-  for (int64_t c = 0; c < d; ++c) s += std::fabs(double{a[c]} * double{b[c]});
+  for (int64_t c = 0; c < d; ++c) s += std::fabs(double{a[c]} * static_cast<double>(b[c]));
   return s;
 }
+
+// FP8 form: probabilities up to 1 become e4m3 of 2^8 p. 2^-4 of a normal number is lost at most, half a step of 2^-9 of
+// a smaller one, and never more than the number itself. The maximum they are relative to only grows.
+double coding_doubt(double p) { return std::max(0x1p-4 * p, std::min(p, 0x1p-18)); }
+// Of a step's 128 coded products and 4 partial sums each is cut off 13 bits below the largest number around, which is
+// no more than the sum of all.
+constexpr double adding_doubt = 140 * 0x1p-13;
 
 }  // namespace
 
@@ -91,41 +70,44 @@ BlockLists all_blocks(const Head& h) {
   return lists;
 }
 
-Attention attend(const Head& h, const BlockLists& blocks, bool int8_products) {
+Attention attend(const Head& h, const BlockLists& blocks, const Form& form) {
   Attention a;
   a.out.assign(static_cast<size_t>(h.q_len * h.d), 0.0);
-  a.weighed = a.out;
-  const Coded codes = int8_products ? coded(h) : Coded{};
+  a.weighed = a.doubt = a.out;
+  const Operands x = operands(h, form);
+  const bool fp8 = form.compute == SALE_COMPUTE_FP8;
   for (int64_t i = 0; i < h.q_len; ++i) {
     const float* q = h.q.data() + i * h.d;
-    const std::vector<int64_t> keys = seen_keys(h, blocks[static_cast<size_t>(i / tile_rows)], i);
+    const std::vector<Term> terms = terms_of(h, x, form, blocks[static_cast<size_t>(i / tile_rows)], i);
     std::vector<double> s;
-    double m = -infinity, l = 0, farthest = 0;
-    for (int64_t j : keys) {
-      const double product = int8_products ? dot(codes.q.data() + i * h.d, codes.k.data() + j * h.d, h.d)
-                                           : dot(q, h.k.data() + j * h.d, h.d);
-      s.push_back(product * double{h.scale});
-      farthest = std::max(farthest, double{h.scale} * reach(q, h.k.data() + j * h.d, h.d));
+    double m = -infinity, l = 0, farthest = 0, shift = 0;
+    for (const Term& t : terms) {
+      s.push_back(dot(x.q.data() + i * h.d, t.k, h.d) * double{h.scale} + t.more);
+      const double far = t.key < 0 ? reach(q, t.k, h.d) : reach(q, h.k.data() + t.key * h.d, h.d);
+      farthest = std::max(farthest, double{h.scale} * far);
+      if (fp8) farthest = std::max(farthest, double{h.scale} * reach(q, t.k, h.d));
       if (s.back() > m) m = s.back();
     }
+    if (!x.smoothing.empty()) shift = dot(q, x.smoothing.data(), h.d) * double{h.scale};
+    if (fp8) farthest = std::max(farthest, double{h.scale} * reach(q, x.smoothing.data(), h.d));
     double* out = a.out.data() + i * h.d;
     double* weighed = a.weighed.data() + i * h.d;
-    const bool nothing = m == -infinity && std::none_of(s.begin(), s.end(), [](double x) { return std::isnan(x); });
+    double* doubt = a.doubt.data() + i * h.d;
+    const bool nothing = m == -infinity && std::none_of(s.begin(), s.end(), [](double e) { return std::isnan(e); });
     for (size_t n = 0; n < s.size() && !nothing; ++n) {
-      const double p = std::exp(s[n] - m);
+      const double p = std::exp(s[n] - m), lost = fp8 ? coding_doubt(p) + adding_doubt * p : 0;
       l += p;
-      const float* v = h.v.data() + keys[n] * h.d;
       for (int64_t c = 0; c < h.d; ++c) {
-        out[c] += p * double{v[c]};
-        weighed[c] += p * std::fabs(double{v[c]});
+        out[c] += p * terms[n].v[c];
+        weighed[c] += p * std::fabs(terms[n].v[c]);
+        doubt[c] += lost * std::fabs(terms[n].v[c]);
       }
     }
     for (int64_t c = 0; c < h.d && !nothing; ++c) {
       out[c] /= l;
       weighed[c] /= l;
+      doubt[c] /= l;
     }
-    double shift = 0;
-    if (int8_products) shift = dot(q, codes.k_mean.data(), h.d) * double{h.scale};
     a.lse.push_back(nothing ? -infinity : m + std::log(l) + shift);
     a.reach.push_back(farthest);
   }

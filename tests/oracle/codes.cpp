@@ -45,6 +45,23 @@ void project(const float* x, int64_t d, const float* projection, int64_t r, floa
   }
 }
 
+}  // namespace
+
+Floats transform_fused(const Floats& x, int64_t rows, int64_t d, const float* shift, const float* projection,
+                       int64_t r) {
+  if (projection == nullptr) return transform(x, rows, d, shift, nullptr, r);
+  Floats y(static_cast<size_t>(rows * r), 0.0f);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t a = 0; a < d; ++a) {
+      const float e = x[static_cast<size_t>(i * d + a)] - shift[a];
+      for (int64_t c = 0; c < r; ++c) {
+        float& to = y[static_cast<size_t>(i * r + c)];
+        to = std::fma(e, projection[a * r + c], to);
+      }
+    }
+  return y;
+}
+
 Floats transform(const Floats& x, int64_t rows, int64_t d, const float* shift, const float* projection, int64_t r) {
   Floats y(static_cast<size_t>(rows * r)), shifted(static_cast<size_t>(d));
   for (int64_t i = 0; i < rows; ++i) {
@@ -56,6 +73,8 @@ Floats transform(const Floats& x, int64_t rows, int64_t d, const float* shift, c
   }
   return y;
 }
+
+namespace {
 
 // Codes of rows [0, n) of y, grouped by group_of(row).
 template <class GroupOf>

@@ -42,6 +42,13 @@ struct Regions {
 // Mean of rows [0, rows) in double, ascending, rounded to f32.
 Floats mean(const Floats& x, int64_t rows, int64_t d);
 
+// Rows less `shift` (or null), projected by [d, r] (or null), in the order the page gives: [rows, r].
+Floats transform(const Floats& x, int64_t rows, int64_t d, const float* shift, const float* projection, int64_t r);
+
+// The same with fused multiply-adds: FP8's keys.
+Floats transform_fused(const Floats& x, int64_t rows, int64_t d, const float* shift, const float* projection,
+                       int64_t r);
+
 struct Codes {
   std::vector<int8_t> codes;  // [tokens, rank]
   Floats scales;  // keys: [blocks, 4 or 1]; queries: per tile, or per pair of rows [(tokens / 16) * 8 + r % 8]
@@ -79,8 +86,49 @@ struct Tile {
 std::vector<Tile> select(const Head& h, const Floats& smoothing, const Estimator& e, const Regions& r, float tau,
                          bool dense);
 
-// ---- 5: attention
-// ----------------------------------------------------------------------------------------------------
+// ---- 5: FP8 --------------------------------------------------------------------------------------------------------
+
+uint8_t to_e4m3(float x);  // to nearest even, saturating; NaN is 0x7f
+double from_e4m3(uint8_t code);
+
+struct Fp8Keys {
+  std::vector<uint8_t> codes;  // [keys, rank]
+  float scale = 0;
+};
+// first: keys of the update that fixed smoothing and scale.
+Fp8Keys fp8_keys(const Floats& k, int64_t k_len, int64_t d, const Floats& smoothing, const Estimator& e, int64_t first);
+
+// One candidate: how far the pair that decides stands above the threshold, in units of scores, and the same with
+// everything that rounding of the sums can do against it (low) and for it (high). Kept for certain when low > 0,
+// dropped for certain when high < 0.
+struct Fp8Candidate {
+  int32_t block;
+  double margin, low, high;
+};
+// Candidates of the tile of 64 rows, [first, last) of its half or of the half that leads its tile of 128.
+using Fp8Tile = std::vector<Fp8Candidate>;
+std::vector<Fp8Tile> fp8_select(const Head& h, const Floats& smoothing, const Fp8Keys& keys, const Estimator& e,
+                                const Regions& r, float tau, sale_dtype dtype);
+
+// ---- tiles of 128 rows
+// -----------------------------------------------------------------------------------------------
+
+// Candidates of tile T of 128 rows: [first, last), of visible blocks; everything else is kept.
+struct Range {
+  int64_t first, last, visible;
+};
+Range wide_range(const Head& h, int64_t tile, const Regions& r);
+
+// Its list: all of `must`, and besides only what is in `may`, where rounding decides (FP8). Ascending.
+struct WideTile {
+  std::vector<int32_t> must, may;
+  bool allows(const std::vector<int32_t>& list) const;
+};
+// Smoothing and scales by all keys of the head. undefined: anything may come of estimates, as of scores beyond f32.
+std::vector<WideTile> select_wide(const Head& h, const Estimator& e, const Regions& r, float tau, bool dense,
+                                  bool undefined, sale_dtype dtype);
+
+// ---- 6: attention --------------------------------------------------------------------------------------------------
 
 using BlockLists = std::vector<std::vector<int32_t>>;  // kept blocks per tile
 BlockLists all_blocks(const Head& h);
@@ -89,9 +137,26 @@ struct Attention {
   std::vector<double> out, weighed;  // [q_len, d]; weighed: sum of p |v|
   std::vector<double> lse;           // [q_len]
   std::vector<double> reach;         // [q_len] largest sum |q||k| scale of a seen key: what f32 scores lose digits on
+  std::vector<double> doubt;  // [q_len, d] FP8 form: what coding probabilities and adding few bits can do; else 0
 };
-// int8_products: scores from codes of Q per row and of smoothed K per block of 32, in double from there on.
-Attention attend(const Head& h, const BlockLists& blocks, bool int8_products);
+struct Form {
+  sale_compute compute = SALE_COMPUTE_EXACT;  // INT8, FP8: scores and values from codes, in double from there on
+  // Compensation: of tiles of 128 rows, with the local region and the tensors' type.
+  bool compensate = false;
+  int64_t local = 0;
+  sale_dtype dtype = SALE_BF16;
+};
+Attention attend(const Head& h, const BlockLists& blocks, const Form& form);
+
+// What products are made of: exact numbers, or codes times their scales. [tokens, d], of means [blocks, d].
+struct Operands {
+  std::vector<double> q, k, v, k_means, v_means;
+  Floats smoothing;  // of keys, not finite ones 0; empty when scores hold all of q k
+};
+Operands operands(const Head& h, const Form& form);
+// Of every block of 32 rows the f32 mean of each column, rounded; 0 where it is not finite.
+Floats block_means(const Floats& x, int64_t rows, int64_t d, sale_dtype dtype);
+double rounded(double x, sale_dtype dtype);  // to what the type can hold, to nearest even
 // The same in f32 throughout, one sum after the other: what a plain implementation gets.
 Floats attend_plainly(const Head& h, const BlockLists& blocks);
 

@@ -1,7 +1,10 @@
 // What the tensors hold. Every head of every sequence has a random stream of its own and is written token by token, so
 // data depends neither on the layout nor on the other sequences, and a shorter sequence is a prefix of a longer one.
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
+#include <thread>
 
 #include "case/instance.hpp"
 #include "case/random.hpp"
@@ -185,18 +188,25 @@ Vector make_head(const Case& c, Stream stream, int64_t b, int64_t h, const Model
 void fill(Instance& instance) {
   const Case& c = instance.c;
   const int64_t group = c.kv_heads > 0 && c.q_heads >= c.kv_heads ? c.q_heads / c.kv_heads : 1;
-  for (int64_t b = 0; b < c.batch; ++b) {
+  const int64_t heads = c.kv_heads + c.q_heads, jobs = c.batch * heads;
+  const auto fill_head = [&](int64_t job) {
+    const int64_t b = job / heads, h = job % heads, q = h - c.kv_heads;
     const Sequence& s = instance.sequences[static_cast<size_t>(b)];
-    for (int64_t h = 0; h < c.kv_heads; ++h) {
-      const Model model(c.seed, b, h, c.head_dim);
-      instance.k.set_head(b, h, make_head(c, key_stream, b, h, model, s));
-      instance.v.set_head(b, h, make_head(c, value_stream, b, h, model, s));
-    }
-    for (int64_t h = 0; h < c.q_heads; ++h) {
-      const Model model(c.seed, b, h / group, c.head_dim);
-      instance.q.set_head(b, h, make_head(c, query_stream, b, h, model, s));
-    }
-  }
+    const Model model(c.seed, b, q < 0 ? h : q / group, c.head_dim);
+    if (q >= 0) return instance.q.set_head(b, q, make_head(c, query_stream, b, q, model, s));
+    instance.k.set_head(b, h, make_head(c, key_stream, b, h, model, s));
+    instance.v.set_head(b, h, make_head(c, value_stream, b, h, model, s));
+  };
+  // Threads only where there is much to fill: most cases are small, and many.
+  const bool much = instance.q.memory->size() > (size_t{64} << 20);
+  std::vector<std::thread> threads(much ? std::max(1u, std::thread::hardware_concurrency()) - 1 : 0);
+  std::atomic<int64_t> next{0};
+  const auto work = [&] {
+    for (int64_t job = next++; job < jobs; job = next++) fill_head(job);
+  };
+  for (std::thread& t : threads) t = std::thread(work);
+  work();
+  for (std::thread& t : threads) t.join();
 }
 
 // Columns orthonormal per kv head, by Gram-Schmidt on random vectors.

@@ -58,6 +58,11 @@ __device__ void copy_blocks(const Common& c, const Sequence& s, int32_t kv_head,
   }
 }
 
+template <class T>
+constexpr int shift_of = 0;
+template <>
+constexpr int shift_of<F16> = 15;
+
 template <int dim>
 struct Exact {
   static constexpr int D = dim, pieces = D / 64, stages = 2;
@@ -130,13 +135,13 @@ __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
   const bool speaks = threadIdx.x % 32 == 0;
   Ring<Exact<D>::stages> kr, vr;
   Ring<2> qr, slot;
-  Softmax<0> softmax;
+  Softmax<shift_of<T>> softmax;
   softmax.scale = c.scale * log2e;
   if (group == 1) named_arrive(1, 128 * groups);  // group 0 goes first
   const float mean_bonus = 5.0f / softmax.scale;  // a pseudo-key stands for 2^5 keys
   Work work;
   while (read_item(sh, slot, work)) {
-    const Place p = place_of(c, work.item);
+    const Place p = work.place(c);
     const Sequence& s = *p.sequence;
     const int64_t first = int64_t{p.tile} * tile_rows + group * 64;
     // Blocks below this one are seen whole by every row of the group.

@@ -26,9 +26,13 @@ constexpr int groups = 2, attend_threads = 128 * (1 + groups);
 constexpr int step_keys = 128, step_blocks = 4;
 constexpr float log2e = 1.4426950408889634f;
 
-// One item as everyone sees it. The first `kept` steps are four blocks of the list each, the rest 128 pseudo-keys each.
+// One item as everyone sees it; the K warp alone looks it up. The first `kept` steps are four blocks of the list each,
+// the rest 128 pseudo-keys each.
 struct Work {
-  int32_t item, steps, kept;  // item < 0: no more work
+  int32_t sequence, tile, head;  // sequence < 0: no more work
+  int32_t steps, kept;
+
+  __device__ Place place(const Common& c) const { return {&c.sequences[sequence], tile, head}; }
 };
 
 template <class P>
@@ -59,10 +63,11 @@ struct Ring {
 };
 
 // All items of one kv head before the next: what the multiprocessors read at a time then fits L2.
-__device__ inline Place place_of(const Common& c, int32_t work) {
-  const int32_t per_head = c.n_items * c.group, kv_head = work / per_head, rest = work % per_head;
+__device__ inline Work work_of(const Common& c, int32_t number) {
+  if (number >= c.n_items * c.q_heads) return {-1, 0, 0, 0, 0};
+  const int32_t per_head = c.n_items * c.group, kv_head = number / per_head, rest = number % per_head;
   const Item& i = c.items[rest / c.group];
-  return {&c.sequences[i.sequence], i.tile, kv_head * c.group + rest % c.group};
+  return {i.sequence, i.tile, kv_head * c.group + rest % c.group, 0, 0};
 }
 
 // ---- producers
@@ -109,13 +114,12 @@ template <class P>
 __device__ bool take_item(const AttendCall& call, Shared<P>& sh, Ring<2>& slot, Work& work) {
   const Common& c = call.common;
   const int lane = threadIdx.x % 32;
-  if (lane == 0) work.item = atomicAdd(call.counter, 1);
-  work.item = __shfl_sync(0xffffffff, work.item, 0);
+  int32_t number = 0;
+  if (lane == 0) number = atomicAdd(call.counter, 1);
+  work = work_of(c, __shfl_sync(0xffffffff, number, 0));
   barrier_wait(&sh.slot_empty[slot.index], slot.parity ^ 1);
-  const bool any = work.item < c.n_items * c.q_heads;
-  work.steps = work.kept = 0;
-  if (any) {
-    const Place p = place_of(c, work.item);
+  if (work.sequence >= 0) {
+    const Place p = work.place(c);
     const uint64_t* row = tile_bits(c, *p.sequence, p.tile, p.head);
     const int32_t n_words = (visible_blocks(*p.sequence, p.tile) + 63) / 64, local = first_local(c, p);
     int32_t kept = 0, dropped = 0;
@@ -129,11 +133,11 @@ __device__ bool take_item(const AttendCall& call, Shared<P>& sh, Ring<2>& slot, 
       work.steps += (local + step_keys - 1) / step_keys;
   }
   if (lane == 0) {
-    sh.slots[slot.index] = {any ? work.item : -1, work.steps, work.kept};
+    sh.slots[slot.index] = work;
     barrier_arrive(&sh.slot_full[slot.index]);
   }
   slot.next();
-  return any;
+  return work.sequence >= 0;
 }
 
 // The same, by everyone else: one lane of each warp says that it has read the slot.
@@ -144,7 +148,7 @@ __device__ bool read_item(Shared<P>& sh, Ring<2>& slot, Work& work) {
   __syncwarp();
   if (threadIdx.x % 32 == 0) barrier_arrive(&sh.slot_empty[slot.index]);
   slot.next();
-  return work.item >= 0;
+  return work.sequence >= 0;
 }
 
 template <class P, bool keys>
@@ -155,7 +159,7 @@ __device__ void produce(const AttendCall& call, Shared<P>& sh) {
   Ring<2> qr, slot;
   Work work{};
   while (keys ? take_item(call, sh, slot, work) : read_item(sh, slot, work)) {
-    const Place p = place_of(c, work.item);
+    const Place p = work.place(c);
     const Sequence& s = *p.sequence;
     const int32_t kv_head = p.head / c.group;
     const uint64_t* row = tile_bits(c, s, p.tile, p.head);
@@ -212,7 +216,8 @@ __device__ __forceinline__ uint32_t pack<F16>(float low, float high) {
 
 // Thread t of a group holds rows r = 16 (t / 32) + t % 32 / 4 and r + 8 of S, columns 8 i + 2 (t % 4) + {0, 1}:
 // S[4 i + 0, 1] of row r, S[4 i + 2, 3] of row r + 8.
-// shift: probabilities are 2^shift times larger than usual, to suit their number format.
+// shift: probabilities are 2^shift times larger than usual, to suit their number format: f16 reaches from 2^15 down to
+// 2^-24, and what a row puts out may be made of probabilities far below 1 where the values of its sinks are near 0.
 template <int shift>
 struct Softmax {
   float most[2], sum[2];
@@ -231,7 +236,13 @@ struct Softmax {
       float m[2] = {before, -INFINITY};
 #pragma unroll
       for (int i = 0; i < 32; ++i) m[i % 2] = fmaxf(m[i % 2], s[i / 2 * 4 + 2 * r + i % 2]);
-      const float base = raise(r, before, fmaxf(m[0], m[1]), bonus, shrink[r]);
+      float base = raise(r, before, fmaxf(m[0], m[1]), bonus, shrink[r]);
+      if (!(fabsf(base) < huge)) {
+        const float top = most[r] - bonus;
+#pragma unroll
+        for (int i = 0; i < 32; ++i) s[i / 2 * 4 + 2 * r + i % 2] -= top;
+        base = -shift;
+      }
       float total[2] = {sum[r] * shrink[r], 0};
 #pragma unroll
       for (int i = 0; i < 32; ++i) {
@@ -246,11 +257,13 @@ struct Softmax {
   __device__ __forceinline__ float raise(int r, float before, float m, float bonus, float& shrink) {
     m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 1));
     m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 2));
-    const float top = m == -INFINITY ? 0.0f : m * scale;
-    shrink = exp2f_fast(before * scale - top);
+    const float top = m == -INFINITY ? 0.0f : m;
+    shrink = exp2f_fast((before - top) * scale);
     most[r] = m + bonus;
-    return top - shift;
+    return top * scale - shift;
   }
+  // Scores beyond it: fmaf(s, scale, -base) would add what rounding took off base, which an exponential shows.
+  static constexpr float huge = 0x1p12f;
   __device__ static float exp2f_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

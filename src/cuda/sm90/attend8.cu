@@ -191,6 +191,13 @@ __device__ __forceinline__ void step_whole(Softmax<p_shift>& softmax, const int3
     softmax.sum[r] = total[0] + total[1];
   }
 }
+// Whether some score may be so large that rounding of its maximum shows in an exponential (2^-10 and more). By warp.
+template <int D>
+__device__ __forceinline__ bool may_be_huge(const float (&row_by)[2], const float4& scales) {
+  constexpr float most_sum = 127.0f * 127.0f * D;
+  const float by = fmaxf(row_by[0], row_by[1]) * fmaxf(fmaxf(scales.x, scales.y), fmaxf(scales.z, scales.w));
+  return __any_sync(0xffffffff, by * most_sum > 0x1p14f);
+}
 
 template <int D, class T>
 __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
@@ -206,7 +213,7 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
   const uint64_t q = row_descriptor(shared_address(sh.own.q + group * 64 * D), D);
   Work work;
   while (read_item(sh, slot, work)) {
-    const Place p = place_of(c, work.item);
+    const Place p = work.place(c);
     const Sequence& s = *p.sequence;
     const int64_t first = int64_t{p.tile} * tile_rows + group * 64;
     // Blocks below this one are seen whole by every row of the group.
@@ -230,7 +237,8 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
       for (int i = 0; i < 2 * step_blocks; ++i)
         by[i / step_blocks][i % step_blocks] = row_by[i / step_blocks] * scale[i % step_blocks];
       const bool means = n >= work.kept;
-      if (!means && ids.x >= 0 && ids.w < whole) return step_whole(softmax, sums, scores, by, to);
+      if (!means && ids.x >= 0 && ids.w < whole && !may_be_huge<D>(row_by, scales))
+        return step_whole(softmax, sums, scores, by, to);
 #pragma unroll
       for (int i = 0; i < 64; ++i) scores[i] = static_cast<float>(sums[i]) * by[i / 2 % 2][i / 16];
       if (means)

@@ -2,7 +2,8 @@
 // coordinate. Hopper.
 //
 //   smoothing   mean key, as in the key index                                  reads K     index.cu
-//   most        the largest value of every coordinate                          reads V
+//   most        the largest value of every coordinate; a mean key's            reads V
+//               coordinate that is not finite becomes 0
 //   code        a thread block takes 32 keys: their codes, K by rows, V by     reads K, V; writes half as much
 //               columns in the order of key_of_place()
 //
@@ -44,6 +45,10 @@ __global__ void __launch_bounds__(256) most_kernel(const __grid_constant__ LowBi
   for (int i = 0; i < 8; ++i) part[row][at + i] = most[i];
   __syncthreads();
   if (threadIdx.x >= D) return;
+  if (blockIdx.x == 0) {  // one bad key must not spoil the codes of all
+    float& mean = c.low.smoothing[(int64_t{c.batch} * c.kv_heads + head) * D + threadIdx.x];
+    if (!isfinite(mean)) mean = 0;
+  }
   float all = 0;
   for (int r = 0; r < rows; ++r) all = fmaxf(all, part[r][threadIdx.x]);
   float* to = c.low.v_most + (int64_t{c.batch} * c.kv_heads + head) * D + threadIdx.x;

@@ -181,7 +181,7 @@ __device__ void write_projected(const Out& out, float (&y)[width / 32][16], int 
       largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, o));
       finite = __shfl_xor_sync(0xffffffff, static_cast<int>(finite), o) != 0 && finite;
     }
-    const RowCode code = row_code(largest);
+    const RowCode code = row_code(largest, width == 32 ? code_top : code_top_of_two);
     float rest = limit_in_code_units(threshold[r], code.scale, key_scale, scale) * (1.0f / e4m3_most);
     if (!present[r]) rest = e4m3_most;
     uint8_t piece[3];
@@ -238,7 +238,7 @@ __device__ void write_plain(const Out& out, const uint16_t (&q)[D / 64][half_row
   threshold -= (mean_score + __shfl_xor_sync(0xffffffff, mean_score, 1)) * scale;
   largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 1));
   finite = __shfl_xor_sync(0xffffffff, static_cast<int>(finite), 1) != 0 && finite && isfinite(threshold);
-  const RowCode code = row_code(largest);
+  const RowCode code = row_code(largest, code_top);
 #pragma unroll
   for (int p = 0; p < D / 32; ++p) {  // 16 codes
     uint32_t word[4];

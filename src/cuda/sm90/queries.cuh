@@ -17,14 +17,16 @@ __device__ __forceinline__ QueryPlace query_place(const SelectCall& c, int64_t i
   return {c.q_codes + at * tile_rows * c.estimator.width, c.row_limits + at * limits_per_item};
 }
 
-// FP8's scale of a query row: 32 steps to its largest coordinate, so that no sum of coded products leaves the range
-// that three e4m3 pieces of a threshold cover.
+// FP8's scale of a query row: `top`, the code of its largest coordinate, keeps sums of coded products within the range
+// that three e4m3 pieces of a threshold cover; and where sums in f16 take two products (32 coordinates each), the first
+// one's within f16.
+constexpr float code_top = 32.0f, code_top_of_two = 4.0f;
 struct RowCode {
   float scale, factor;
 };
-__device__ __forceinline__ RowCode row_code(float largest) {
+__device__ __forceinline__ RowCode row_code(float largest, float top) {
   if (!(largest >= 0x1p-100f)) return {0.0f, 0.0f};
-  return {largest / 32.0f, 32.0f / largest};
+  return {largest / top, top / largest};
 }
 // T over what one step of a coded sum is worth; where that is nothing, far on the side that decides the same.
 __device__ __forceinline__ float limit_in_code_units(float threshold, float row_scale, float key_scale, float scale) {

@@ -1,0 +1,221 @@
+#include "device.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "case/random.hpp"
+
+namespace sale_device {
+
+void cuda(cudaError_t e, const char* what) {
+  if (e != cudaSuccess) throw Failed(std::string(what) + ": " + cudaGetErrorString(e));
+}
+
+Buffer::Buffer(size_t bytes, unsigned char fill) : size_(bytes) {
+  void* p = nullptr;
+  cuda(cudaMalloc(&p, bytes + margin), "cudaMalloc");
+  data_ = static_cast<std::byte*>(p);
+  cuda(cudaMemset(data_, fill, bytes), "cudaMemset");
+  cuda(cudaMemset(data_ + bytes, 0xcb, margin), "cudaMemset");
+}
+Buffer::Buffer(const void* host, size_t bytes) : Buffer(bytes) { put(host); }
+Buffer::~Buffer() { cudaFree(data_); }
+void Buffer::put(const void* host) { cuda(cudaMemcpy(data_, host, size_, cudaMemcpyHostToDevice), "cudaMemcpy"); }
+void Buffer::get(void* host) const {
+  cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  cuda(cudaMemcpy(host, data_, size_, cudaMemcpyDeviceToHost), "cudaMemcpy");
+}
+bool Buffer::margin_intact() const {
+  if (data_ == nullptr) return true;
+  std::vector<unsigned char> m(margin);
+  cuda(cudaMemcpy(m.data(), data_ + size_, margin, cudaMemcpyDeviceToHost), "cudaMemcpy");
+  return std::all_of(m.begin(), m.end(), [](unsigned char c) { return c == 0xcb; });
+}
+
+Stream::Stream() { cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags"); }
+Stream::~Stream() { cudaStreamDestroy(stream_); }
+void Stream::wait() const { cuda(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
+
+Copy::Copy(Instance& instance)
+    : in(instance),
+      problem(instance.problem),
+      options(instance.options),
+      fused_(instance.c.layout == sale_case::Layout::fused),
+      q_(in.q.memory->size()),
+      k_(fused_ ? 0 : in.k.memory->size()),
+      v_(fused_ ? 0 : in.v.memory->size()),
+      out_(in.out.memory->size()),
+      lse_(in.lse->size()) {
+  problem.device = 0;
+  options.backend = "sm90";
+  if (paged()) make_pages();
+  send();
+}
+
+// Pages of all sequences in one pool, in random order; what no key uses is NaN, and no page number.
+void Copy::make_pages() {
+  const int64_t size = in.c.page_size, heads = in.c.kv_heads, d = in.c.head_dim, page = heads * size * d;
+  int64_t total = 3, longest = 0;
+  for (const auto& s : in.sequences) {
+    const int64_t n = (s.k_len + size - 1) / size;
+    total += n;
+    longest = std::max(longest, n);
+  }
+  std::vector<int32_t> order(static_cast<size_t>(total));
+  std::iota(order.begin(), order.end(), 0);
+  sale_case::Random random(in.c.seed + 77);
+  for (int64_t i = total - 1; i > 0; --i)
+    std::swap(order[static_cast<size_t>(i)], order[static_cast<size_t>(random.below(i + 1))]);
+  std::vector<int32_t> table(static_cast<size_t>(in.c.batch * longest), -1);
+  std::vector<uint16_t> k(static_cast<size_t>(total * page), 0xffff), v = k;
+  size_t next = 0;
+  for (int64_t b = 0; b < in.c.batch; ++b) {
+    const int64_t keys = in.sequences[static_cast<size_t>(b)].k_len;
+    for (int64_t first = 0; first < keys; first += size) {
+      const int32_t p = order[next++];
+      table[static_cast<size_t>(b * longest + first / size)] = p;
+      for (int64_t h = 0; h < heads; ++h)
+        for (int64_t j = first; j < std::min(first + size, keys); ++j) {
+          const size_t to = static_cast<size_t>(p * page + (h * size + j - first) * d);
+          std::memcpy(&k[to], in.k.row(b, h, j), static_cast<size_t>(d) * 2);
+          std::memcpy(&v[to], in.v.row(b, h, j), static_cast<size_t>(d) * 2);
+        }
+    }
+  }
+  k_pages_ = Buffer(k.data(), k.size() * 2);
+  v_pages_ = Buffer(v.data(), v.size() * 2);
+  table_ = Buffer(table.data(), table.size() * 4);
+  problem.page_size = in.c.page_size;
+  problem.pages = longest;
+  problem.page_table = reinterpret_cast<const int32_t*>(table_.data());
+  problem.k = problem.v = {page, size * d, d};
+  problem.k_starts = nullptr;
+}
+
+const int32_t* Copy::pages(int64_t b) const { return paged() ? problem.page_table + b * problem.pages : nullptr; }
+
+const void* Copy::keys(int64_t b) const { return paged() ? k() : row(in.k, k(), b, 0, 0); }
+
+std::byte* Copy::row(const sale_case::Tensor& tensor, const void* base, int64_t b, int64_t h, int64_t token) const {
+  return static_cast<std::byte*>(const_cast<void*>(base)) + (tensor.row(b, h, token) - tensor.data());
+}
+
+void Copy::send() {
+  q_.put(in.q.memory->begin());
+  if (!fused_) k_.put(in.k.memory->begin());
+  if (!fused_) v_.put(in.v.memory->begin());
+  clear_outputs();
+}
+
+void Copy::clear_outputs() {
+  in.clear_outputs();
+  out_.put(in.out.memory->begin());
+  lse_.put(in.lse->begin());
+}
+
+void Copy::fetch() {
+  out_.get(in.out.memory->begin());
+  lse_.get(in.lse->begin());
+}
+
+bool Copy::margins_intact() const {
+  for (const Buffer* b : {&q_, &k_, &v_, &out_, &lse_, &k_pages_, &v_pages_, &table_})
+    if (!b->margin_intact()) return false;
+  return true;
+}
+
+Index Copy::index(int64_t b, int64_t capacity) const {
+  return make_index(problem, options, capacity != 0 ? capacity : in.sequences[static_cast<size_t>(b)].k_len);
+}
+
+void Copy::update(const Index& index, int64_t b, int64_t keys_now, cudaStream_t stream) const {
+  ok(sale_index_update(index.get(), keys(b), problem.k, keys_now, pages(b), stream), "sale_index_update");
+}
+
+std::vector<std::byte> bytes_of(const sale_case::Memory& m) { return {m.begin(), m.begin() + m.size()}; }
+
+Lists read_wide_lists(const Instance& in, const sale_blocks* blocks) {
+  Lists lists(in.sequences.size());
+  for (size_t b = 0; b < lists.size(); ++b)
+    for (int32_t h = 0; h < in.c.q_heads; ++h) {
+      lists[b].emplace_back();
+      for (int64_t t = 0; t * 128 < in.sequences[b].q_len; ++t) {
+        int64_t kept = 0, visible = 0;
+        const auto sequence = static_cast<int32_t>(b);
+        ok(sale_blocks_row(blocks, sequence, h, t, nullptr, 0, &kept, &visible), "sale_blocks_row");
+        std::vector<int32_t> row(static_cast<size_t>(kept));
+        ok(sale_blocks_row(blocks, sequence, h, t, row.data(), kept, &kept, &visible), "sale_blocks_row");
+        lists[b].back().push_back(std::move(row));
+      }
+    }
+  return lists;
+}
+
+Lists narrow(const Lists& wide, const Instance& in) {
+  Lists lists(wide.size());
+  for (size_t b = 0; b < wide.size(); ++b)
+    for (const auto& head : wide[b]) {
+      lists[b].emplace_back();
+      for (int64_t t = 0; t * 64 < in.sequences[b].q_len; ++t)
+        lists[b].back().push_back(head[static_cast<size_t>(t / 2)]);
+    }
+  return lists;
+}
+
+Result run(Copy& copy) {
+  Instance& in = copy.in;
+  Result r;
+  for (int64_t b = 0; b < in.c.batch; ++b) {
+    r.indexes.push_back(copy.index(b));
+    copy.update(r.indexes.back(), b, in.sequences[static_cast<size_t>(b)].k_len);
+  }
+  std::vector<const sale_index*> given;
+  for (const Index& i : r.indexes) given.push_back(i.get());
+  const bool with = in.c.with_index;
+  {
+    const Plan plan = make_plan(copy.problem, copy.options, with);
+    expect(sale_plan_q_block(plan.get()) == 128, "sale_plan_q_block: not 128");
+    const Buffer workspace(sale_plan_workspace(plan.get()).total);
+    copy.clear_outputs();
+    sale_stats stats{};
+    std::vector<sale_head_stats> heads(static_cast<size_t>(in.c.batch) * static_cast<size_t>(in.c.q_heads));
+    stats.heads = heads.data();
+    ok(sale_run(plan.get(), copy.q(), copy.k(), copy.v(), copy.out(), copy.lse(), with ? given.data() : nullptr,
+                workspace.data(), workspace.size(), &stats, nullptr),
+       "sale_run");
+    copy.fetch();
+    expect(workspace.margin_intact() && copy.margins_intact(), "sale_run wrote behind a buffer");
+    expect(in.outputs_intact(), "sale_run wrote outside out's or lse's rows");
+    r.out = bytes_of(*in.out.memory);
+    r.lse = bytes_of(*in.lse);
+    r.kept = stats.kept_blocks;
+    r.visible = stats.visible_blocks;
+    int64_t kept = 0;
+    for (const sale_head_stats& h : heads) kept += h.kept_blocks;
+    expect(kept == r.kept, "stats: the heads' kept blocks do not add up");
+  }
+  const Plan plan = make_plan(copy.problem, copy.options, !with);
+  const Blocks blocks = make_blocks(plan);
+  const Buffer workspace(sale_plan_workspace(plan.get()).total);
+  ok(sale_select(plan.get(), copy.q(), copy.k(), with ? nullptr : given.data(), blocks.get(), workspace.data(),
+                 workspace.size(), nullptr, nullptr),
+     "sale_select");
+  r.lists = read_wide_lists(in, blocks.get());
+  int64_t kept = 0;
+  for (const auto& s : r.lists)
+    for (const auto& h : s)
+      for (const auto& row : h) kept += static_cast<int64_t>(row.size());
+  expect(kept == r.kept, "sale_select keeps " + std::to_string(kept) + " blocks, sale_run " + std::to_string(r.kept));
+  copy.clear_outputs();
+  ok(sale_attend(plan.get(), copy.q(), copy.k(), copy.v(), blocks.get(), copy.out(), copy.lse(), workspace.data(),
+                 workspace.size(), nullptr, nullptr),
+     "sale_attend");
+  copy.fetch();
+  expect(workspace.margin_intact() && in.outputs_intact(), "sale_attend wrote outside its outputs");
+  expect(r.out == bytes_of(*in.out.memory) && r.lse == bytes_of(*in.lse),
+         "sale_run differs from sale_select and sale_attend");
+  return r;
+}
+
+}  // namespace sale_device

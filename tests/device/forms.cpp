@@ -1,0 +1,175 @@
+// Exact and low-bit attention, without and with compensation, over lists of one's own.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "device.hpp"
+
+namespace sale_device {
+namespace {
+
+constexpr float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
+
+std::string form_name(const Case& c) {
+  return std::string(c.compute == SALE_COMPUTE_FP8 ? "low-bit" : "exact") + (c.compensate ? ", compensated" : "") +
+         " d " + std::to_string(c.head_dim) + (c.dtype == SALE_F16 ? " f16" : " bf16") +
+         (c.page_size != 0 ? " paged" : "");
+}
+
+// Of head h every third block from block h on, and the last one.
+Lists attend_thirds(Copy& copy) {
+  Instance& in = copy.in;
+  const Plan plan = make_plan(copy.problem, copy.options, false);
+  const Blocks blocks = make_blocks(plan);
+  const Buffer workspace(sale_plan_workspace(plan.get()).total);
+  Lists lists = read_wide_lists(in, blocks.get());
+  for (size_t h = 0; h < lists[0].size(); ++h)
+    for (size_t t = 0; t < lists[0][h].size(); ++t) {
+      auto& row = lists[0][h][t];
+      const int64_t visible = (std::min<int64_t>(in.c.q_len, 128 * (static_cast<int64_t>(t) + 1)) + 31) / 32;
+      expect(row.size() == static_cast<size_t>(visible), "new lists do not keep all");
+      std::vector<int32_t> some;
+      for (const int32_t b : row)
+        if (b % 3 == static_cast<int32_t>(h) || b == row.back()) some.push_back(b);
+      row = some;
+      ok(sale_blocks_set_row(blocks.get(), 0, static_cast<int32_t>(h), static_cast<int64_t>(t), row.data(),
+                             static_cast<int64_t>(row.size())),
+         "sale_blocks_set_row");
+    }
+  expect(read_wide_lists(in, blocks.get()) == lists, "lists read back differ from those written");
+  copy.clear_outputs();
+  sale_stats stats{};
+  ok(sale_attend(plan.get(), copy.q(), copy.k(), copy.v(), blocks.get(), copy.out(), copy.lse(), workspace.data(),
+                 workspace.size(), &stats, nullptr),
+     "sale_attend");
+  copy.fetch();
+  int64_t kept = 0;
+  for (const auto& h : lists[0])
+    for (const auto& row : h) kept += static_cast<int64_t>(row.size());
+  expect(stats.kept_blocks == kept, "stats count other blocks than were written");
+  expect(workspace.margin_intact() && in.outputs_intact(), "sale_attend wrote outside its outputs");
+  return narrow(lists, in);
+}
+
+void check_thirds(Instance& in, const std::string& what) {
+  Copy copy(in);
+  const Lists lists = attend_thirds(copy);
+  for (int64_t h = 0; h < in.c.q_heads; ++h) {
+    try {
+      check_attention(in, 0, h, expected_attention(in, 0, h, lists[0][static_cast<size_t>(h)]), "sm90");
+    } catch (const Failed& e) {
+      ADD_FAILURE() << form_name(in.c) << ", " << what << ": " << e.what();
+    }
+  }
+}
+
+// f: of every form, head dimension and type, paged or not.
+void each_form(const std::function<void(Case)>& f) {
+  for (int64_t i = 0; i < 4 * forms; ++i) {
+    Case c = sale_case::parse("qheads=2 kvheads=1 k=1300 d=64 densebelow=0 local=32 estimator=fp8");
+    set_form(c, i);
+    c.head_dim = i / forms % 2 == 0 ? 64 : 128;
+    c.dtype = i / forms / 2 == 0 ? SALE_BF16 : SALE_F16;
+    c.page_size = i % 3 == 0 ? 16 : 0;
+    f(c);
+  }
+}
+
+void poison(Instance& in, const sale_case::Tensor& t, int64_t key, int64_t coordinate, float value) {
+  sale_case::store(t.row(0, 0, key) + coordinate * 2, in.c.dtype, value);
+}
+
+TEST(Forms, ListsOfOnesOwn) {
+  each_form([](const Case& c) {
+    Instance in(c);
+    check_thirds(in, "real-like");
+  });
+}
+
+// Key 40 is in block 1, which head 0 drops and head 1 keeps; key 700 in block 21, the other way round; key 1290 in a
+// block that only the last tile sees.
+TEST(Forms, BadNumbersStayWhereTheyAreSeen) {
+  each_form([](const Case& c) {
+    for (const int64_t key : {40, 700, 1290})
+      for (const float value : {nan, inf})
+        for (const bool values : {false, true}) {
+          Instance in(c);
+          poison(in, values ? in.v : in.k, key, 5, value);
+          check_thirds(in, std::to_string(value) + " in " + (values ? "value " : "key ") + std::to_string(key));
+        }
+  });
+}
+
+// Values that a tile does not see do not reach it, compensated or not.
+TEST(Forms, UnseenValuesChangeNoBit) {
+  each_form([](const Case& c) {
+    const auto out_of = [&](float value, std::vector<std::byte>& out) {
+      Instance in(c);
+      poison(in, in.v, 1290, 5, value);
+      Copy copy(in);
+      attend_thirds(copy);
+      for (int64_t h = 0; h < c.q_heads; ++h) {
+        const std::byte* first = in.out.row(0, h, 0);
+        out.insert(out.end(), first, first + 1280 * c.head_dim * 2);  // 10 tiles
+      }
+    };
+    std::vector<std::byte> clean, bad;
+    out_of(0, clean);
+    out_of(nan, bad);
+    EXPECT_TRUE(clean == bad) << form_name(c);
+  });
+}
+
+// A tile that keeps nothing puts out nothing, compensated or not.
+TEST(Forms, NothingKept) {
+  each_form([](Case c) {
+    c.q_len = c.k_len = 700;
+    Instance in(c);
+    Copy copy(in);
+    const Plan plan = make_plan(copy.problem, copy.options, false);
+    const Blocks blocks = make_blocks(plan);
+    const Buffer workspace(sale_plan_workspace(plan.get()).total);
+    ok(sale_blocks_set_row(blocks.get(), 0, 1, 5, nullptr, 0), "sale_blocks_set_row");
+    copy.clear_outputs();
+    ok(sale_attend(plan.get(), copy.q(), copy.k(), copy.v(), blocks.get(), copy.out(), copy.lse(), workspace.data(),
+                   workspace.size(), nullptr, nullptr),
+       "sale_attend");
+    copy.fetch();
+    auto lists = sale_oracle::all_blocks(head_of(in, 0, 1));
+    lists[10].clear();
+    EXPECT_NO_THROW(check_attention(in, 0, 1, expected_attention(in, 0, 1, lists), "sm90")) << form_name(c);
+  });
+}
+
+// On normal data 8 bits cost 3.6 % of the output in L1.
+TEST(Forms, LowBitCostsFivePercentAtMost) {
+  for (const char* line :
+       {"qheads=2 kvheads=1 k=2000 d=128 tau=0 data=normal compute=fp8",
+        "qheads=2 kvheads=1 k=2000 d=64 tau=0 data=normal compute=fp8 type=f16",
+        "qheads=2 kvheads=1 k=2000 d=128 densebelow=0 tau=0.02 data=normal compute=fp8 estimator=fp8",
+        "qheads=2 kvheads=1 k=2000 d=128 densebelow=0 tau=0.02 data=normal compute=fp8 estimator=fp8 compensate=1",
+        "qheads=2 kvheads=1 k=2000 d=64 densebelow=0 tau=0.02 data=normal compute=fp8 estimator=fp8 compensate=1"}) {
+    Instance in(sale_case::parse(line));
+    Copy copy(in);
+    const Lists lists = narrow(run(copy).lists, in);
+    double error = 0, size = 0;
+    for (int64_t h = 0; h < in.c.q_heads; ++h) {
+      auto form = form_of(in);
+      form.compute = SALE_COMPUTE_EXACT;
+      const auto exact = sale_oracle::attend(head_of(in, 0, h), lists[0][static_cast<size_t>(h)], form);
+      for (int64_t i = 0; i < in.c.q_len; ++i)
+        for (int64_t c = 0; c < in.c.head_dim; ++c) {
+          const double want = exact.out[static_cast<size_t>(i * in.c.head_dim + c)];
+          error += std::fabs(double{sale_case::load(in.out.row(0, h, i) + 2 * c, in.c.dtype)} - want);
+          size += std::fabs(want);
+        }
+    }
+    std::printf("L1 error %.2f %%: %s\n", 100 * error / size, line);
+    EXPECT_LE(error, 0.05 * size) << line;
+  }
+}
+
+}  // namespace
+}  // namespace sale_device
