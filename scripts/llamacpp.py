@@ -8,6 +8,7 @@
 `make demo-llamacpp` and `make test-llamacpp` build what these need and call them. Traffic stays on 127.0.0.1.
 """
 import argparse
+import atexit
 import json
 import os
 import random
@@ -47,6 +48,7 @@ class Server:
         command += ["-fa", "on", "--no-warmup", "--offline", *args, *a.server_args]
         self.log = open(Path(a.scratch) / f"server-{self.port}.log", "w+")
         self.process = subprocess.Popen(command, env=variables, stdout=self.log, stderr=self.log)
+        atexit.register(self.process.kill)  # whatever happens here
         for _ in range(600):
             if self.process.poll() is not None:
                 sys.exit(f"llama-server ended with {self.process.returncode}; see {self.log.name}")
@@ -251,7 +253,7 @@ def soak(a):
         if slot in histories and draw.random() < 0.5:  # the conversation goes on
             context, questions = histories[slot]
         else:
-            context, questions = haystack(a, draw.randrange(200, a.tokens), draw.randrange(2, 1 << 30), 3)
+            context, questions = haystack(a, draw.randrange(600, a.tokens), draw.randrange(2, 1 << 30), 3)
         question, number = draw.choice(questions)
         long = draw.random() < 0.1
         histories[slot] = (context, questions)
