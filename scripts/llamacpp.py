@@ -41,7 +41,7 @@ class Server:
                 "SALE_GGML_STATS": str(self.stats),
             } | (env or {})
             if a.preload:
-                variables |= {"LD_PRELOAD": a.preload, "ASAN_OPTIONS": f"detect_leaks=0:log_path={a.scratch}/asan"}
+                variables |= {"LD_PRELOAD": a.preload, "ASAN_OPTIONS": f"detect_leaks=0:quarantine_size_mb=8:log_path={a.scratch}/asan"}
         if a.command != "demo":  # threads that spin while they wait are no good on a machine that does something else too
             variables["OMP_WAIT_POLICY"] = "passive"
         command = [f"{a.host}/llama-server", "-m", a.model, "--host", "127.0.0.1", "--port", str(self.port), "-t", str(a.threads)]
@@ -245,7 +245,8 @@ def same_output(a, check):
 
 def soak(a):
     draw, check = random.Random(a.seed), Checks()
-    args = ["-c", str(3 * a.tokens), "-np", "2", "-b", "2048", "-ub", "512" if a.seed % 2 else "2048", "-kvu" if a.seed % 3 else "-no-kvu"]
+    # Without the server's own store of old prompts in memory, which grows to gigabytes.
+    args = ["-c", str(3 * a.tokens), "-cram", "0", "-np", "2", "-b", "2048", "-ub", "512" if a.seed % 2 else "2048", "-kvu" if a.seed % 3 else "-no-kvu"]
     server = Server(a, True, args)
     histories, wrong, asked, memory = {}, 0, 0, []
 
