@@ -223,6 +223,12 @@ Readable Attention::queries(const Stream& s, const Run& run, sale_dtype type) {
 // The index of a run's keys; null when there is no memory for one, and then the layer is dense from here on.
 const sale_index* Attention::index_for(const Stream& s, const Run& run, const Problem& problem, const Readable& k) {
   const Timed timed(totals_.index_s);
+  const auto dense_from_here = [&]() -> const sale_index* {
+    indexes_.forget(s.k.data);
+    s.layer.sparse = false;
+    common_.report.notice("no memory for the key index of layer " + std::to_string(s.layer.number) + "; it runs dense");
+    return nullptr;
+  };
   try {
     const std::vector<uint64_t> digests = digest(s.k, run, threads_);
     int64_t reused = 0;
@@ -231,13 +237,11 @@ const sale_index* Attention::index_for(const Stream& s, const Run& run, const Pr
     totals_.keys_reused += reused, totals_.keys_coded += run.key_count - reused;
     return index.get();
   } catch (const std::bad_alloc&) {
+    return dense_from_here();
   } catch (const Error& e) {
     if (e.status() != SALE_OUT_OF_MEMORY) throw;
+    return dense_from_here();
   }
-  indexes_.forget(s.k.data);
-  s.layer.sparse = false;
-  common_.report.notice("no memory for the key index of layer " + std::to_string(s.layer.number) + "; it runs dense");
-  return nullptr;
 }
 
 void Attention::run_library(const Stream& s, const Run& run) {
