@@ -218,7 +218,7 @@ def shift(a, check):
     size = a.tokens
     server = Server(a, True, ["-c", str(size), "-np", "1", "-b", "512", "-ub", "512", "--context-shift"])
     context, questions = haystack(a, int(size * 0.8), 7)
-    answer = server.complete(context + questions[0][0], n=int(size * 0.3))
+    answer = server.complete(context + questions[0][0], n=int(size * 0.6))
     check.that(right(answer, questions[0][1]), "context shift: answered before it")
     check.that(answer["tokens_evaluated"] + answer["tokens_predicted"] > size, "context shift: it happened")
     context, questions = haystack(a, int(size * 0.7), 8)
