@@ -2,8 +2,10 @@
 BUILD ?= build/release
 # What `make demo` hands to the program: make demo ARGS="--tokens 32k --backend avx512"
 ARGS ?=
+# What `make bench` calls the machine it measures
+NAME ?= $(shell uname -n)
 
-.PHONY: all demo test bench format clean llamacpp demo-llamacpp test-llamacpp
+.PHONY: all demo test bench tidy format clean llamacpp demo-llamacpp test-llamacpp
 
 all:
 	@scripts/setup.sh build
@@ -19,7 +21,12 @@ test:
 
 # The figures of the README, saved under bench/results with this machine's name.
 bench: all
-	@bench/cpu
+	@bench/cpu $(NAME)
+
+# What `make test` asks of the library, of the programs too.
+tidy:
+	@scripts/setup.sh test
+	@scripts/test.sh tidy_all
 
 # An unmodified llama.cpp in build/llamacpp, from Debian's packages (HOST=pypi: from source), the bundled model as GGUF,
 # its calibration, and the backend.

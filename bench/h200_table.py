@@ -62,7 +62,7 @@ def stages(row, n):
 def right(file, key):
     def cell(n):
         answers = read(f"{file}-{n}")["answers"]
-        return f"{sum(a[key].startswith(a['expected'].rstrip('.').strip()) for a in answers)} of {len(answers)}"
+        return f"{sum(a[key].strip().startswith(a['expected'].strip()) for a in answers)} of {len(answers)}"
     return cell
 
 
@@ -83,11 +83,27 @@ rows = [("density", replayed("exact", lambda r, n: f"{100 * r['density']:.1f} %"
 rows += [(f"{f}: index + select + attend, against cuDNN dense", replayed(f, stages)) for f in FORMS]
 rows += [(f"{f}: L1 error of the output", replayed(f, lambda r, n: f"{100 * r['relative_l1']:.1f} %")) for f in FORMS]
 table("Real attention", rows)
+long = [(f.stem[5:], one(f.stem)) for f in sorted(folder.glob("long-*.json"))]
+print("\n## Longer\n\n| | " + " | ".join(n.upper() for n, _ in long) + " |")
+print("|---" * (len(long) + 1) + "|")
+for label, cell in [
+    ("dense path", lambda r: f"{1e3 * r['dense_s']:.0f} ms"),
+    ("index + select, FP8 rank 28", lambda r: f"{1e3 * (r['index_s'] + r['select_s']):.0f} ms"),
+    ("workspace, key index included", lambda r: f"{r['workspace_bytes'] / 2**20:.0f} MiB"),
+]:
+    print(f"| {label} | " + " | ".join(cell(r) for _, r in long) + " |")
+
+
+def perplexity(form):
+    def cell(n):
+        p = read(f"perplexity-{form}-{n}")
+        return f"{p['sale']:.3f} ({p['percent']:+.2f} %)"
+    return cell
+
+
 table("What the model makes of it", [
     ("answers, dense", right("answers-exact", "dense")),
-    ("answers, SALE", right("answers-exact", "sale")),
-    ("answers, SALE low-bit", right("answers-fp8", "sale")),
+    *[(f"answers, {form}", right(f"answers-{form}", "sale")) for form in ("exact", "compensated", "low-bit")],
     ("held-out perplexity, dense", lambda n: f"{read(f'perplexity-exact-{n}')['dense']:.3f}"),
-    ("… SALE", lambda n: f"{read(f'perplexity-exact-{n}')['sale']:.3f} ({read(f'perplexity-exact-{n}')['percent']:+.2f} %)"),
-    ("… SALE low-bit", lambda n: f"{read(f'perplexity-fp8-{n}')['sale']:.3f} ({read(f'perplexity-fp8-{n}')['percent']:+.2f} %)"),
+    *[(f"… {form}", perplexity(form)) for form in ("exact", "compensated", "low-bit")],
 ])

@@ -48,6 +48,8 @@ struct Arguments {
   bool quiet = false;
 };
 
+constexpr int64_t most_bytes = int64_t{48} << 30;  // of a line's tensors: half a million tokens of 32 heads, and more
+
 struct Timing {
   std::vector<double> seconds;
   double median() const {
@@ -68,6 +70,7 @@ struct Row {
   Timing dense, sale;
   Stats stages;  // medians are of the whole; the stages are of the last run
   double flop = 0;
+  size_t workspace = 0;  // bytes, of the sparse run
 };
 
 // f(stats), `repeats` times. Devices run without statistics, which would make them wait between the stages.
@@ -150,6 +153,7 @@ Row bench_one(sale_case::Instance& in, const std::string& backend, const Argumen
   sale_options plain = in.options;
   plain.compute = SALE_COMPUTE_EXACT, plain.compensate = 0;
   CasePlan dense(at.problem(), plain, backend, true), sparse(at.problem(), in.options, backend);
+  row.workspace = sale_plan_workspace(sparse.get()).total;
   row.dense = measure_run(at, dense, a, stats);
   if (a.lists > 0) {
     const Bytes w = sparse.workspace();
@@ -211,7 +215,7 @@ Json json_row(const Row& r) {
   j["dense_s"] = r.dense.median(), j["sale_s"] = r.sale.median(), j["noise"] = r.sale.noise(),
   j["ratio"] = r.dense.median() / r.sale.median();
   j["index_s"] = r.stages.index_s, j["select_s"] = r.stages.select_s, j["attend_s"] = r.stages.attend_s;
-  j["density"] = r.stages.density(), j["dense_flop"] = r.flop;
+  j["density"] = r.stages.density(), j["dense_flop"] = r.flop, j["workspace_bytes"] = r.workspace;
   j["dense_samples_s"] = r.dense.seconds, j["sale_samples_s"] = r.sale.seconds;
   return j;
 }
@@ -227,7 +231,7 @@ int run(const Arguments& a) {
       baseline.empty() ? "" : " against baseline |");
   fmt::print("|---|---|---|---|---|---|---|---|---|---|{}\n", baseline.empty() ? "" : "---|");
   for (const std::string& line : lines_of(a.words, a.file)) {
-    sale_case::Instance in(sale_case::parse(line));
+    sale_case::Instance in(sale_case::parse(line), most_bytes);
     const BackendChoice choice = backends_for(in, a.backend);
     for (const std::string& backend : choice.usable) {
       Progress progress(backend + ": " + line, a.quiet);

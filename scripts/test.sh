@@ -39,6 +39,20 @@ cuda() {
   scripts/compile_cost.py --judge "$build/test/src"
 }
 
+# The profile in .clang-tidy over the library (arguments, plans, memory, files); `make tidy` goes over the programs too,
+# whose third-party headers take minutes. Without precompiled headers: they are of another compiler.
+tidy() {  # files, or the library
+  local files=("$@")
+  [ ${#files[@]} -gt 0 ] || mapfile -t files < <(git ls-files 'src/core/*.cpp' 'src/files/*.cpp' src/cpu/thread_pool.cpp 'tools/case/*.cpp')
+  configure tidy -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON -DSALE_TESTS=OFF
+  printf '%s\n' "${files[@]}" | xargs -P "$jobs" -I{} clang-tidy-19 -p "$build/tidy" --quiet {} 2>/dev/null
+}
+tidy_all() {
+  local files
+  mapfile -t files < <(git ls-files 'src/core/*.cpp' 'src/files/*.cpp' src/cpu/thread_pool.cpp 'tools/case/*.cpp' 'lm/*.cpp' 'cli/*.cpp')
+  tidy "${files[@]}"
+}
+
 release() {
   configure_test
   compile test
@@ -69,15 +83,15 @@ emulated() {
 
 # One Clang build with ASan and UBSan serves the suites, those of the file readers among them, and the fuzz targets.
 checked() {
-  configure checked -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSALE_FUZZ=ON
-  compile checked numeric_test contract_test files_test lm_test args_fuzz calibration_fuzz model_files_fuzz
+  configure clang -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSALE_FUZZ=ON
+  compile clang numeric_test contract_test files_test lm_test args_fuzz calibration_fuzz model_files_fuzz
 }
 address() {
   checked
-  SALE_CASES=${SANITIZED_CASES:-250} "$build/checked/tests/numeric/numeric_test"
-  "$build/checked/tests/contract/contract_test"
-  "$build/checked/tests/files/files_test"
-  "$build/checked/tests/lm/lm_test" --gtest_filter='-Model.*'  # those compute for minutes; the readers are the point
+  SALE_CASES=${SANITIZED_CASES:-250} "$build/clang/tests/numeric/numeric_test"
+  "$build/clang/tests/contract/contract_test"
+  "$build/clang/tests/files/files_test"
+  "$build/clang/tests/lm/lm_test" --gtest_filter='-Model.*'  # those compute for minutes; the readers are the point
 }
 
 # What TSan looks for is between threads, and it is ten times slower: fewer cases. Its allocator must answer absurd sizes
@@ -93,13 +107,13 @@ thread() {
 
 # Each target starts from small good files (tests/fuzz/seeds.py), and is at it for 60 s of a core of its own.
 fuzz_one() {  # target
-  local target=$build/checked/tests/fuzz/$1 at=$build/fuzz/$1 log=$build/fuzz/$1.log
+  local target=$build/clang/tests/fuzz/$1 at=$build/fuzz/$1 log=$build/fuzz/$1.log
   rm -rf "$at.corpus"
   mkdir -p "$at.corpus"
   {
-    SALE_FUZZ_ACCEPT=1 "$target" "$at"/*
-    "$target" -max_total_time="${FUZZ_SECONDS:-60}" -timeout=20 -rss_limit_mb=4096 -print_final_stats=1 \
-      -dict="$at.dict" -artifact_prefix="$build/fuzz/" "$at.corpus" "$at"
+    SALE_FUZZ_ACCEPT=1 "$target" "$at"/* &&  # (set -e does not reach in here)
+      "$target" -max_total_time="${FUZZ_SECONDS:-60}" -timeout=20 -rss_limit_mb=4096 -print_final_stats=1 \
+        -dict="$at.dict" -artifact_prefix="$build/fuzz/" "$at.corpus" "$at"
   } >"$log" 2>&1 || { echo "fuzz: $1 FAILED"; tail -n 60 "$log"; return 1; }
   echo "fuzz: $1, ${FUZZ_SECONDS:-60} s: $(sed -n 's/.*number_of_executed_units: *//p' "$log") inputs," \
     "$(find "$at.corpus" -type f | wc -l) of them new ground;$(grep -oE ' cov: [0-9]+' "$log" | tail -n 1) edges"
@@ -113,7 +127,7 @@ fuzz() {
   printf '%s\n' args_fuzz calibration_fuzz model_files_fuzz | xargs -P "$jobs" -I{} bash -euo pipefail -c 'fuzz_one {}'
 }
 
-# A project outside the tree, by find_package and as a subproject, static and shared.
+# A project outside the tree: by find_package, shared and static (what the release stage built), and as a subproject.
 package() {
   local prefix=$build/package
   rm -rf "$prefix"
@@ -123,6 +137,10 @@ package() {
   cmake -S tests/package/consumer -B "$prefix/found" -G Ninja -DCMAKE_PREFIX_PATH="$prefix/root" >/dev/null
   cmake --build "$prefix/found" >/dev/null
   "$prefix/found/consumer"
+  cmake --install "$build/test" --prefix "$prefix/static" >/dev/null
+  cmake -S tests/package/consumer -B "$prefix/found_static" -G Ninja -DCMAKE_PREFIX_PATH="$prefix/static" >/dev/null
+  cmake --build "$prefix/found_static" >/dev/null
+  "$prefix/found_static/consumer"
   cmake -S tests/package/consumer -B "$prefix/sub" -G Ninja -DSALE_SOURCE="$root" -DCMAKE_BUILD_TYPE=Release \
     -DSALE_CUDA=OFF >/dev/null
   cmake --build "$prefix/sub" >/dev/null
@@ -158,7 +176,7 @@ demo() {
 }
 
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(format cuda release symbols emulated address thread fuzz package arm64 docs demo)
+[ ${#stages[@]} -gt 0 ] || stages=(format cuda tidy release symbols emulated address thread fuzz package arm64 docs demo)
 for stage in "${stages[@]}"; do
   echo "==== $stage"
   start=$SECONDS

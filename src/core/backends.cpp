@@ -26,7 +26,6 @@ const Backend& choose_backend(const sale_problem& p, const sale_options& o, std:
   const char* environment = std::getenv("SALE_BACKEND");
   const std::string wanted = o.backend != nullptr ? o.backend : environment != nullptr ? environment : "";
   const std::string by = o.backend != nullptr ? "backend" : "SALE_BACKEND";
-  std::string reasons;
   for (const Backend* b : list) {
     const std::string why = reason(*b, p, o);
     if (wanted == b->name) {

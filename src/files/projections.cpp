@@ -58,7 +58,9 @@ void read_projections(std::string_view bytes, const std::string& where, const Pr
   Fields fields(header, where);
   for (int32_t layer = 0; layer < shape.layers; ++layer) {
     for (const char* which : {"q", "k"}) {
-      const std::string name = tensor_name(layer, which), here = where + ": " + name;
+      const std::string name = tensor_name(layer, which);
+      std::string here = where;
+      here.append(": ").append(name);
       Fields entry = fields.object(name.c_str());
       check_entry(entry, here, shape);
       const Json& offsets = entry.need("data_offsets");

@@ -72,7 +72,10 @@ CalibrationBytes print_calibration(const Calibration& c, const std::string& file
   j["model"] = {{"name", c.model.name},         {"layers", c.model.layers},
                 {"q_heads", c.model.q_heads},   {"kv_heads", c.model.kv_heads},
                 {"head_dim", c.model.head_dim}, {"fingerprint", files::hex64(c.model.fingerprint)}};
-  j["estimator"] = {{"format", c.format == SALE_INT4 ? "int4" : c.format == SALE_INT8 ? "int8" : "fp8"}, {"rank", c.rank}};
+  j["estimator"] = {{"format", c.format == SALE_INT4   ? "int4"
+                               : c.format == SALE_INT8 ? "int8"
+                                                       : "fp8"},
+                    {"rank", c.rank}};
   j["projections"] = nullptr;
   if (c.projected())
     j["projections"] = {{"file", file}, {"fingerprint", files::hex64(Fingerprint().add(bytes.projections).value())}};

@@ -123,17 +123,18 @@ TEST(CliModel, ProjectCalibrateRun) {
 TEST(CliModel, ReplayOnTheCpu) {
   const Folder folder;
   const Said s =
-      sale("replay --tokens 1k --repeats 1 --factor 1 --factor 1000 --calibration none --tau 0.004 --quiet --json " +
+      sale("replay --tokens 1200 --repeats 1 --factor 1 --factor 1000 --calibration none --tau 0.004 --quiet --json " +
            folder / "r.json");
   EXPECT_EQ(s.code, 0) << s.err;
   EXPECT_EQ(s.err, "");
   EXPECT_TRUE(s.says("| attention | thresholds |"));
   const Json j = json_at(folder / "r.json", "replay");
-  EXPECT_EQ(j.at("tokens"), 1024);
+  EXPECT_GT(j.at("tokens").get<int64_t>(), 1024) << "shorter prompts run dense";
   EXPECT_GT(j.at("dense_s").get<double>(), 0);
   ASSERT_EQ(j.at("rows").size(), 2u);
   const Json &low = j.at("rows")[0], &high = j.at("rows")[1];
-  EXPECT_LE(high.at("density").get<double>(), low.at("density").get<double>());
+  EXPECT_LT(high.at("density").get<double>(), low.at("density").get<double>());
+  EXPECT_LT(low.at("density").get<double>(), 1);
   EXPECT_LT(low.at("relative_l1").get<double>(), 0.2);
   for (const char* name : {"index_s", "select_s", "attend_s", "total_s"})
     EXPECT_GE(low.at(name).get<double>(), 0) << name;

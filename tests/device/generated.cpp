@@ -170,6 +170,8 @@ TEST(Generated, ListsOfInt8AreThoseOfTheCpu) {
     Case c = device_case(900'000 + seed);
     c.format = SALE_INT8;
     c.rank = c.page_size = 0;
+    c.compute = SALE_COMPUTE_EXACT;
+    c.compensate = false;
     c.data = sale_case::Data::real_like;
     Instance in(c);
     const Lists host = sale_test::run(in, "portable").lists;

@@ -35,12 +35,12 @@ def keys(tree):
 
 extremes = ["-1", "18446744073709551615", "9223372036854775807", "2147483648", "1e308", "null", "[]", "{}", '""', "true"]
 
-# ---- args_fuzz: odd first byte, a problem line; even, edits to a good problem (see args_fuzz.cpp)
+# ---- args_fuzz: odd first byte, a problem line (of at most 64 KB a tensor); even, edits to a good problem (args_fuzz.cpp)
 lines = [
-    "q=100 k=300 d=64",
-    "batch=2 qheads=4 kvheads=2 q=1000 k=4k offset=auto d=128 type=bf16 tau=0.004 estimator=int8:32 data=real-like seed=7",
+    "q=100 k=120 d=64",
+    "batch=2 qheads=4 kvheads=2 q=20 k=40 offset=auto d=32 type=bf16 tau=0.004 estimator=int8:16 data=real-like seed=7",
     "batch=3 qheads=2 qlens=5,7,9 klens=10,20,30 offsets=auto,3,0 taus=0.1,0 type=f16 estimator=int4 layout=packed",
-    "k=2k d=96 type=f32 compute=int8 sink=64 local=256 densebelow=100 index=1 layout=fused data=nan-k threads=2",
+    "q=40 k=40 d=96 type=f32 compute=int8 sink=64 local=256 densebelow=100 index=1 layout=fused data=nan-k threads=2",
 ]
 for i, line in enumerate(lines):
     put("args_fuzz", f"line{i}", b"\1" + line.encode())

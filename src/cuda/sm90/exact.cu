@@ -251,6 +251,7 @@ __global__ void __launch_bounds__(threads) exact_kernel(const __grid_constant__ 
           sum += __float2ll_rn(__fmul_rn(1048576.0f, defined_exp2(__fmul_rn(__fsub_rn(x, most), log2e))));
       }
     }
+    __syncthreads();  // the pass before was read, where no block came between
     sh.most[part][row] = most;
     sh.sum[part][row] = sum;
     sh.bad[part][row] = bad;
