@@ -29,7 +29,11 @@ debian() {
   mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial" "$host/root" "$host/bin"
   # The mirror that this machine uses already.
   mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | grep -v security | head -n 1)
-  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror:-http://deb.debian.org/debian} unstable main" >"$apt/sources.list"
+  if [ -z "$mirror" ]; then
+    echo "llamacpp.sh: apt knows no mirror here; run apt-get update, or use: scripts/llamacpp.sh pypi" >&2
+    exit 1
+  fi
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror unstable main" >"$apt/sources.list"
   : >"$apt/status"
   local options=(-qq -o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=/dev/null -o "Dir::State=$apt/state"
     -o "Dir::Cache=$apt/cache" -o "Dir::State::status=$apt/status" -o APT::Install-Recommends=false -o APT::Sandbox::User=)
