@@ -5,7 +5,7 @@ ARGS ?=
 # What `make bench` calls the machine it measures
 NAME ?= $(shell uname -n)
 
-.PHONY: all demo test bench tidy format clean
+.PHONY: all demo test bench tidy format clean llamacpp demo-llamacpp test-llamacpp
 
 all:
 	@scripts/setup.sh build
@@ -27,6 +27,23 @@ bench: all
 tidy:
 	@scripts/setup.sh test
 	@scripts/test.sh tidy_all
+
+# An unmodified llama.cpp in build/llamacpp, from Debian's packages (HOST=pypi: from source), the bundled model as GGUF,
+# its calibration, and the backend.
+HOST ?= debian
+llamacpp: all
+	@scripts/llamacpp.sh $(HOST)
+	@scripts/gguf.py convert models/tiny-llama-128k build/llamacpp/tiny-llama-128k.gguf
+	@scripts/gguf.py calibration models/tiny-llama-128k/calibration.json build/llamacpp/tiny-llama-128k.gguf \
+	  build/llamacpp/calibrations >/dev/null
+
+# The same long prompt in llama.cpp without and with SALE: make demo-llamacpp ARGS="--tokens 64k"
+demo-llamacpp: llamacpp
+	@scripts/llamacpp.py demo $(ARGS)
+
+# What needs llama.cpp, and so is not in `make test`.
+test-llamacpp: llamacpp
+	@scripts/test-llamacpp.sh
 
 format:
 	@git ls-files '*.cpp' '*.hpp' '*.h' '*.cu' '*.cuh' | xargs clang-format-19 -i
