@@ -80,8 +80,13 @@ def integers(name: str, x) -> tuple[int, ...]:
     return tuple(_remembered(name, x, _list))
 
 
+def _rows(x: torch.Tensor) -> list[list[int]]:
+    return x.reshape(-1, 4).tolist()
+
+
 def spans(name: str, x: torch.Tensor) -> list[list[int]]:
-    return _remembered(name, x, _list)
+    """Rows of four; see spans_of."""
+    return _remembered(name, x, _rows)
 
 
 def spans_of(mask: torch.Tensor, offset: int) -> torch.Tensor:
