@@ -159,7 +159,7 @@ def _ranges(spans, q_tokens: int, k_tokens: int, batch: int, causal: bool) -> tu
         raise ValueError(f"attn_mask: for {len(spans)} sequences, q has {batch}")
     q_starts, q_lens, k_starts, k_lens, q_offsets, idle = [], [], [], [], [], []
     for b, (first, end, count, offset) in enumerate(spans):
-        if count != end - first or count < 0:
+        if count and count != end - first:
             raise NotImplementedError(f"attn_mask: the visible keys of sequence {b} are not one range")
         begin, stop = (max(first - offset, 0), min(end - offset, q_tokens)) if causal else (0, q_tokens)
         if count == 0 or begin >= stop:

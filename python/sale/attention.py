@@ -49,7 +49,9 @@ def _resolve(thresholds, calibration, layer: int | None, options: Options | None
         return _of_layer(calibration, layer)
     if thresholds is None:
         return _of_thresholds(0.004)
-    return _of_thresholds(thresholds if isinstance(thresholds, (int, float)) else tuple(float(t) for t in thresholds))
+    if hasattr(thresholds, "tolist"):
+        thresholds = thresholds.tolist()
+    return _of_thresholds(tuple(thresholds) if isinstance(thresholds, (list, range)) else thresholds)
 
 
 def _number(thresholds, calibration, layer, options) -> int:

@@ -107,13 +107,18 @@ def make_prompt(tokenizer, text: str, kind: str, tokens: int, *, facts: int = 1,
     return Prompt(kind, context, made)
 
 
+def cache_argument(model) -> str:
+    """What a model's forward calls its cache: transformers renamed it."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
 @torch.no_grad()
 def answer(model, tokenizer, prompt: Prompt, *, chunk: int = 0) -> tuple[list[str], float]:
     """Greedy answers to the prompt's questions, as long as the expected ones, and the seconds its context took. The
     context runs once, `chunk` tokens at a time (0: all at once); each question goes on from its cache."""
     from transformers import DynamicCache
 
-    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    name = cache_argument(model)
     context = tokenizer(prompt.context, return_tensors="pt").input_ids.to(model.device)
     cache = DynamicCache()
 
