@@ -111,7 +111,7 @@ class Held:
         ):
             self._indexes = []
         if not self._indexes:
-            capacity = 1 << (longest - 1).bit_length()
+            capacity = 2 * longest  # a cache that outgrows it is indexed anew, so at every doubling
             self._indexes = [KeyIndex(like=keys, capacity=capacity, options=options) for _ in bounds]
             self._firsts, self._options = firsts, options
         for b, (index, (first, end)) in enumerate(zip(self._indexes, bounds)):
