@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 
 from . import _torch
-from ._call import Said
 from .attention import attention
 from .options import Options
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
+from transformers.utils import cached_file
 
 from . import _torch
 from ._call import Said
@@ -47,6 +48,16 @@ def find_calibration(name_or_path: str, device_type: str = "cpu") -> pathlib.Pat
     folder = pathlib.Path(shelf) if shelf else pathlib.Path.home() / ".cache/sale/calibrations"
     found = folder / f"{name_or_path.strip('/').replace('/', '--')}{suffix}.json"
     return found if found.is_file() else None
+
+
+def folder_of(name_or_path: str) -> pathlib.Path | None:
+    """Where a model's files are on this machine: the folder itself, or the hub's copy of it. None: nowhere."""
+    if pathlib.Path(name_or_path).is_dir():
+        return pathlib.Path(name_or_path)
+    try:
+        return pathlib.Path(cached_file(name_or_path, "config.json", local_files_only=True)).parent
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def model_fingerprint(folder: str | os.PathLike) -> str | None:
@@ -100,7 +111,8 @@ def _options_of_model(name: str, dimensions: tuple, device_type: str) -> list[Op
             _found[key] = [Options()] * dimensions[0]
         else:
             calibration = Calibration.read(path)
-            of_weights = model_fingerprint(name) if pathlib.Path(name).is_dir() else None
+            folder = folder_of(name)
+            of_weights = model_fingerprint(folder) if folder else None
             calibration.check(**dict(zip(("layers", "q_heads", "kv_heads", "head_dim"), dimensions)),
                               fingerprint=of_weights)  # fmt: skip
             _found[key] = [calibration.options(i) for i in range(calibration.layers)]
@@ -188,6 +200,14 @@ def use(model, calibration: Calibration | str | os.PathLike | None = None, *, op
         module._sale_number = _slice(module, of_layer[module.layer_idx], heads, d["q_heads"], group).number
     if model.config._attn_implementation != NAME:
         model.set_attn_implementation(NAME)
+
+
+def calibrate(model, tokenizer, path: str | os.PathLike | None = None, **settings) -> Calibration:
+    """Measures a model, returns its Calibration and, with `path`, writes it. Settings and what they mean: those of
+    sale._calibrate.calibrate (text, tokens, prompts, rank, limit, seed)."""
+    from ._calibrate import calibrate as measured
+
+    return measured(model, tokenizer, path, **settings)
 
 
 # ---- masks -----------------------------------------------------------------------------------------------------------
