@@ -79,8 +79,8 @@ def _pick(name: str, x: View, axis: int, wanted: int, of: str) -> None:
 
 
 def _differences(name: str, bounds: tuple[int, ...], tokens: int) -> tuple[int, ...]:
-    if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] > tokens or any(a > b for a, b in zip(bounds, bounds[1:])):
-        raise ValueError(f"{name}: {list(bounds)[:8]} does not ascend from 0 to at most {tokens} tokens")
+    if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != tokens or any(a > b for a, b in zip(bounds, bounds[1:])):
+        raise ValueError(f"{name}: {list(bounds)[:8]} does not ascend from 0 to the {tokens} tokens")
     return tuple(b - a for a, b in zip(bounds, bounds[1:]))
 
 

@@ -285,7 +285,7 @@ def attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal)
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     if kwargs.get("cu_seq_lens_q") is not None:
-        return _packed(module, query, key, value, scaling, causal, kwargs)
+        raise NotImplementedError("sale: packed sequences (cu_seq_lens_q) are not supported")
     if attention_mask is not None and (attention_mask.dtype != torch.int64 or attention_mask.shape[1:] != (1, 1, 4)):
         raise NotImplementedError(
             f"sale: attention_mask of shape {list(attention_mask.shape)}: only causal attention with padding is "
@@ -322,16 +322,32 @@ def _plainly(query, key, value, attention_mask):
     return query, key, value, attention_mask
 
 
-def _packed(module, query, key, value, scaling, causal, kwargs):
-    """Continuous batching: query [1, q_heads, tokens, D], keys and values gathered to [1, kv_heads, tokens, D]."""
-    if kwargs.get("block_table") is not None:
-        raise NotImplementedError("sale: block_table is not supported; leave the decode fast path off")
-    said = Said(0.0 if scaling is None else scaling, causal, None, None, kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"])
+def paged(module, query, key, value, attention_mask, scaling=None, dropout=0.0, *, cache=None, cu_seq_lens_q,
+          cu_seq_lens_k, read_index=None, write_index=None, block_table=None, sliding_window=None, **kwargs):  # fmt: skip
+    """Continuous batching, "paged|sale": query [1, q_heads, tokens, D], sequences one after the other. The cache puts
+    the new keys and values away and gathers all of each sequence's. Sequences of a few rows are decoding and run
+    densely, the others by SALE."""
+    _refuse(dropout=dropout, softcap=kwargs.get("softcap"), s_aux=kwargs.get("s_aux"), block_table=block_table,
+            position_bias=kwargs.get("position_bias"), sliding_window=sliding_window)  # fmt: skip
+    if cache is None:
+        raise ValueError("sale: 'paged|sale' was called without a paged cache; use 'sale' for a plain forward")
+    key, value = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, read_index=read_index,
+                              write_index=write_index)  # fmt: skip
+    if isinstance(cu_seq_lens_k, dict):
+        cu_seq_lens_k = cu_seq_lens_k["full_attention"]
+    rows, keys = _torch.integers("cu_seq_lens_q", cu_seq_lens_q), _torch.integers("cu_seq_lens_k", cu_seq_lens_k)
     number = _number(module, query)
-    packed = [x[0].transpose(0, 1) for x in (query, key, value)]
-    out, _ = _torch.attention(*packed, number, said)
-    return out[None], None
+    dense = _torch.options_of(number).dense().number
+    said = Said(0.0 if scaling is None else scaling)
+    out = torch.zeros_like(query)  # tokens behind the last sequence are padding
+    key, value = key.transpose(0, 1)[None], value.transpose(0, 1)[None]
+    for a, b, c, d in zip(rows, rows[1:], keys, keys[1:]):
+        if b > a:
+            mine = dense if b - a < SHORTEST else number
+            out[:, :, a:b] = _torch.attention(query[:, :, a:b], key[:, :, c:d], value[:, :, c:d], mine, said)[0]
+    return out.transpose(1, 2), None
 
 
 AttentionInterface.register(NAME, attention)
+AttentionInterface.register(f"paged|{NAME}", paged)
 AttentionMaskInterface.register(NAME, mask)

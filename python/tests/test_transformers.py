@@ -201,6 +201,23 @@ def test_what_is_not_supported_is_refused_by_name(ids):
         model(ids, attention_mask=holes)
     with pytest.raises(ValueError, match="requires grad"):
         model(ids)
+    with pytest.raises((ValueError, NotImplementedError), match="without a paged cache|packed"), torch.no_grad():
+        model.set_attn_implementation("paged|sale")
+        model(ids, cu_seq_lens_q=torch.tensor([0, 300]), cu_seq_lens_k=torch.tensor([0, 300]))
+
+
+def test_continuous_batching():
+    model = small()
+    sale.transformers.use(model, options=SPARSE)
+    prompts = [torch.randint(3, 64, (n,)).tolist() for n in (200, 90)]
+    settings = transformers.GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
+    if tuple(int(n) for n in transformers.__version__.split(".")[:2]) > (5, 18):
+        with pytest.raises(ValueError, match="not supported for continuous batching"):
+            model.generate_batch(prompts, generation_config=settings)
+        return
+    expected = [model.generate(torch.tensor([p]), generation_config=settings)[0, len(p) :].tolist() for p in prompts]
+    made = model.generate_batch(prompts, generation_config=settings)
+    assert [m.generated_tokens[: len(e)] for m, e in zip(made.values(), expected)] == expected
 
 
 def test_calibrations_are_found_and_checked(bundled, tmp_path, monkeypatch):
