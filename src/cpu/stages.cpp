@@ -240,6 +240,7 @@ HeadGroup head_group(const Call& call, int32_t sequence, int32_t kv_head) {
     h.out = const_cast<char*>(at(out, x.dtype, sequence * x.out.batch + head * x.out.head + s.q_start * x.out.token));
   h.lse_head = s.lse_rows;
   if (lse != nullptr) h.lse = lse + (int64_t{sequence} * x.q_heads + head) * s.lse_rows;
+  if (x.reference != nullptr) h.reference = x.reference + (int64_t{sequence} * x.q_heads + head) * s.lse_rows;
   h.q_token = x.q.token;
   h.q_head = x.q.head;
   h.k_token = x.k.token;
