@@ -36,6 +36,7 @@ class Problem(Structure):
         ("q", Strides), ("k", Strides), ("v", Strides), ("out", Strides),
         ("q_lens", _int64s), ("k_lens", _int64s), ("q_offsets", _int64s), ("q_starts", _int64s), ("k_starts", _int64s),
         ("device", c_int32), ("page_size", c_int32), ("pages", c_int64), ("page_table", c_void_p),
+        ("reference", c_void_p),
     ]  # fmt: skip
 
 

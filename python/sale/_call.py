@@ -30,6 +30,7 @@ class Said(NamedTuple):
     cu_seqlens_k: object = None
     page_table: object = None
     k_lens: object = None
+    reference: object = None  # float32 [batch, q_heads, rows], see sale_problem in sale.h
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,12 +144,14 @@ def lay_out(api, q, k, v, said: Said) -> tuple[Layout, tuple[View, View, View], 
         if packed or paged or said.k_lens is not None:
             raise ValueError("attn_mask: given together with cu_seqlens_q, page_table or k_lens, which say the same")
         lists, idle = _ranges(api.spans("attn_mask", said.spans), q_tokens, k_tokens, batch, said.causal)
-    pages = {}
+    more = {}
     if paged:
-        pages = _pages(api, said.page_table, vk, batch)
+        more = _pages(api, said.page_table, vk, batch)
+    if said.reference is not None:
+        more["reference"] = _reference(api, said.reference, (batch, q_heads, max(lists.get("q_lens", (q_tokens,)))))
     layout = Layout(
         batch, q_heads, kv_heads, vq.shape[-1], vq.dtype, vq.device, q_tokens, k_tokens, q_offset, said.scale,
-        _axes("q", vq, order_q), _axes("k", vk, order_k), _axes("v", vv, order_k), (0, 0, 0), **lists, **pages,
+        _axes("q", vq, order_q), _axes("k", vk, order_k), _axes("v", vv, order_k), (0, 0, 0), **lists, **more,
     )  # fmt: skip
     return layout, (vq, vk, vv), idle
 
@@ -178,6 +181,12 @@ def _pages(api, table, vk: View, batch: int) -> dict:
     if len(shape) != 2 or shape[0] != batch or strides != (shape[1], 1):
         raise ValueError(f"page_table: of shape {list(shape)}; a contiguous [{batch}, pages] is needed")
     return {"page_size": vk.shape[1], "pages": shape[1], "page_table": address}
+
+
+def _reference(api, x, shape: tuple[int, int, int]) -> int:
+    if "float32" not in str(x.dtype) or tuple(x.shape) != shape or not api.contiguous(x):
+        raise ValueError(f"reference: of type {x.dtype} and shape {list(x.shape)}; contiguous float32 {list(shape)} is needed")
+    return api.address(x)
 
 
 def planned(api, q, k, v, options: Options, said: Said, with_index: bool, out=None) -> tuple:

@@ -84,6 +84,10 @@ def address(x) -> int:
     return x.__array_interface__["data"][0]
 
 
+def contiguous(x) -> bool:
+    return x.flags.c_contiguous
+
+
 def table(name: str, x) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """Shape, strides in elements and address of an int32 table."""
     raise NotImplementedError(f"{name}: paged keys are supported on CUDA devices only")

@@ -52,6 +52,7 @@ class Layout(NamedTuple):
     page_size: int = 0
     pages: int = 0
     page_table: int = 0
+    reference: int = 0
 
     @property
     def lse_rows(self) -> int:
@@ -63,7 +64,7 @@ class Layout(NamedTuple):
         for name in ("batch", "q_heads", "kv_heads", "head_dim", "dtype", "device", "q_len", "k_len", "q_offset",
                      "scale", "page_size", "pages"):  # fmt: skip
             setattr(p, name, getattr(self, name))
-        p.page_table = self.page_table or None
+        p.page_table, p.reference = self.page_table or None, self.reference or None
         for name in ("q", "k", "v", "out"):
             setattr(p, name, _c.Strides(*getattr(self, name)))
         for name in ("q_lens", "k_lens", "q_offsets", "q_starts", "k_starts"):

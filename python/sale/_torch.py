@@ -117,6 +117,10 @@ def address(x: torch.Tensor) -> int:
     return x.data_ptr()
 
 
+def contiguous(x: torch.Tensor) -> bool:
+    return x.is_contiguous()
+
+
 def table(name: str, x: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """Shape, strides in elements and address of an int32 table."""
     if not isinstance(x, torch.Tensor) or x.dtype != torch.int32:
@@ -140,21 +144,22 @@ _NAME = "sale::attention"
 torch.library.define(
     _NAME,
     "(Tensor q, Tensor k, Tensor v, int options, float scale, bool causal, int? q_offset, Tensor? spans, "
-    "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? page_table, Tensor? k_lens, int[] indexes, bool with_lse)"
+    "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? page_table, Tensor? k_lens, Tensor? reference, int[] indexes, "
+    "bool with_lse)"
     " -> (Tensor, Tensor)",
 )
 
 
 def _operator(q, k, v, options, scale, causal, q_offset, spans, cu_seqlens_q, cu_seqlens_k, page_table, k_lens,
-              indexes, with_lse):  # fmt: skip
-    said = Said(scale, causal, q_offset, spans, cu_seqlens_q, cu_seqlens_k, page_table, k_lens)
+              reference, indexes, with_lse):  # fmt: skip
+    said = Said(scale, causal, q_offset, spans, cu_seqlens_q, cu_seqlens_k, page_table, k_lens, reference)
     found = [index_of(i) for i in indexes]
     out, lse, _ = run(_this, q, k, v, options_of(options), said, found, with_lse)
     return out, q.new_empty(0, dtype=torch.float32) if lse is None else lse
 
 
-def _fake(q, k, v, options, scale, causal, q_offset, spans, cu_seqlens_q, cu_seqlens_k, page_table, k_lens, indexes,
-          with_lse):  # fmt: skip
+def _fake(q, k, v, options, scale, causal, q_offset, spans, cu_seqlens_q, cu_seqlens_k, page_table, k_lens, reference,
+          indexes, with_lse):  # fmt: skip
     shape = (0,)
     if with_lse:
         shape = (q.shape[1], q.shape[0]) if cu_seqlens_q is not None else q.shape[:3]
@@ -176,6 +181,6 @@ def attention(q, k, v, number: int, said: Said, indexes=(), with_lse: bool = Fal
     check("q", q), check("k", k), check("v", v)
     out, lse = _attention(
         q, k, v, number, said.scale, said.causal, said.q_offset, said.spans, _listed(said.cu_seqlens_q),
-        _listed(said.cu_seqlens_k), said.page_table, _listed(said.k_lens), [i.number for i in indexes], with_lse,
+        _listed(said.cu_seqlens_k), said.page_table, _listed(said.k_lens), said.reference, [i.number for i in indexes], with_lse,
     )  # fmt: skip
     return out, lse if with_lse else None

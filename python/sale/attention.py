@@ -61,7 +61,8 @@ def _number(thresholds, calibration, layer, options) -> int:
 _number._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, without importing the compiler
 
 
-def _said(api, q, k, scale, causal, q_offset, attn_mask, cu_seqlens_q, cu_seqlens_k, page_table, k_lens) -> Said:
+def _said(api, q, k, scale, causal, q_offset, attn_mask, cu_seqlens_q, cu_seqlens_k, page_table, k_lens,
+          reference=None) -> Said:  # fmt: skip
     """Checks what does not depend on the numbers in the tensors, and puts a mask into the form calls work with."""
     if scale is None:
         scale = 0.0
@@ -73,7 +74,7 @@ def _said(api, q, k, scale, causal, q_offset, attn_mask, cu_seqlens_q, cu_seqlen
     if attn_mask is not None:
         spans = api.spans_of(_padding(attn_mask, q, k), k.shape[2] - q.shape[2] if q_offset is None else q_offset)
         q_offset = None
-    return Said(float(scale), causal, q_offset, spans, cu_seqlens_q, cu_seqlens_k, page_table, k_lens)
+    return Said(float(scale), causal, q_offset, spans, cu_seqlens_q, cu_seqlens_k, page_table, k_lens, reference)
 
 
 def _padding(mask, q, k):
@@ -110,6 +111,7 @@ def attention(
     cu_seqlens_k=None,
     page_table=None,
     k_lens=None,
+    reference=None,
     index: KeyIndex | Sequence[KeyIndex] | None = None,
     return_lse: bool = False,
     return_stats: bool = False,
@@ -135,6 +137,8 @@ def attention(
     scale        of the scores; default 1 / sqrt(D)
     attn_mask    padded form: which keys are visible, bool [batch, Lk] or [batch, 1, 1, Lk]; one range for each sequence
                  (left or right padding, a static cache). Rows at invisible positions are 0
+    reference    k and v are a part of each sequence's keys: of every row the logarithm of the sum of exp of scores over the
+                 sink and local keys of the whole, float32 [batch, q_heads, Lq] (CPUs; see sale.parallel.ring)
     index        KeyIndex of each sequence, up to date with its k, instead of an index made and forgotten
     return_lse   also the natural logarithm of the sum of exp of scores over the keys attended to, float32
                  [batch, q_heads, Lq], packed: [q_heads, tokens]
@@ -149,7 +153,8 @@ def attention(
     NotImplementedError (not supported here, and why), MemoryError.
     """
     api = api_of("q", q)
-    said = _said(api, q, k, scale, causal, q_offset, attn_mask, cu_seqlens_q, cu_seqlens_k, page_table, k_lens)
+    said = _said(api, q, k, scale, causal, q_offset, attn_mask, cu_seqlens_q, cu_seqlens_k, page_table, k_lens,
+                 reference)  # fmt: skip
     indexes = _listed(index)
     stats = None
     if return_stats or api.__name__.endswith("_numpy"):

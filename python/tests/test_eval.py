@@ -1,6 +1,7 @@
 """The evaluation's commands on the bundled model and a local task file, and the notebook."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+import sale  # noqa: E402
 from sale.eval import __main__ as program  # noqa: E402
 from sale.eval import needle  # noqa: E402
 
@@ -33,7 +35,7 @@ def test_prompts_fit_and_hold_their_facts(tokenizer, kind, tokens):
     assert prompt == needle.make_prompt(tokenizer, text, kind, tokens, facts=2, seed=3)
     assert prompt != needle.make_prompt(tokenizer, text, kind, tokens, facts=2, seed=4)
     longest = max(len(tokenizer(prompt.context + f.question + f.answer).input_ids) for f in prompt.facts)
-    assert 0.75 * tokens < longest <= tokens
+    assert 0.7 * tokens < longest <= tokens
     for fact in prompt.facts:
         assert prompt.context.count(fact.key) >= 1 and fact.answer.strip(" .\"") in prompt.context
 
@@ -67,6 +69,8 @@ def test_text_is_asked_for():
 
 
 def test_the_notebook(tmp_path):
-    run = subprocess.run([sys.executable, str(ROOT / "examples/notebook.py"), "2048"], cwd=tmp_path, capture_output=True, text=True)
+    env = {**os.environ, "PYTHONPATH": str(pathlib.Path(sale.__file__).parents[1])}
+    run = subprocess.run([sys.executable, str(ROOT / "examples/notebook.py"), "2048"], cwd=tmp_path, env=env,
+                         capture_output=True, text=True)  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert "of the blocks" in run.stdout and "4518530" in run.stdout and (tmp_path / "blocks.png").stat().st_size > 100

@@ -38,7 +38,7 @@ def test_the_operator_is_sound():
     spans = torch.tensor([[0, 150, 150, 0]])
     for with_lse in (False, True):
         for s in (None, spans):
-            arguments = (q, k, v, SPARSE.number, 0.0, True, None, s, None, None, None, None, [], with_lse)
+            arguments = (q, k, v, SPARSE.number, 0.0, True, None, s, None, None, None, None, None, [], with_lse)
             torch.library.opcheck(torch.ops.sale.attention.default, arguments)
 
 
