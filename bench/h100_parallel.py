@@ -19,11 +19,10 @@ import pathlib
 import statistics
 import sys
 
-import torch
-import torch.distributed as dist
-
 import sale
 import sale.parallel
+import torch
+import torch.distributed as dist
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 HEADS, KV_HEADS, D = 32, 8, 128

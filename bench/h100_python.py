@@ -22,14 +22,13 @@ import statistics
 import sys
 import time
 
+import sale
+import sale.transformers
 import torch
 import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-import sale
-import sale.transformers
 
 DENSITY = {16384: 0.159, 32768: 0.098, 65536: 0.068, 131072: 0.045}
 ROUNDS = int(os.environ.get("ROUNDS", "3"))

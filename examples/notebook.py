@@ -7,7 +7,6 @@ import pathlib
 import sys
 
 import numpy as np
-
 import sale
 
 tokens = int(sys.argv[1]) if len(sys.argv) > 1 else 4096

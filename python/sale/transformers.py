@@ -23,7 +23,7 @@ from transformers.utils import cached_file
 
 from . import _torch
 from ._call import Said
-from ._transformers_cache import Held, before_forward, current_layer
+from ._transformers_cache import before_forward, current_layer
 from .calibration import Calibration, fingerprint
 from .options import Options
 

@@ -68,7 +68,6 @@ def test_graph_replays_with_new_data():
     sale.attention(*static)  # plans
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out, lse = None, None
         sale_out = sale.attention(*static)
     for seed in range(20):
         new = tensors(seed=seed)
@@ -114,7 +113,7 @@ def test_packed_padded_and_paged_agree():
     bounds = [0, 1500, 4096]
     packed = [x[0].transpose(0, 1) for x in (q, k, v)]
     out = sale.attention(*packed, cu_seqlens_q=bounds)
-    for b, n in enumerate(lens):
+    for b in range(2):
         part = slice(bounds[b], bounds[b + 1])
         alone = sale.attention(q[:, :, part], k[:, :, part], v[:, :, part])
         assert torch.equal(out[part], alone[0].transpose(0, 1))

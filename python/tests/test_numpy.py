@@ -11,7 +11,6 @@ import zlib
 import numpy as np
 import pytest
 import reference
-
 import sale
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -1,17 +1,13 @@
 """One sequence over 2 and 4 processes, gloo on the CPU: what a single process computes."""
 
-import os
-import pathlib
-import sys
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+import sale  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 import torch.multiprocessing as mp  # noqa: E402
-
-import sale  # noqa: E402
 
 TOKENS = 1024
 

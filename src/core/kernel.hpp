@@ -49,7 +49,7 @@ struct HeadGroup {
   const float* q_mean;        // INT4: [group, head_dim], smoothing of the queries
   float* bias;                // INT4: [group, keys rounded up to 32], q_mean . smoothed key
   const float* k_mean;        // INT8 products: [head_dim], smoothing of the keys
-  const float* reference;     // or null: keys are a part of a sequence's; row r of head g at reference[g * lse_head + r]
+  const float* reference;  // or null: keys are a part of a sequence's; row r of head g at reference[g * lse_head + r]
 
   int64_t position(int64_t row) const { return row + q_offset; }
   int64_t visible_keys(int64_t row) const { return position(row) + 1 < k_len ? position(row) + 1 : k_len; }

@@ -68,7 +68,8 @@ struct Thresholds {
   Floats defined;
 };
 // smoothing: what the smoothed keys lack, for a given reference.
-Thresholds thresholds(const Head& h, const Floats& smoothed_keys, const Floats& smoothing, float tau, const Regions& r, bool fixed_point);
+Thresholds thresholds(const Head& h, const Floats& smoothed_keys, const Floats& smoothing, float tau, const Regions& r,
+                      bool fixed_point);
 
 // ---- 4: the vote
 // -----------------------------------------------------------------------------------------------------
