@@ -29,6 +29,7 @@ struct CpuPlan {
   size_t q_means_at;            // INT4: [batch, q_heads, head_dim]
   size_t k_means_at;            // INT8 products: [batch, kv_heads, head_dim]
   std::vector<size_t> bias_at;  // INT4: per sequence [q_heads, keys rounded up to 32]
+  size_t audited_at;            // [batch, kv_heads, audit x group] AuditedRow
   size_t scratch_at, scratch_per_thread;
 };
 const CpuPlan& state(const Plan& plan) { return *static_cast<const CpuPlan*>(plan.state.get()); }
@@ -208,9 +209,13 @@ void make_state(Plan& plan, const sale_options& o, Areas& areas) {
   for (const Sequence& s : plan.sequences)
     made->bias_at.push_back(areas.add(int4 && !s.dense ? p.q_heads * round_up(s.k_len, k_block) * 4 : 0));
   const Shape shape = shape_of(plan);
+  const auto [audited, each] =
+      std::pair(Checked(p.batch) * Checked(p.q_heads) * Checked(plan.audit), sizeof(AuditedRow));
+  made->audited_at = areas.add(audited * Checked(each));
   made->scratch_per_thread =
-      aligned(static_cast<int64_t>(std::max(made->kernels->select_scratch(shape, made->tiles_per_item),
-                                            made->kernels->attend_scratch(shape, made->tiles_per_item))));
+      aligned(static_cast<int64_t>(std::max({made->kernels->select_scratch(shape, made->tiles_per_item),
+                                             made->kernels->attend_scratch(shape, made->tiles_per_item),
+                                             plan.audit > 0 ? made->kernels->audit_scratch(shape) : 0})));
   made->scratch_at = areas.add(Checked(static_cast<int64_t>(made->scratch_per_thread)) * Checked(threads));
   plan.state = std::move(made);
 }
@@ -326,6 +331,39 @@ void attend_blocks(const Call& call) {
   });
 }
 
+// The audited rows of a sequence's kv head, [rows, group].
+AuditedRow* audited(const Call& call, int64_t sequence, int64_t kv_head) {
+  const Plan& p = *call.plan;
+  return reinterpret_cast<AuditedRow*>(call.workspace + state(p).audited_at) +
+         (sequence * p.problem.kv_heads + kv_head) * p.audit * p.group;
+}
+
+void audit(const Call& call, sale_head_audit* to) {
+  const Plan& plan = *call.plan;
+  const int64_t kv_heads = plan.problem.kv_heads, pieces = ceil_div(int64_t{plan.audit} * plan.group, audit_lanes);
+  // From the last piece back: later rows see more keys.
+  state(plan).pool->run(plan.problem.batch * kv_heads * pieces, [&](int64_t i, int thread) {
+    const int64_t b = i / (kv_heads * pieces), kv_head = i / pieces % kv_heads, piece = pieces - 1 - i % pieces;
+    const Sequence& s = plan.sequences[static_cast<size_t>(b)];
+    const int64_t lanes = static_cast<int64_t>(s.audited.size()) * plan.group, begin = piece * audit_lanes;
+    if (begin >= lanes) return;
+    state(plan).kernels->audit(head_group(call, static_cast<int32_t>(b), static_cast<int32_t>(kv_head)),
+                               s.audited.data(), begin, std::min(begin + audit_lanes, lanes),
+                               audited(call, b, kv_head) + begin, scratch(call, thread));
+  });
+  for (int64_t i = 0; i < int64_t{plan.problem.batch} * plan.problem.q_heads; ++i) {
+    const int64_t b = i / plan.problem.q_heads, head = i % plan.problem.q_heads;
+    const AuditedRow* rows = audited(call, b, head / plan.group) + head % plan.group;
+    sale_head_audit sum{static_cast<int64_t>(plan.sequences[static_cast<size_t>(b)].audited.size()), 0, 0, 0, 1};
+    for (int64_t r = 0; r < sum.rows; ++r) {
+      const AuditedRow& row = rows[r * plan.group];
+      sum.error += row.error, sum.size += row.size, sum.mass += row.mass;
+      if (!(row.mass >= sum.least_mass)) sum.least_mass = row.mass;
+    }
+    to[i] = sum;
+  }
+}
+
 void count(const Call& call, int64_t first, int64_t n, int64_t* kept) {
   const Plan& plan = *call.plan;
   for (int64_t i = first; i < first + n; ++i) {
@@ -354,8 +392,8 @@ constexpr Space host{allocate, copy, copy, check_address};
 
 }  // namespace
 
-const Stages cpu_stages{q_block, host,  index_map,  open_index,    update,        codes, make_state,
-                        explain, check, make_index, select_blocks, attend_blocks, wait,  count};
+const Stages cpu_stages{q_block, host,       index_map,     open_index,    update, codes, make_state, explain,
+                        check,   make_index, select_blocks, attend_blocks, wait,   audit, count};
 
 std::string cpu_why_not(const sale_problem& p, const sale_options& o) {
   if (p.device != SALE_HOST)

@@ -148,6 +148,17 @@ struct Form {
 };
 Attention attend(const Head& h, const BlockLists& blocks, const Form& form);
 
+// ---- 8: audit ------------------------------------------------------------------------------------------------------
+
+std::vector<int64_t> audited_rows(int64_t q_len, int64_t count, uint64_t seed);
+struct Audit {
+  double error = 0, size = 0, mass = 0, least_mass = 1;
+};
+// out: what was computed over the kept blocks, [q_len, d].
+Audit audit(const Head& h, const BlockLists& kept, const Floats& out, const std::vector<int64_t>& rows);
+
+// ---- parts of 6 ----------------------------------------------------------------------------------------------------
+
 // What products are made of: exact numbers, or codes times their scales. [tokens, d], of means [blocks, d].
 struct Operands {
   std::vector<double> q, k, v, k_means, v_means;

@@ -270,7 +270,8 @@ void count(const Call& call, int64_t first, int64_t n, int64_t* kept) {
 
 }  // namespace
 
-const Stages stages{tile_rows, device_space, index_map,    open_index,    update_index,  read_codes, make_tables,
-                    explain,   check,        make_indexes, select_blocks, attend_blocks, wait,       count};
+const Stages stages{tile_rows,     device_space,  index_map, open_index, update_index,
+                    read_codes,    make_tables,   explain,   check,      make_indexes,
+                    select_blocks, attend_blocks, wait,      nullptr,    count};
 
 }  // namespace sale::sm90
