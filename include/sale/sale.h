@@ -148,9 +148,8 @@ typedef struct sale_options {
   int32_t compensate;  /* 1: a pseudo-key stands in for every dropped block: its mean key, weighing as many keys as it
                           has, and its mean value; lse counts it. sm90 */
   int32_t audit;       /* rows of every sequence and query head computed again over all keys they see, 0 .. 65536; more
-                          than there are: all. sale_stats.audits has what was found. CPUs */
-  uint64_t
-      audit_seed; /* chooses them: one in each of `audit` equal parts of the sequence, docs/numerics.md section 8 */
+                          than there are: all. sale_stats.audits has what was found */
+  uint64_t audit_seed; /* chooses them: one in each of `audit` equal parts, docs/numerics.md section 8 */
 } sale_options;
 
 /* tau = 0.004 for every head, INT8 over all coordinates, sink 32, local 128, dense below 1024, exact products. */

@@ -122,7 +122,6 @@ TEST(Forms, UnseenValuesChangeNoBit) {
   });
 }
 
-// A tile that keeps nothing puts out nothing, compensated or not.
 // On normal data 8 bits cost 3.6 % of the output in L1.
 TEST(Forms, LowBitCostsFivePercentAtMost) {
   for (const char* line :

@@ -25,13 +25,10 @@
 //
 // What it taught: a producer has some 3000 cycles a step, and 16 copies each with 15 instructions around it; every load
 // of a Sequence, 64-bit division or bit-by-bit walk in between shows in the time of the whole kernel.
-#include "cuda/sm90/attend.cuh"
+#include "cuda/sm90/exact_products.cuh"
 
 namespace sale::sm90 {
 namespace {
-
-template <int D>
-using Tile = uint16_t[D / 64][step_keys * 64];
 
 template <int D>
 __device__ void copy_blocks(const Common& c, const Sequence& s, int32_t kv_head, const Gathered& g, Tile<D>& to,
@@ -68,11 +65,6 @@ __device__ void copy_blocks(const Common& c, const Sequence& s, int32_t kv_head,
   }
 }
 
-template <class T>
-constexpr int shift_of = 0;
-template <>
-constexpr int shift_of<F16> = 15;
-
 template <int dim>
 struct Exact {
   static constexpr int D = dim, pieces = D / 64, stages = 2;
@@ -89,40 +81,6 @@ struct Exact {
     copy_blocks<D>(call.common, s, kv_head, g, to, &call.v32, &call.v128, &call.v_means, full);
   }
 };
-
-template <int D, class T>
-__device__ __forceinline__ void multiply_qk(float (&s)[64], const uint16_t (&q)[D / 64][tile_rows * 64], int group,
-                                            const uint16_t (&k)[D / 64][step_keys * 64]) {
-#pragma unroll
-  for (int piece = 0; piece < D / 64; ++piece) {
-    const uint64_t a = row_descriptor(shared_address(&q[piece][group * 64 * 64]), 128);
-    const uint64_t b = row_descriptor(shared_address(&k[piece][0]), 128);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) wgmma_n128(s, advance(a, 32 * i), advance(b, 32 * i), piece + i > 0, T{});
-  }
-}
-
-template <int D, class T>
-__device__ __forceinline__ void multiply_pv(float (&o)[D / 2], const uint32_t (&p)[8][4],
-                                            const uint16_t (&v)[D / 64][step_keys * 64]) {
-  // Rows are keys, 64 values of 128 bytes; the next 64 values stand a piece further, the next 8 keys 1024 bytes.
-  const uint64_t b = descriptor(shared_address(&v[0][0]), 128, sizeof(v[0]), 1024);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    if constexpr (D == 128)
-      wgmma_n128_transposed(o, p[i], advance(b, 16 * 128 * i), true, T{});
-    else
-      wgmma_n64_transposed(o, p[i], advance(b, 16 * 128 * i), true, T{});
-  }
-}
-
-template <class T>
-__device__ __forceinline__ void round_p(const float (&s)[64], uint32_t (&p)[8][4]) {
-#pragma unroll
-  for (int i = 0; i < 8; ++i)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) p[i][e] = pack<T>(s[8 * i + 2 * e], s[8 * i + 2 * e + 1]);
-}
 
 // Rows of V beyond the last key may hold anything, and a weight of 0 does not silence NaN. The last block is among the
 // first four; where there are fewer, copies of it stand in for the missing ones.

@@ -42,7 +42,6 @@ std::string why_not(const sale_problem& p, const sale_options& o) {
   if (o.format == SALE_INT8 && o.rank != 0 && o.rank != p.head_dim)
     return text("rank ", o.rank, ": SALE_INT8 scans all coordinates here; SALE_FP8 has projections");
   if (o.compute == SALE_COMPUTE_INT8) return "compute SALE_COMPUTE_INT8 runs on CPUs only";
-  if (o.audit != 0) return text("audit ", o.audit, ": rows are audited on CPUs only");
   for (int32_t b = 0; b < p.batch; ++b) {
     const int64_t keys = p.k_lens != nullptr ? p.k_lens[b] : p.k_len,
                   rows = p.q_lens != nullptr ? p.q_lens[b] : p.q_len;
