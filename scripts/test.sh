@@ -18,11 +18,11 @@ compile() {  # name, targets...
   shift
   cmake --build "$build/$name" -j "$jobs" ${@:+--target "$@"} >"$log" 2>&1 || { tail -n 60 "$log"; return 1; }
 }
-# Test programs side by side: each leaves cores idle now and then.
+# Test programs side by side: each leaves cores idle now and then. Threads of oneDNN's that wait must not spin then.
 suites() {  # name, ctest arguments...
   local name=$1
   shift
-  (cd "$build/$name" && ctest --no-tests=error -j "$jobs" "$@")
+  (cd "$build/$name" && OMP_WAIT_POLICY=passive ctest --no-tests=error -j "$jobs" "$@")
 }
 
 format() {
@@ -88,9 +88,9 @@ emulated() {
 }
 
 # One Clang build with ASan and UBSan serves the suites, those of the file readers among them, and the fuzz targets.
-# Optimised as little as the kernels allow (they have flags of their own), with line numbers and no more: compiling is most
-# of its time.
-sanitized=(-DCMAKE_BUILD_TYPE=Release "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -g1 -DNDEBUG")
+# Compiling is most of its time, so files are compiled together (each by itself in the release build), optimised as little
+# as the kernels allow, which have flags of their own, and with line numbers and no more.
+sanitized=(-DCMAKE_BUILD_TYPE=Release "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -g1 -DNDEBUG" -DCMAKE_UNITY_BUILD=ON)
 checked() {
   configure clang "${sanitized[@]}" -DCMAKE_CXX_COMPILER=clang++ -DSALE_FUZZ=ON
   compile clang numeric_test contract_test files_test lm_test "${targets[@]}"
