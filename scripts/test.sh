@@ -158,6 +158,43 @@ package() {
   done
 }
 
+# The library that the Python package calls (what the package stage built).
+shared_library() {
+  configure shared -DCMAKE_BUILD_TYPE=Release -DSALE_CLI=OFF -DSALE_TESTS=OFF -DBUILD_SHARED_LIBS=ON
+  compile shared
+  export SALE_LIBRARY=$build/shared/src/libsale.so PYTHONPATH=$root/python
+}
+
+# The Python package on numpy alone, by Debian's interpreter. torch has a stage of its own.
+python() {
+  shared_library
+  /usr/bin/python3 -m pytest -q -p no:cacheprovider python/tests/test_numpy.py
+}
+
+# An environment from PyPI with what python/tests/requirements.txt names: some 6 GB, minutes to make, and so kept outside
+# the tree, by the list's hash.
+torch_environment() {
+  local python=/usr/bin/python3 list=python/tests/requirements.txt
+  venv=${XDG_CACHE_HOME:-$HOME/.cache}/sale/venv-$(cat "$list" <("$python" --version) | sha256sum | cut -c1-16)
+  if [ ! -e "$venv/complete" ]; then
+    echo "torch: making $venv"
+    rm -rf "$venv"
+    "$python" -m venv "$venv"
+    "$venv/bin/pip" install -q --disable-pip-version-check -r "$list"
+    touch "$venv/complete"
+  fi
+}
+
+# The wheel as pip builds and installs it, in a folder of its own; then torch and transformers on it.
+torch() {
+  torch_environment
+  rm -rf "$build/wheel"
+  SALE_CUDA=OFF "$venv/bin/pip" wheel -q --disable-pip-version-check --no-build-isolation --no-deps -w "$build/wheel" .
+  "$venv/bin/pip" install -q --disable-pip-version-check --no-deps --target "$build/wheel/installed" "$build"/wheel/sale-*-py3-none-*.whl
+  env -u SALE_LIBRARY PYTHONPATH="$build/wheel/installed" "$venv/bin/python" -m pytest -q -p no:cacheprovider \
+    --ignore=python/tests/test_numpy.py python/tests
+}
+
 # The portable backend for arm64: cross-compiled, and run once in an emulator.
 arm64() {
   cmake -S tests/package/consumer -B "$build/arm64" -G Ninja -DSALE_SOURCE="$root" -DCMAKE_BUILD_TYPE=Release \
@@ -187,7 +224,7 @@ demo() {
 }
 
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(format cuda tidy release symbols emulated address thread fuzz package arm64 docs demo)
+[ ${#stages[@]} -gt 0 ] || stages=(format cuda tidy release symbols emulated address thread fuzz package python torch arm64 docs demo)
 for stage in "${stages[@]}"; do
   echo "==== $stage"
   start=$SECONDS
