@@ -62,8 +62,9 @@ void add_sparse_options(CLI::App& command, SparseArguments& a, const char* calib
       ->check(CLI::IsMember({"exact", "int8", "fp8"}))
       ->capture_default_str();
   command.add_flag("--compensate", a.compensate, "a pseudo-key stands in for every dropped block (GPUs)");
-  command.add_option("--calibration", a.calibration,
-                     fmt::format("calibration file, or none (default: {})", calibration_default));
+  if (calibration_default != nullptr)
+    command.add_option("--calibration", a.calibration,
+                       fmt::format("calibration file, or none (default: {})", calibration_default));
 }
 
 std::string Sparse::estimator_name(int head_dim) const {
