@@ -40,7 +40,11 @@ double exact_score(LoadedModel& m, const lm::Asked& asked, lm::KVCache& cache, l
   const auto vocab = static_cast<std::ptrdiff_t>(result.logits.size() / ids.size());
   for (size_t i = 0; i < answer.size(); ++i) {
     const auto row = result.logits.begin() + static_cast<std::ptrdiff_t>(asked.question.size() - 1 + i) * vocab;
-    if (std::max_element(row, row + vocab) - row != answer[i]) return 0;
+    const auto likeliest = static_cast<int32_t>(std::max_element(row, row + vocab) - row);
+    // A token may hold the rest of the answer and what comes after it: '"' and a line's end.
+    const std::string rest = m.tokenizer.decode(std::span(answer).subspan(i));
+    if (m.tokenizer.bytes_of(likeliest).starts_with(rest)) return 1;
+    if (likeliest != answer[i]) return 0;
   }
   return 1;
 }

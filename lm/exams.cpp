@@ -172,11 +172,9 @@ Exam counted(const Tokenizer& tokenizer, const std::string& task, const std::str
   const auto start = tokenizer.encode(opening, false);
   const int64_t room = tokens - kQuestionRoom - ssize_of(start) - ssize_of(tokenizer.prefix());
   std::vector<std::string> words;
-  // A number and its mark cost about as much as the word.
+  // Enough without numbers; with them, what does not fit is left out of all words alike.
   for (const auto& [word, weight] : counts)
-    words.insert(words.end(),
-                 static_cast<size_t>(std::max(1.0, weight * static_cast<double>(room) / whole / (numbered ? 2.2 : 1))),
-                 word);
+    words.insert(words.end(), static_cast<size_t>(std::max(1.0, weight * static_cast<double>(room) / whole)), word);
   shuffle(words, random);
   Exam exam{tokenizer.prefix(), {}, {}};
   exam.context.insert(exam.context.end(), start.begin(), start.end());

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 
-COLOURS = ["#1b6ca8", "#4aa3df", "#0b3954", "#7a5195", "#bc5090", "#ef5675", "#ff764a", "#c9a227", "#6b8e23", "#555555"]
+COLOURS = ["#1b6ca8", "#4aa3df", "#0b3954", "#7a5195", "#bc5090", "#ef5675", "#ff764a", "#c9a227", "#6b8e23", "#555555", "#00a087", "#b07aa1"]
 WIDE, HIGH, LEFT, TOP = 360, 250, 56, 40
 
 

@@ -16,7 +16,7 @@ TEST(CliQuality, BadInputIsRefusedInOneLine) {
   refused("calibrate --tokens 1m" + out, 2, "--tokens: 1m is not in 4096 .. 130048");
   refused("calibrate --tokens 2k" + out, 2, "--tokens: 2k is not in");
   std::ofstream(folder / "short.txt") << "Not much of a text.\n";
-  refused("calibrate --tokens 4k --data " + folder / "short.txt" + out, 2, "short.txt has 7 tokens; --tokens asks for");
+  refused("calibrate --tokens 4k --data " + folder / "short.txt" + out, 2, "short.txt has 6 tokens; --tokens asks for");
   refused("calibrate --needles 1" + out, 2, "--needles: 1, but there is no --data");
   refused("calibrate --json-prompts 0" + out, 2, "nothing to calibrate on");
   refused("calibrate --paper 0.4 --budget 0.1" + out, 2, "--paper: a goal of its own");
@@ -71,7 +71,7 @@ TEST(CliQuality, ProjectCalibrateRun) {
 
 TEST(CliQuality, ThePapersProcedureHalves) {
   const Folder folder;
-  const Said s = sale("calibrate --paper 2 --json-prompts 1 --tokens 4k --rows 8 --quiet --estimator int4 --out " +
+  const Said s = sale("calibrate --paper 0.3 --json-prompts 1 --tokens 4k --rows 8 --quiet --estimator int4 --out " +
                       folder / "c.json --json " + folder / "j.json");
   ASSERT_EQ(s.code, 0) << s.err;
   bool lowered = false, kept = false;
