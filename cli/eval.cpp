@@ -43,7 +43,7 @@ std::unique_ptr<Sides> make_sides(const Arguments& a, const LoadedModel& m) {
     resolve(sparse, m.identity, *sides->sparse.back());
     const bool named = sparse.calibration != "none";
     std::string name = named ? std::filesystem::path(sparse.calibration).stem().string()
-                             : fmt::format("tau {}", sides->sparse.back()->settings.tau);
+                             : fmt::format("tau-{}", sides->sparse.back()->settings.tau);
     while (std::count(sides->names.begin(), sides->names.end(), name) > 0) name += "'";
     sides->names.push_back(name);
   }

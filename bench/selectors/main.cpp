@@ -66,15 +66,20 @@ public:
   }
 
 private:
+  // A prompt has tiles enough for all threads, a question heads.
   void choose(const lm::AttentionCall& call, BlockList& blocks) const {
-    for (int h = 0; h < call.q_heads; ++h) {
-      const Head head(call, h);
+    std::vector<std::vector<std::vector<int32_t>>> lists(static_cast<size_t>(call.q_heads));
+    lm::for_each_index(asking ? threads_ : 1, call.q_heads, [&](int64_t h, int) {
+      const Head head(call, static_cast<int>(h));
       const auto selector = make_selector(*way_.kind, way_.x, head);
-      std::vector<std::vector<int32_t>> lists(static_cast<size_t>(head.tiles()));
-      lm::for_each_index(threads_, head.tiles(),
-                         [&](int64_t t, int) { lists[static_cast<size_t>(t)] = selector->keep(t); });
-      for (size_t t = 0; t < lists.size(); ++t) blocks.set_row(0, h, static_cast<int64_t>(t), lists[t]);
-    }
+      auto& tiles = lists[static_cast<size_t>(h)];
+      tiles.resize(static_cast<size_t>(head.tiles()));
+      lm::for_each_index(asking ? 1 : threads_, head.tiles(),
+                         [&](int64_t t, int) { tiles[static_cast<size_t>(t)] = selector->keep(t); });
+    });
+    for (size_t h = 0; h < lists.size(); ++h)
+      for (size_t t = 0; t < lists[h].size(); ++t)
+        blocks.set_row(0, static_cast<int32_t>(h), static_cast<int64_t>(t), lists[h][t]);
   }
 
   const Way& way_;
