@@ -75,7 +75,8 @@ TEST(CliQuality, ThePapersProcedureHalves) {
                       folder / "c.json --json " + folder / "j.json");
   ASSERT_EQ(s.code, 0) << s.err;
   bool lowered = false, kept = false;
-  for (const Json& t : json_at(folder / "j.json", "calibrate").at("results")[0].at("thresholds")) {
+  const Json j = json_at(folder / "j.json", "calibrate");
+  for (const Json& t : j.at("results")[0].at("thresholds")) {
     const double tau = t.get<double>(), halvings = std::log2(0.008 / tau);
     kept = kept || std::fabs(halvings) < 1e-6, lowered = lowered || tau == 0 || halvings > 0.5;
     EXPECT_TRUE(tau == 0 || std::fabs(halvings - std::round(halvings)) < 1e-5) << tau;
