@@ -61,7 +61,7 @@ TEST(Cli, WhereThereIsNoGpu) {
   // Nor does a CPU take what only GPUs have.
   refused("check " + line + " --backend portable", 3, "portable: ");
   refused("bench k=2k compute=fp8 --backend portable", 3, "SALE_COMPUTE_FP8");
-  refused("mask k=2k compensate=1 --backend portable --out " + folder / "m.png", 3, "compensate");
+  refused("mask k=2k compensate=1 compute=int8 --backend portable --out " + folder / "m.png", 3, "compensate");
   EXPECT_FALSE(std::filesystem::exists(folder / "m.png"));
 }
 
