@@ -146,7 +146,7 @@ typedef struct sale_options {
   const char* backend; /* NULL: environment SALE_BACKEND, else the first usable of the list. A name forces that one */
   int32_t threads;     /* of CPU backends; 0: one per available CPU */
   int32_t compensate;  /* 1: a pseudo-key stands in for every dropped block: its mean key, weighing as many keys as it
-                          has, and its mean value; lse counts it. sm90 */
+                          has, and its mean value; lse counts it. sm90; CPUs with exact products */
   int32_t audit;       /* rows of every sequence and query head computed again over all keys they see, 0 .. 65536; more
                           than there are: all. sale_stats.audits has what was found */
   uint64_t audit_seed; /* chooses them: one in each of `audit` equal parts, docs/numerics.md section 8 */

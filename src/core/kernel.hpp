@@ -49,6 +49,8 @@ struct HeadGroup {
   const float* q_mean;        // INT4: [group, head_dim], smoothing of the queries
   float* bias;                // INT4: [group, keys rounded up to 32], q_mean . smoothed key
   const float* k_mean;        // INT8 products: [head_dim], smoothing of the keys
+  const void *k_means,
+      *v_means;  // compensation: [k_len / k_block, head_dim] in the tensors' type, means of blocks; or null
 
   int64_t position(int64_t row) const { return row + q_offset; }
   int64_t visible_keys(int64_t row) const { return position(row) + 1 < k_len ? position(row) + 1 : k_len; }

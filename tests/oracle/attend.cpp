@@ -29,7 +29,7 @@ std::vector<Term> terms_of(const Head& h, const Operands& x, const Form& form, c
   std::vector<Term> terms;
   for (int64_t j : seen_keys(h, blocks, row)) terms.push_back({x.k.data() + j * h.d, x.v.data() + j * h.d, 0, j});
   if (!form.compensate || blocks.empty()) return terms;
-  const int64_t leader = row / (2 * tile_rows) * (2 * tile_rows), position = std::min(leader + h.q_offset, h.k_len - 1);
+  const int64_t leader = row / form.tile * form.tile, position = std::min(leader + h.q_offset, h.k_len - 1);
   const int64_t first_local = std::max<int64_t>(0, position + 1 - form.local) / block_keys;
   for (int64_t b = 0; b < first_local; ++b)
     if (!std::binary_search(blocks.begin(), blocks.end(), static_cast<int32_t>(b)))

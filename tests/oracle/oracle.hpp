@@ -141,10 +141,11 @@ struct Attention {
 };
 struct Form {
   sale_compute compute = SALE_COMPUTE_EXACT;  // INT8, FP8: scores and values from codes, in double from there on
-  // Compensation: of tiles of 128 rows, with the local region and the tensors' type.
+  // Compensation: of tiles of so many rows, with the local region and the tensors' type.
   bool compensate = false;
   int64_t local = 0;
   sale_dtype dtype = SALE_BF16;
+  int64_t tile = 2 * tile_rows;
 };
 Attention attend(const Head& h, const BlockLists& blocks, const Form& form);
 
