@@ -75,14 +75,15 @@ TEST(Audit, DenseHeadsLoseNothing) {
 
 // More rows than one launch takes: the sums are over all of them. Two runs give the same bits.
 TEST(Audit, ManyRows) {
-  Instance in(sale_case::parse("qheads=32 kvheads=8 q=2500 k=70000 d=128 tau=0.1 estimator=fp8"));
+  Instance in(sale_case::parse("qheads=32 kvheads=8 q=2500 k=70000 d=128 tau=0.01 estimator=fp8"));
   Copy copy(in);
   const Ran one = run_audited(copy, 2500, 1), two = run_audited(copy, 2500, 1);
   EXPECT_EQ(std::memcmp(one.audits.data(), two.audits.data(), one.audits.size() * sizeof(sale_head_audit)), 0);
   const Ran few = run_audited(copy, 500, 1);
   for (size_t h = 0; h < one.audits.size(); ++h) {
     EXPECT_EQ(one.audits[h].rows, 2500);
-    EXPECT_NEAR(few.audits[h].error / few.audits[h].size, one.audits[h].error / one.audits[h].size, 0.05);
+    const double all = one.audits[h].error / one.audits[h].size;
+    EXPECT_NEAR(few.audits[h].error / few.audits[h].size, all, 0.25 * all + 0.01);
     EXPECT_NEAR(few.audits[h].mass / 500, one.audits[h].mass / 2500, 0.05);
   }
 }
