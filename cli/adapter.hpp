@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "device.hpp"
+#include "guard.hpp"
 #include "lm/attention.hpp"
 #include "lm/config.hpp"
 #include "sale/calibration.hpp"
@@ -27,16 +28,22 @@ struct AttentionSettings {
   // Ignore the calibration's thresholds and use tau; its projections stay.
   bool tau_over_calibration = false;
   bool sparse_decode = false;  // tokens generated one by one select blocks too
+  int32_t audit = 0;           // rows per head and prefill call, audited; 0 = none
+  uint64_t audit_seed = 0;
+  double guard = 0;  // audited error that makes a head run again, denser; 0 = none
   std::string backend;
   int32_t threads = 0;
 
   Options options(int layer) const;
+  std::vector<float> thresholds(int layer, int q_heads) const;
 };
 
 struct AttentionTotals {
   double index_s = 0, select_s = 0, attend_s = 0;
-  double watch_s = 0;                  // spent in the watcher, not in attention
-  std::vector<sale_head_stats> heads;  // [layers * q_heads], prefill only
+  double watch_s = 0;  // spent in the watcher, not in attention
+  double audit_s = 0;
+  std::vector<sale_head_stats> heads;   // [layers * q_heads], prefill only
+  std::vector<sale_head_audit> audits;  // the same, of every call; without rows when nothing is audited
   double density() const;
   double density(size_t head) const;
 };
@@ -87,12 +94,17 @@ public:
   const AttentionTotals& totals() const { return totals_; }
   void reset_totals();
   const std::string& backend() const { return backend_; }
+  const Guard& guard() const { return guard_; }
 
 private:
   using Key = std::tuple<int, bool, int64_t, int64_t>;  // layer, dense, q_len, k_len
   const Plan& plan_for(const lm::AttentionCall& call, const Problem& problem, bool dense);
   KeyIndex& index_for(const lm::AttentionCall& call, const Placement::Call& placed, Stats& stats);
   void run_sparse(const lm::AttentionCall& call, const Placement::Call& placed);
+  void attend(const lm::AttentionCall& call, const Placement::Call& placed, Stats& stats);
+  void run_again(const lm::AttentionCall& call, const Placement::Call& placed, Stats& stats);
+  Stats run_head(const lm::AttentionCall& call, const Placement::Call& placed, int head, float tau);
+  Options options_now(int layer) const;  // as the guard has left them
 
   int q_heads_;
   AttentionSettings settings_;
@@ -102,6 +114,7 @@ private:
   Placement placement_;
   Scratch workspace_;
   AttentionTotals totals_;
+  Guard guard_;
   Watcher* watcher_ = nullptr;
   std::string backend_;
 };

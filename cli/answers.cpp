@@ -39,6 +39,10 @@ void add_times(Table& t, const Findings& f) {
 }
 
 void add_quality(Table& t, const Findings& f) {
+  if (const HeadErrors e = audited(f.sale.totals); e.rows > 0)
+    t.row("audited L1 error", "", fmt::format("{:.2f} %", 100 * e.mean),
+          fmt::format("mean over heads; worst head {:.1f} %; {} rows, {}", 100 * e.worst, grouped(e.rows),
+                      seconds(f.sale.totals.audit_s)));
   t.row("density", "100 %", fmt::format("{:.1f} %", 100 * f.sale.totals.density()), "kept blocks of 64 x 32");
   if (f.quality == nullptr) return;
   t.row("relative L1 error", "", fmt::format("{:.2f} %", 100 * f.quality->relative_l1()),
@@ -54,6 +58,16 @@ std::string with_verdict(const Answer& a) {
 std::string what_is_asked(const Question& q) { return q.fact ? q.fact->key : show(q.text, 34); }
 
 }  // namespace
+
+HeadErrors audited(const AttentionTotals& totals) {
+  HeadErrors e;
+  for (const sale_head_audit& a : totals.audits) {
+    e.rows += a.rows;
+    e.mean += relative_l1(a) / static_cast<double>(totals.audits.size());
+    e.worst = std::max(e.worst, relative_l1(a));
+  }
+  return e;
+}
 
 std::string table_of(const Findings& f) {
   Table t{"", f.dense.has_value()};

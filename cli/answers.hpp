@@ -26,6 +26,13 @@ struct Findings {
   const Finders* finders = nullptr;
 };
 
+// Relative L1 errors of heads, by audit.
+struct HeadErrors {
+  double mean = 0, worst = 0;
+  int64_t rows = 0;
+};
+HeadErrors audited(const AttentionTotals& totals);
+
 // The one table.
 std::string table_of(const Findings& f);
 Json json_of(const Findings& f);

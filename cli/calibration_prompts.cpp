@@ -15,7 +15,7 @@ void add_windows(const CalibrationArguments& a, const std::string& path, const L
   const std::vector<int32_t> all = m.tokenizer.encode(read_text(path), false);
   const std::vector<int32_t>& prefix = m.tokenizer.prefix();
   const int64_t need = tokens - static_cast<int64_t>(prefix.size()), spare = static_cast<int64_t>(all.size()) - need;
-  if (spare < 0) refuse("--text: {} has {} tokens; --tokens asks for {}", path, all.size(), tokens);
+  if (spare < 0) refuse("--data: {} has {} tokens; --tokens asks for {}", path, all.size(), tokens);
   for (int w = 0; w < a.windows; ++w) {
     const int64_t from = a.windows > 1 ? spare * w / (a.windows - 1) : 0;
     CalibrationPrompt prompt{fmt::format("{} from token {}", name, from), prefix};
@@ -40,10 +40,11 @@ CalibrationPrompt joined(std::string name, const lm::Prompt& prompt, const Loade
 void add_prompt_options(CLI::App& command, CalibrationArguments& a) {
   command.add_option("--model", a.model, "folder with config.json, tokenizer.json and safetensors")
       ->capture_default_str();
-  command.add_option("--text", a.texts, "book to take windows from, may be repeated")->required()->take_all();
+  command.add_option("--data,--text", a.texts, "text to take windows from, may be repeated; none: built prompts alone")
+      ->take_all();
   command.add_option("--tokens", a.tokens, "length of each prompt")->capture_default_str();
-  command.add_option("--windows", a.windows, "windows of each text, evenly spread")
-      ->check(CLI::Range(1, 100))
+  command.add_option("--windows", a.windows, "windows of each text, evenly spread; 0: it only serves --needles")
+      ->check(CLI::Range(0, 100))
       ->capture_default_str();
   command.add_option("--needles", a.needles, "prompts with numbers hidden in the first text")
       ->check(CLI::Range(0, 100))
@@ -61,7 +62,7 @@ void add_prompt_options(CLI::App& command, CalibrationArguments& a) {
 std::string prompt_words(const CalibrationArguments& a) {
   std::string words;
   for (const std::string& text : a.texts)
-    words += fmt::format("--text {} ", std::filesystem::path(text).filename().string());
+    words += fmt::format("--data {} ", std::filesystem::path(text).filename().string());
   return words + fmt::format("--tokens {} --windows {} --needles {} --json-prompts {} --seed {}", a.tokens, a.windows,
                              a.needles, a.json_prompts, a.seed);
 }
@@ -70,6 +71,9 @@ std::vector<CalibrationPrompt> make_prompts(const CalibrationArguments& a, const
   constexpr int facts = 8;
   constexpr int64_t room = 1024;  // for the questions and answers of built prompts
   const int64_t tokens = parse_count("--tokens", a.tokens, 4096, m.model.config().max_positions - room);
+  if (a.texts.empty() && a.needles > 0) refuse("--needles: {}, but there is no --data to hide them in", a.needles);
+  if ((a.texts.empty() || a.windows == 0) && a.needles == 0 && a.json_prompts == 0)
+    refuse("--json-prompts: 0, and nothing else asked for: nothing to calibrate on");
   std::vector<CalibrationPrompt> prompts;
   for (const std::string& path : a.texts) add_windows(a, path, m, tokens, prompts);
   lm::PromptSpec spec;
@@ -108,17 +112,20 @@ Json calibration_json(const std::string& command, const Calibration& c) {
   return j;
 }
 
+void run_prompt(LoadedModel& m, const std::vector<int32_t>& tokens, lm::KVCache& cache, lm::Attention& attention,
+                const std::string& name, bool quiet) {
+  cache.truncate(0);
+  attention.truncate(0);
+  Progress progress(name, quiet);
+  lm::ForwardOptions options;
+  options.logits = lm::Logits::none;
+  options.progress = progress.callback();
+  m.model.forward(tokens, cache, attention, options);
+}
+
 void run_prompts(LoadedModel& m, const std::vector<CalibrationPrompt>& prompts, lm::KVCache& cache,
                  lm::Attention& attention, bool quiet) {
-  for (const CalibrationPrompt& p : prompts) {
-    cache.truncate(0);
-    attention.truncate(0);
-    Progress progress(p.name, quiet);
-    lm::ForwardOptions options;
-    options.logits = lm::Logits::none;
-    options.progress = progress.callback();
-    m.model.forward(p.tokens, cache, attention, options);
-  }
+  for (const CalibrationPrompt& p : prompts) run_prompt(m, p.tokens, cache, attention, p.name, quiet);
 }
 
 }  // namespace sale::cli

@@ -38,6 +38,10 @@ Calibration start_calibration(const ModelIdentity& model, const std::vector<Cali
 // What both commands say of their work in --json: model, prompts and the command line that makes the file again.
 Json calibration_json(const std::string& command, const Calibration& c);
 
+// Runs one prompt through the model, from an empty cache; `name` is what the progress line says.
+void run_prompt(LoadedModel& model, const std::vector<int32_t>& tokens, lm::KVCache& cache, lm::Attention& attention,
+                const std::string& name, bool quiet);
+
 // Runs each prompt once through the model with this attention.
 void run_prompts(LoadedModel& model, const std::vector<CalibrationPrompt>& prompts, lm::KVCache& cache,
                  lm::Attention& attention, bool quiet);

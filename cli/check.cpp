@@ -103,11 +103,13 @@ void note(Worst& worst, double error, double limit, bool alike, const std::strin
   if (share > worst.share || worst.where == "none") worst = {share, where};
 }
 
+// tile: rows of the plan's tiles, by which pseudo-keys are chosen.
 void compare_output(const Instance& in, int64_t b, int64_t h, const sale_oracle::Head& head, const BlockLists& lists,
-                    bool coarse, Verdict& v) {
-  const sale_oracle::Form form{in.c.compute, in.c.compensate, in.c.local, in.c.dtype};
+                    int64_t tile, bool coarse, Verdict& v) {
+  const sale_oracle::Form form{in.c.compute, in.c.compensate, in.c.local, in.c.dtype, tile};
   const auto exact = sale_oracle::attend(head, lists, form);
-  const auto unquantized = in.c.compute == SALE_COMPUTE_INT8 ? sale_oracle::attend(head, lists, {}) : exact;
+  const bool plain = in.c.compute != SALE_COMPUTE_INT8 && !in.c.compensate;
+  const auto unquantized = plain ? exact : sale_oracle::attend(head, lists, {});
   const double relative = relative_limit(in, head, lists, unquantized),
                smallest = in.c.dtype == SALE_F16 ? 0x1p-24 : 0x1p-110;
   // A NaN or infinity in V may reach other rows of the tiles that keep its block (docs/numerics.md, 6).
@@ -159,7 +161,7 @@ Verdict check_on(Instance& in, const std::string& backend) {
       const auto head = head_of(in, b, h);
       const BlockLists lists = lists_of(raw, b, h, (head.q_len + rows - 1) / rows, verdict);
       (wide ? compare_wide_lists : compare_lists)(in, b, h, head, lists, verdict);
-      compare_output(in, b, h, head, wide ? halves(lists, head.tiles()) : lists, coarse, verdict);
+      compare_output(in, b, h, head, wide ? halves(lists, head.tiles()) : lists, rows, coarse, verdict);
     }
   return verdict;
 }

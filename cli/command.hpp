@@ -35,6 +35,8 @@ void add_project(CLI::App& program, Action& action);
 void add_calibrate(CLI::App& program, Action& action);
 void add_perplexity(CLI::App& program, Action& action);
 void add_replay(CLI::App& program, Action& action);
+void add_eval(CLI::App& program, Action& action);
+void add_audit(CLI::App& program, Action& action);
 
 constexpr const char* default_model = "models/tiny-llama-128k";
 constexpr const char* default_text = "models/text/middlemarch.txt";

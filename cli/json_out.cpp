@@ -62,6 +62,20 @@ Json json_of(const Findings& f) {
   Json heads = Json::array();
   for (size_t h = 0; h < f.sale.totals.heads.size(); ++h) heads.push_back(f.sale.totals.density(h));
   sale["density_of_heads"] = heads;
+  if (const HeadErrors e = audited(f.sale.totals); e.rows > 0) {
+    sale["audit"] = {{"rows", e.rows},
+                     {"seconds", f.sale.totals.audit_s},
+                     {"relative_l1_error", e.mean},
+                     {"relative_l1_error_worst_head", e.worst}};
+    Json errors = Json::array();
+    for (const sale_head_audit& a : f.sale.totals.audits) errors.push_back(relative_l1(a));
+    sale["audit"]["relative_l1_error_of_heads"] = errors;
+  }
+  Json guard = Json::array();
+  for (const GuardStep& s : f.sale.guard)
+    guard.push_back(
+        {{"layer", s.layer}, {"head", s.head}, {"tau", s.tau}, {"audited_error", s.error}, {"next_tau", s.next_tau}});
+  if (!guard.empty()) sale["guard"] = guard;
   j["sale"] = sale;
   if (f.quality != nullptr) {
     j["relative_l1_error"] = f.quality->relative_l1();

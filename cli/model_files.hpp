@@ -33,6 +33,7 @@ struct SparseArguments {
   bool sparse_decode = false;
   int threads = 0;
 };
+// calibration_default: what --calibration is when not given, in words; null: no such option.
 void add_sparse_options(CLI::App& command, SparseArguments& arguments, const char* calibration_default);
 
 // Those arguments with the calibration read and checked against the model. Not copyable: settings point into it.

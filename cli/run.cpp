@@ -6,6 +6,10 @@
 
 namespace sale::cli {
 
+namespace {
+constexpr int guard_rows = 32;  // of an audit that nobody gave a size
+}
+
 std::string calibration_for(const std::string& given, const std::filesystem::path& model, const std::string& backend) {
   if (!given.empty()) return given;
   std::error_code error;
@@ -52,6 +56,17 @@ void add_run_options(CLI::App& command, RunArguments& a) {
   command.add_option("--new-tokens", a.prompt.new_tokens, "most tokens of an answer")->capture_default_str();
   command.add_flag("--sparse-decode", a.sparse.sparse_decode,
                    "answers are generated sparsely too, not only prefilled: the stricter test");
+  command
+      .add_option("--audit", a.audit,
+                  "rows of every head and layer whose exact attention is computed besides, to show the error while "
+                  "running; 0 = none (CPUs)")
+      ->check(CLI::Range(0, 65536))
+      ->capture_default_str();
+  command
+      .add_option("--guard", a.guard,
+                  "a head whose audited relative L1 error passes this runs again at an eighth of its threshold, then "
+                  "dense; implies --audit 32")
+      ->check(CLI::Range(0.0, 1e6));
   command.add_flag("--quiet", a.quiet, "no progress on stderr");
   command.add_option("--json", a.json, "write the result there");
   add_sparse_options(command, a.sparse, "calibration.json in the model's folder, if there is one");
@@ -63,6 +78,9 @@ int run_and_report(RunArguments& a, const std::string& title) {
   a.sparse.calibration = calibration_for(a.sparse.calibration, a.model, a.sparse.backend);
   Sparse sparse;
   resolve(a.sparse, m.identity, sparse);
+  sparse.settings.guard = a.guard;
+  sparse.settings.audit = a.guard > 0 && a.audit == 0 ? guard_rows : a.audit,
+  sparse.settings.audit_seed = a.prompt.seed;
   const Task task = make_task(a.prompt, m);
   lm::KVCache cache(m.model.config(), task.capacity());
   const lm::Config& config = m.model.config();
@@ -97,7 +115,7 @@ int run_and_report(RunArguments& a, const std::string& title) {
   }
   f.sale = run_task(m, task, cache, sparse.settings, options);
 
-  fmt::print("{}", table_of(f));
+  fmt::print("{}{}", table_of(f), lines_of(f.sale.guard));
   if (!a.report.empty()) {
     write_report(a.report, f);
     fmt::print("\nreport: {}\n", (std::filesystem::path(a.report) / "report.html").string());

@@ -14,6 +14,8 @@ struct RunArguments {
   PromptArguments prompt;
   SparseArguments sparse;
   bool compare = false, measure = false, quiet = false;
+  int audit = 0;                // rows per head
+  double guard = 0;             // audited error that makes a head denser
   bool answers_decide = false;  // a wrong answer to a built prompt makes the exit code 1
 };
 

@@ -125,6 +125,7 @@ Outcome run_task(LoadedModel& m, const Task& task, lm::KVCache& cache, const Att
   }
   outcome.questions_s = now() - start;
   outcome.backend = attention.backend();
+  outcome.guard = attention.guard().steps();
   return outcome;
 }
 

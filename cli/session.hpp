@@ -46,6 +46,7 @@ struct Outcome {
   double prefill_s = 0, attention_s = 0, questions_s = 0;
   AttentionTotals totals;  // of the prefill
   std::string backend;
+  std::vector<GuardStep> guard;  // of prefill and questions
   std::vector<Answer> answers;
   bool all_right() const;
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 #include <set>
+#include <tuple>
 
 #include "lm/error.hpp"
 
@@ -28,24 +29,9 @@ constexpr std::string_view kNouns[] = {"anchor",  "beacon", "candle", "desert", 
                                        "harbor",  "island", "jacket", "kettle", "lantern", "marble", "needle",
                                        "orchard", "pebble", "raven",  "saddle", "timber",  "violin"};
 
-std::string joined(std::initializer_list<std::string_view> parts) {
-  std::string text;
-  for (std::string_view part : parts) text += part;
-  return text;
-}
-
 template <size_t N>
 std::string_view pick(Random& random, const std::string_view (&list)[N]) {
   return list[at(random.below(static_cast<int64_t>(N)))];
-}
-
-std::string fresh_key(Random& random, std::set<std::string>& used) {
-  for (;;) {
-    std::string key = random.below(3)
-                          ? std::string(pick(random, kCities))
-                          : std::string(pick(random, kAdjectives)) + "-" + std::string(pick(random, kNouns));
-    if (used.insert(key).second) return key;
-  }
 }
 
 void check(const PromptSpec& spec) {
@@ -110,30 +96,20 @@ struct Insertion {
 
 Prompt hide(const Tokenizer& tokenizer, std::string_view text, const PromptSpec& spec,
             std::vector<Insertion> insertions, Random& random) {
-  int64_t taken = kAnswerRoom + ssize_of(tokenizer.prefix()), longest = 0;
+  int64_t longest = 0;
+  std::vector<Piece> pieces;
   for (const Insertion& it : insertions) {
-    taken += ssize_of(it.tokens);
     longest = std::max(longest, ssize_of(it.fact.question));
+    pieces.push_back({it.tokens, it.depth});
   }
-  const int64_t left = spec.tokens - taken - longest;
-  if (left < 1) fail("prompt of ", spec.tokens, " tokens has no room for its facts (", taken + longest, " tokens)");
-  const std::vector<int32_t> hay = haystack(tokenizer, text, left, random);
-  std::stable_sort(insertions.begin(), insertions.end(),
-                   [](const Insertion& a, const Insertion& b) { return a.depth < b.depth; });
-  Prompt prompt{tokenizer.prefix(), {}};
-  int64_t done = 0;
-  const auto copy_to = [&](int64_t end) {
-    prompt.context.insert(prompt.context.end(), hay.begin() + done, hay.begin() + end);
-    done = end;
-  };
-  for (Insertion& it : insertions) {
-    copy_to(std::max(done, sentence_end(tokenizer, hay, static_cast<int64_t>(it.depth * static_cast<double>(left)))));
-    it.fact.begin = ssize_of(prompt.context);
-    prompt.context.insert(prompt.context.end(), it.tokens.begin(), it.tokens.end());
-    it.fact.end = ssize_of(prompt.context);
-    prompt.facts.push_back(std::move(it.fact));
+  Hidden hidden = hide(tokenizer, text, spec.tokens - kAnswerRoom - longest, pieces, random);
+  Prompt prompt{std::move(hidden.context), {}};
+  for (size_t i = 0; i < insertions.size(); ++i) {
+    std::tie(insertions[i].fact.begin, insertions[i].fact.end) = hidden.places[i];
+    prompt.facts.push_back(std::move(insertions[i].fact));
   }
-  copy_to(left);
+  std::stable_sort(prompt.facts.begin(), prompt.facts.end(),
+                   [](const Fact& a, const Fact& b) { return a.begin < b.begin; });
   return prompt;
 }
 
@@ -154,6 +130,24 @@ int64_t Random::below(int64_t n) {
   return static_cast<int64_t>(x % range);
 }
 
+std::string joined(std::initializer_list<std::string_view> parts) {
+  std::string text;
+  for (std::string_view part : parts) text += part;
+  return text;
+}
+
+std::string random_word(Random& random) {
+  const std::string_view first = pick(random, kAdjectives);
+  return joined({first, "-", pick(random, kNouns)});
+}
+
+std::string fresh_key(Random& random, std::set<std::string>& used) {
+  for (;;) {
+    std::string key = random.below(3) ? std::string(pick(random, kCities)) : random_word(random);
+    if (used.insert(key).second) return key;
+  }
+}
+
 double Random::fraction() { return static_cast<double>(next() >> 11) * 0x1p-53; }
 
 std::string Random::digits(int count) {
@@ -166,6 +160,34 @@ std::string Random::hex(int count) {
   std::string text;
   while (ssize_of(text) < count) text += "0123456789abcdef"[below(16)];
   return text;
+}
+
+Hidden hide(const Tokenizer& tokenizer, std::string_view text, int64_t tokens, const std::vector<Piece>& pieces,
+            Random& random) {
+  int64_t taken = ssize_of(tokenizer.prefix());
+  for (const Piece& p : pieces) taken += ssize_of(p.tokens);
+  const int64_t left = tokens - taken;
+  if (left < 1) fail("prompt of ", tokens, " tokens has no room for its facts (", taken, " tokens)");
+  const std::vector<int32_t> hay = haystack(tokenizer, text, left, random);
+  std::vector<size_t> order(pieces.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return pieces[a].depth < pieces[b].depth; });
+  Hidden hidden{tokenizer.prefix(), {}};
+  hidden.places.resize(pieces.size());
+  int64_t done = 0;
+  const auto copy_to = [&](int64_t end) {
+    hidden.context.insert(hidden.context.end(), hay.begin() + done, hay.begin() + end);
+    done = end;
+  };
+  for (size_t i : order) {
+    const Piece& p = pieces[i];
+    copy_to(std::max(done, sentence_end(tokenizer, hay, static_cast<int64_t>(p.depth * static_cast<double>(left)))));
+    const int64_t begin = ssize_of(hidden.context);
+    hidden.context.insert(hidden.context.end(), p.tokens.begin(), p.tokens.end());
+    hidden.places[i] = {begin, ssize_of(hidden.context)};
+  }
+  copy_to(left);
+  return hidden;
 }
 
 Prompt needle_prompt(const Tokenizer& tokenizer, std::string_view text, const PromptSpec& spec) {

@@ -3,8 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
+#include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "lm/tokenizer.hpp"
@@ -53,6 +56,23 @@ Prompt needle_prompt(const Tokenizer& tokenizer, std::string_view text, const Pr
 Prompt passkey_prompt(const Tokenizer& tokenizer, std::string_view text, const PromptSpec& spec);
 // A JSON object of random 8-digit hexadecimal keys and values that fills the prompt; no text needed.
 Prompt json_prompt(const Tokenizer& tokenizer, const PromptSpec& spec);
+
+// ---- parts that other prompts are made of ----
+
+struct Piece {
+  std::vector<int32_t> tokens;
+  double depth;  // 0 (start) to 1 (end)
+};
+struct Hidden {
+  std::vector<int32_t> context;                     // `tokens` of them, the tokenizer's first token among them
+  std::vector<std::pair<int64_t, int64_t>> places;  // [begin, end) of each piece
+};
+// Pieces at ends of sentences of a stretch of the text.
+Hidden hide(const Tokenizer& tokenizer, std::string_view text, int64_t tokens, const std::vector<Piece>& pieces,
+            Random& random);
+std::string joined(std::initializer_list<std::string_view> parts);   // one after the other
+std::string random_word(Random& random);                             // "amber-anchor", one of 400
+std::string fresh_key(Random& random, std::set<std::string>& used);  // a city or such a word, not yet used
 
 // Whether what was generated begins with the whole answer.
 bool answers(const Fact& fact, std::string_view generated);

@@ -153,7 +153,10 @@ typedef struct sale_options {
   const char* backend; /* NULL: environment SALE_BACKEND, else the first usable of the list. A name forces that one */
   int32_t threads;     /* of CPU backends; 0: one per available CPU */
   int32_t compensate;  /* 1: a pseudo-key stands in for every dropped block: its mean key, weighing as many keys as it
-                          has, and its mean value; lse counts it. sm90 */
+                          has, and its mean value; lse counts it. sm90; CPUs with exact products */
+  int32_t audit;       /* rows of every sequence and query head computed again over all keys they see, 0 .. 65536; more
+                          than there are: all. sale_stats.audits has what was found */
+  uint64_t audit_seed; /* chooses them: one in each of `audit` equal parts, docs/numerics.md section 8 */
 } sale_options;
 
 /* tau = 0.004 for every head, INT8 over all coordinates, sink 32, local 128, dense below 1024, exact products. */
@@ -245,10 +248,23 @@ SALE_API sale_status sale_blocks_set_row(sale_blocks* blocks, int32_t sequence, 
 typedef struct sale_head_stats {
   int64_t kept_blocks, visible_blocks; /* density = kept / visible */
 } sale_head_stats;
+/* What an audit found for one head: sums over its rows, so that those of several calls may be added up.
+ *   error / size   relative L1 error of out, what its type rounds off included
+ *   mass / rows    mean share of the rows' attention that lies in kept blocks
+ * Estimates of the same figures over all rows; NaN where a row is not finite. */
+typedef struct sale_head_audit {
+  int64_t rows;
+  double error;      /* sum of |out - exact|, over rows and coordinates */
+  double size;       /* sum of |exact| */
+  double mass;       /* sum over rows of the share of softmax weight in kept blocks */
+  double least_mass; /* the smallest of them; 1 without rows */
+} sale_head_audit;
 typedef struct sale_stats {
   double index_s, select_s, attend_s; /* wall-clock seconds of the stages */
   int64_t kept_blocks, visible_blocks;
   sale_head_stats* heads;
+  double audit_s;          /* written when the plan audits, as is */
+  sale_head_audit* audits; /* [batch * q_heads], sequence-major: required by sale_run and sale_attend then */
 } sale_stats;
 
 /* out [like q], lse NULL or [batch, q_heads, max q_len] f32 contiguous (natural logarithm of the sum of exp of scaled

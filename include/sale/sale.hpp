@@ -142,6 +142,8 @@ public:
   Options& backend(std::string name) { return backend_ = std::move(name), *this; }  // "" = the library's choice
   Options& threads(int32_t n) { return options_.threads = n, *this; }               // 0 = one per CPU
   Options& compensate(bool on) { return options_.compensate = on, *this; }
+  // Rows per query head whose exact attention every run computes besides, see sale_head_audit; 0 = none.
+  Options& audit(int32_t rows, uint64_t seed = 0) { return options_.audit = rows, options_.audit_seed = seed, *this; }
 
   // Whether projections of the right size were given is checked here, since the C side sees pointers only.
   sale_options c(int32_t kv_heads, int32_t head_dim) const {
@@ -201,12 +203,18 @@ struct Bytes {
   Bytes(void* at, size_t bytes) : data(at), size(bytes) {}
 };
 
-// What a run reports. heads: [batch * q_heads], sequence-major; filled when `per_head` is set beforehand.
+// Of one head's audit, or of a sum of several.
+inline double relative_l1(const sale_head_audit& a) { return a.size > 0 ? a.error / a.size : 0; }
+inline double retained_mass(const sale_head_audit& a) { return a.rows > 0 ? a.mass / static_cast<double>(a.rows) : 1; }
+
+// What a run reports. heads and audits: [batch * q_heads], sequence-major; heads filled when `per_head` is set
+// beforehand, audits when the options ask for one.
 struct Stats {
   bool per_head = false;
-  double index_s = 0, select_s = 0, attend_s = 0;
+  double index_s = 0, select_s = 0, attend_s = 0, audit_s = 0;
   int64_t kept_blocks = 0, visible_blocks = 0;
   std::vector<sale_head_stats> heads;
+  std::vector<sale_head_audit> audits;
   double density() const {
     return visible_blocks > 0 ? static_cast<double>(kept_blocks) / static_cast<double>(visible_blocks) : 1;
   }
@@ -302,6 +310,7 @@ public:
     handle_.reset(raw);
     indexes_ = keys == Keys::have_an_index ? static_cast<size_t>(p.batch) : 0;
     heads_ = static_cast<size_t>(p.batch) * static_cast<size_t>(p.q_heads);
+    audits_ = o.audit > 0;
   }
   sale_workspace workspace() const { return sale_plan_workspace(get()); }
   std::string backend() const { return sale_plan_backend(get()); }
@@ -340,11 +349,14 @@ private:
       if (to == nullptr) return;
       to->heads.assign(to->per_head ? plan.heads_ : 0, sale_head_stats{});
       stats_.heads = to->heads.empty() ? nullptr : to->heads.data();
+      to->audits.assign(plan.audits_ ? plan.heads_ : 0, sale_head_audit{});
+      stats_.audits = to->audits.empty() ? nullptr : to->audits.data();
     }
     sale_stats* c() { return to_ == nullptr ? nullptr : &stats_; }
     void done() {
       if (to_ == nullptr) return;
       to_->index_s = stats_.index_s, to_->select_s = stats_.select_s, to_->attend_s = stats_.attend_s;
+      to_->audit_s = stats_.audit_s;
       to_->kept_blocks = stats_.kept_blocks, to_->visible_blocks = stats_.visible_blocks;
     }
 
@@ -364,6 +376,7 @@ private:
   };
   std::unique_ptr<sale_plan, Free> handle_;
   size_t indexes_ = 0, heads_ = 0;
+  bool audits_ = false;
 };
 
 inline BlockList::BlockList(const Plan& plan) : q_block_(plan.q_block()) {

@@ -8,7 +8,9 @@ from __future__ import annotations
 import ctypes
 import os
 import pathlib
-from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import (
+    POINTER, Structure, byref, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p,
+)  # fmt: skip
 
 VERSION = "0.1.0"  # of the header these declarations repeat
 
@@ -46,7 +48,7 @@ class Options(Structure):
         ("thresholds", _floats), ("n_thresholds", c_int64), ("format", c_int), ("rank", c_int32),
         ("q_projection", c_void_p), ("k_projection", c_void_p), ("sink", c_int32), ("local", c_int32),
         ("dense_below", c_int64), ("compute", c_int), ("backend", c_char_p), ("threads", c_int32),
-        ("compensate", c_int32),
+        ("compensate", c_int32), ("audit", c_int32), ("audit_seed", c_uint64),
     ]  # fmt: skip
 
 
@@ -62,6 +64,7 @@ class Stats(Structure):
     _fields_ = [
         ("index_s", c_double), ("select_s", c_double), ("attend_s", c_double),
         ("kept_blocks", c_int64), ("visible_blocks", c_int64), ("heads", POINTER(HeadStats)),
+        ("audit_s", c_double), ("audits", c_void_p),
     ]  # fmt: skip
 
 

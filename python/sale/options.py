@@ -36,7 +36,7 @@ class Options:
     compute       products of attention: "exact", "int8" (CPUs) or "fp8" (GPUs)
     backend       a name of `sale.backends()`, or None: the fastest that can
     threads       of CPU backends; 0: one per CPU
-    compensate    a pseudo-key stands in for every dropped block (GPUs)
+    compensate    a pseudo-key stands in for every dropped block (GPUs; CPUs with exact products)
 
     `number` stands for it in torch operators. Raises ValueError, TypeError where a value cannot be right whatever the tensors; the rest is checked with them.
     """

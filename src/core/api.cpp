@@ -150,6 +150,23 @@ void check_reference(const Plan& plan, std::initializer_list<Extent> written) {
   for (const Extent& w : written) check_apart(w, reference);
 }
 
+// Nothing is audited for nobody.
+void check_audits(const Plan& plan, const sale_stats* stats) {
+  require(plan.audit == 0 || (stats != nullptr && stats->audits != nullptr),
+          "stats: without audits, but the plan's options ask to audit ", plan.audit, " rows per head");
+}
+
+// What comes after attend, for those who ask.
+void report(const Call& call, Laps& laps, sale_stats* stats) {
+  if (stats == nullptr) return;
+  stats->attend_s = laps.lap();
+  if (call.plan->audit > 0) {
+    call.plan->stages().audit(call, stats->audits);
+    stats->audit_s = laps.lap();
+  }
+  count_blocks(call, *stats);
+}
+
 void check_outputs(const Plan& plan, const Extent& q, const Extent& k, const Extent& v, void* out, float* lse,
                    const void* workspace) {
   const sale_problem& p = plan.problem;
@@ -360,6 +377,7 @@ sale_status sale_run(const sale_plan* plan, const void* q, const void* k, const 
     check_outputs(p, eq, ek, ev, out, lse, workspace);
     check_indexes(p, indexes);
     check_stream(p, stream);
+    check_audits(p, stats);
     const Call call = make_call(p, q, k, v, out, lse, indexes, workspace, nullptr, stream);
     Laps laps(call, stats);
     if (!p.with_index) p.stages().index(call);
@@ -367,12 +385,8 @@ sale_status sale_run(const sale_plan* plan, const void* q, const void* k, const 
     p.stages().select(call);
     const double select_s = laps.lap();
     p.stages().attend(call);
-    if (stats == nullptr) return;
-    const double attend_s = laps.lap();
-    count_blocks(call, *stats);
-    stats->index_s = index_s;
-    stats->select_s = select_s;
-    stats->attend_s = attend_s;
+    report(call, laps, stats);
+    if (stats != nullptr) stats->index_s = index_s, stats->select_s = select_s;
   });
 }
 
@@ -420,14 +434,12 @@ sale_status sale_attend(const sale_plan* plan, const void* q, const void* k, con
     check_workspace(p, workspace, workspace_bytes);
     check_outputs(p, eq, ek, ev, out, lse, workspace);
     check_stream(p, stream);
+    check_audits(p, stats);
     const Call call = make_call(p, q, k, v, out, lse, nullptr, workspace, blocks, stream);
     Laps laps(call, stats);
     p.stages().attend(call);
-    if (stats == nullptr) return;
-    const double attend_s = laps.lap();
-    count_blocks(call, *stats);
-    stats->index_s = stats->select_s = 0;
-    stats->attend_s = attend_s;
+    report(call, laps, stats);
+    if (stats != nullptr) stats->index_s = stats->select_s = 0;
   });
 }
 

@@ -202,6 +202,7 @@ void check_regions(const sale_problem& p, const sale_options& o) {
           "compute: ", static_cast<int>(o.compute),
           " is not SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8 or SALE_COMPUTE_FP8");
   require(o.compensate == 0 || o.compensate == 1, "compensate: ", o.compensate, " is neither 0 nor 1");
+  require(o.audit >= 0 && o.audit <= 65536, "audit: ", o.audit, " is not in 0 .. 65536");
   require(o.threads >= 0 && o.threads <= 1024, "threads: ", o.threads, " is not in 0 .. 1024");
 }
 

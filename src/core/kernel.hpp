@@ -50,6 +50,8 @@ struct HeadGroup {
   float* bias;                // INT4: [group, keys rounded up to 32], q_mean . smoothed key
   const float* k_mean;        // INT8 products: [head_dim], smoothing of the keys
   const float* reference;  // or null: keys are a part of a sequence's; row r of head g at reference[g * lse_head + r]
+  const void *k_means,
+      *v_means;  // compensation: [k_len / k_block, head_dim] in the tensors' type, means of blocks; or null
 
   int64_t position(int64_t row) const { return row + q_offset; }
   int64_t visible_keys(int64_t row) const { return position(row) + 1 < k_len ? position(row) + 1 : k_len; }
@@ -69,6 +71,12 @@ struct HeadGroup {
   int64_t bias_stride() const { return (k_len + k_block - 1) / k_block * k_block; }
 };
 
+// One row of one head, computed again over every key it sees.
+struct AuditedRow {
+  double error, size;  // |out - exact|_1, |exact|_1
+  double mass;         // share of its softmax weight in kept blocks
+};
+
 // The stages for one instruction set. Scratch is per thread, aligned to 64 bytes.
 struct Kernels {
   size_t (*select_scratch)(const Shape&, int64_t tiles);
@@ -80,6 +88,11 @@ struct Kernels {
   // Kept blocks of tiles [begin, end), all heads of the group.
   void (*select)(const HeadGroup&, int64_t begin, int64_t end, void* scratch);
   void (*attend)(const HeadGroup&, int64_t begin, int64_t end, void* scratch);
+  size_t (*audit_scratch)(const Shape&);
+  // Lanes [begin, end), at most audit_lanes; lane i is row rows[i / group], ascending, of the group's head i % group.
+  // Reads out; writes `to`, one a lane.
+  void (*audit)(const HeadGroup&, const int64_t* rows, int64_t begin, int64_t end, AuditedRow* to, void* scratch);
 };
+constexpr int64_t audit_lanes = 64;
 
 }  // namespace sale

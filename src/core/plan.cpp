@@ -35,6 +35,14 @@ void lay_out_bits(Plan& plan) {
   plan.bits_words = at;
 }
 
+void choose_audited(Plan& plan, const sale_options& o) {
+  Checked rows = 0;
+  for (const Sequence& s : plan.sequences) rows = rows + std::min<int64_t>(o.audit, s.q_len);
+  require(rows.value() <= int64_t{1} << 24, "audit: ", o.audit, " rows of ", plan.problem.batch,
+          " sequences are more than the 2^24 one plan can hold");
+  for (Sequence& s : plan.sequences) s.audited = audit_rows(s.q_len, o.audit, o.audit_seed);
+}
+
 void lay_out_workspace(Plan& plan, const sale_options& o) {
   const sale_problem& p = plan.problem;
   const Stages& stages = plan.stages();
@@ -64,6 +72,7 @@ std::string explain(const Plan& plan, const std::string& notes) {
             " coordinates", plan.estimator.projected ? " of a projection" : "", "\n");
   e += text("dense      ", dense_heads, " of ", plan.problem.q_heads, " query heads by threshold 0, ", dense_sequences,
             " of ", plan.problem.batch, " sequences by length\n");
+  if (plan.audit > 0) e += text("audit      ", plan.audit, " rows of every sequence and query head\n");
   e += plan.stages().explain(plan);
   e += text("workspace  ", w.total, " bytes: key index ", w.bits_at, ", selection ", w.scratch_at - w.bits_at,
             ", scratch ", w.total - w.scratch_at, "\n");
@@ -82,6 +91,21 @@ size_t Areas::add(Checked bytes) {
   return start;
 }
 
+std::vector<int64_t> audit_rows(int64_t q_len, int64_t count, uint64_t seed) {
+  count = std::min(count, q_len);
+  std::vector<int64_t> rows;
+  for (int64_t i = 0; i < count; ++i) {
+    // splitmix64, its i-th number.
+    uint64_t x = seed + 0x9e3779b97f4a7c15u * (static_cast<uint64_t>(i) + 1);
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    x ^= x >> 31;
+    const int64_t begin = i * q_len / count, end = (i + 1) * q_len / count;
+    rows.push_back(begin + static_cast<int64_t>(x % static_cast<uint64_t>(end - begin)));
+  }
+  return rows;
+}
+
 std::unique_ptr<Plan> make_plan(const sale_problem& p, const sale_options& o, bool with_index) {
   auto plan = std::make_unique<Plan>();
   plan->sequences = check_problem(p);
@@ -95,11 +119,13 @@ std::unique_ptr<Plan> make_plan(const sale_problem& p, const sale_options& o, bo
   plan->local = o.local;
   plan->compute = o.compute;
   plan->compensate = o.compensate != 0;
+  plan->audit = o.audit;
   plan->with_index = with_index;
   const bool all_dense = std::all_of(plan->thresholds.begin(), plan->thresholds.end(), [](float t) { return t == 0; });
   for (Sequence& s : plan->sequences) s.dense = all_dense || s.k_len < o.dense_below;
   std::string notes;
   plan->backend = &choose_backend(p, o, notes);
+  choose_audited(*plan, o);
   lay_out_bits(*plan);
   lay_out_workspace(*plan, o);
   plan->explanation = explain(*plan, notes);

@@ -21,10 +21,11 @@ struct Sequence {
   int64_t q_block, tiles;
   bool dense;  // fewer keys than dense_below
   std::vector<int64_t> row_word;
-  int64_t words;     // per query head
-  int64_t bits_at;   // first word of this sequence in the block list
-  int64_t lse_rows;  // rows of the lse tensor (the longest sequence's)
-  size_t index_at;   // in the workspace, when the call makes its own index
+  int64_t words;                 // per query head
+  int64_t bits_at;               // first word of this sequence in the block list
+  int64_t lse_rows;              // rows of the lse tensor (the longest sequence's)
+  size_t index_at;               // in the workspace, when the call makes its own index
+  std::vector<int64_t> audited;  // rows, ascending
 
   int64_t visible_keys(int64_t row) const { return std::min(k_len, row + q_offset + 1); }
   int64_t visible_blocks(int64_t tile) const {
@@ -69,6 +70,7 @@ struct Plan {
   int32_t sink, local;
   sale_compute compute;
   bool compensate;
+  int32_t audit;  // rows per head, at most; 0: none
   bool with_index;
   std::vector<Sequence> sequences;
   int64_t bits_words;  // of the whole block list
@@ -84,6 +86,8 @@ struct Plan {
 Estimator check_estimator(const sale_options& o, int32_t kv_heads, int32_t head_dim);
 std::unique_ptr<Plan> make_plan(const sale_problem& p, const sale_options& o, bool with_index);
 void check_heads(const sale_problem& p);
+// Up to `count` rows of a sequence, ascending, one in each of as many equal parts.
+std::vector<int64_t> audit_rows(int64_t q_len, int64_t count, uint64_t seed);
 std::vector<Sequence> check_problem(const sale_problem& p);
 void check_strides(const char* name, const sale_strides& s, int32_t head_dim, int64_t batch, int64_t heads,
                    int64_t tokens);

@@ -2,6 +2,7 @@
 #include "cpu/stages.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -26,9 +27,12 @@ struct CpuPlan {
   std::shared_ptr<ThreadPool> pool;
   std::vector<Item> items;  // longest first
   int64_t tiles_per_item;
-  size_t q_means_at;            // INT4: [batch, q_heads, head_dim]
-  size_t k_means_at;            // INT8 products: [batch, kv_heads, head_dim]
-  std::vector<size_t> bias_at;  // INT4: per sequence [q_heads, keys rounded up to 32]
+  size_t q_means_at;                          // INT4: [batch, q_heads, head_dim]
+  size_t k_means_at;                          // INT8 products: [batch, kv_heads, head_dim]
+  std::vector<size_t> bias_at;                // INT4: per sequence [q_heads, keys rounded up to 32]
+  size_t k_block_means_at, v_block_means_at;  // compensation: [batch, kv_heads, mean_blocks, head_dim]
+  int64_t mean_blocks;                        // whole blocks of the longest sequence
+  size_t audited_at;                          // [batch, kv_heads, audit x group] AuditedRow
   size_t scratch_at, scratch_per_thread;
 };
 const CpuPlan& state(const Plan& plan) { return *static_cast<const CpuPlan*>(plan.state.get()); }
@@ -207,10 +211,20 @@ void make_state(Plan& plan, const sale_options& o, Areas& areas) {
   made->k_means_at = areas.add(int8_products ? int64_t{p.batch} * p.kv_heads * p.head_dim * 4 : 0);
   for (const Sequence& s : plan.sequences)
     made->bias_at.push_back(areas.add(int4 && !s.dense ? p.q_heads * round_up(s.k_len, k_block) * 4 : 0));
+  made->mean_blocks = 0;
+  for (const Sequence& q : plan.sequences) made->mean_blocks = std::max(made->mean_blocks, q.k_len / k_block);
+  const int64_t row_bytes = plan.compensate ? p.head_dim * element_bytes(p.dtype) : 0;
+  const Checked means = Checked(p.batch) * Checked(p.kv_heads) * Checked(made->mean_blocks) * Checked(row_bytes);
+  made->k_block_means_at = areas.add(means);
+  made->v_block_means_at = areas.add(means);
   const Shape shape = shape_of(plan);
+  const auto [audited, each] =
+      std::pair(Checked(p.batch) * Checked(p.q_heads) * Checked(plan.audit), sizeof(AuditedRow));
+  made->audited_at = areas.add(audited * Checked(each));
   made->scratch_per_thread =
-      aligned(static_cast<int64_t>(std::max(made->kernels->select_scratch(shape, made->tiles_per_item),
-                                            made->kernels->attend_scratch(shape, made->tiles_per_item))));
+      aligned(static_cast<int64_t>(std::max({made->kernels->select_scratch(shape, made->tiles_per_item),
+                                             made->kernels->attend_scratch(shape, made->tiles_per_item),
+                                             plan.audit > 0 ? made->kernels->audit_scratch(shape) : 0})));
   made->scratch_at = areas.add(Checked(static_cast<int64_t>(made->scratch_per_thread)) * Checked(threads));
   plan.state = std::move(made);
 }
@@ -260,6 +274,11 @@ HeadGroup head_group(const Call& call, int32_t sequence, int32_t kv_head) {
     h.q_mean = floats(mine.q_means_at) + (sequence * x.q_heads + head) * d;
     h.bias = floats(mine.bias_at[static_cast<size_t>(sequence)]) + head * h.bias_stride();
   }
+  if (p.compensate && !s.dense) {
+    const int64_t first = (int64_t{sequence} * x.kv_heads + kv_head) * mine.mean_blocks * d;
+    h.k_means = at(call.workspace + mine.k_block_means_at, x.dtype, first);
+    h.v_means = at(call.workspace + mine.v_block_means_at, x.dtype, first);
+  }
   if (p.compute == SALE_COMPUTE_INT8) h.k_mean = floats(mine.k_means_at) + (sequence * x.kv_heads + kv_head) * d;
   if (s.dense) return h;
   h.index = call.indexes != nullptr
@@ -297,6 +316,34 @@ void make_means(const Call& call) {
   });
 }
 
+// Of whole key blocks [begin, end): f32 sums of every second or fourth row, ascending, added in pairs.
+void mean_blocks(const void* from, void* to, const Shape& shape, int64_t token, int64_t begin, int64_t end) {
+  const int32_t d = shape.head_dim, lanes = d > 64 ? 2 : 4;
+  float row[256], mean[256];
+  for (int64_t b = begin; b < end; ++b) {
+    float sums[4][256] = {};
+    for (int64_t r = 0; r < k_block; ++r) {
+      load_row(from, shape.dtype, (b * k_block + r) * token, d, row);
+      for (int32_t c = 0; c < d; ++c) sums[r % lanes][c] += row[c];
+    }
+    for (int32_t c = 0; c < d; ++c) {
+      const float m = ((sums[0][c] + sums[1][c]) + (sums[2][c] + sums[3][c])) / static_cast<float>(k_block);
+      mean[c] = std::isfinite(m) ? m : 0.0f;
+    }
+    store_row(to, shape.dtype, b * d, d, mean);
+  }
+}
+
+// What compensation needs besides.
+void make_block_means(const Call& call) {
+  each_span(*call.plan, span_blocks, [&](const Span& span) {
+    const HeadGroup h = head_group(call, span.sequence, span.kv_head);
+    const int64_t end = std::min(span.end, h.k_len / k_block);
+    mean_blocks(h.k, const_cast<void*>(h.k_means), h.shape, h.k_token, span.begin, end);
+    mean_blocks(h.v, const_cast<void*>(h.v_means), h.shape, h.v_token, span.begin, end);
+  });
+}
+
 void select_blocks(const Call& call) {
   const Plan& plan = *call.plan;
   const int32_t d = plan.problem.head_dim;
@@ -320,11 +367,45 @@ void select_blocks(const Call& call) {
 void attend_blocks(const Call& call) {
   const Plan& plan = *call.plan;
   if (plan.compute == SALE_COMPUTE_INT8) make_means(call);
+  if (plan.compensate) make_block_means(call);
   state(plan).pool->run(static_cast<int64_t>(state(plan).items.size()), [&](int64_t i, int thread) {
     const Item& item = state(plan).items[static_cast<size_t>(i)];
     state(plan).kernels->attend(head_group(call, item.sequence, item.kv_head), item.tile_begin, item.tile_end,
                                 scratch(call, thread));
   });
+}
+
+// The audited rows of a sequence's kv head, [rows, group].
+AuditedRow* audited(const Call& call, int64_t sequence, int64_t kv_head) {
+  const Plan& p = *call.plan;
+  return reinterpret_cast<AuditedRow*>(call.workspace + state(p).audited_at) +
+         (sequence * p.problem.kv_heads + kv_head) * p.audit * p.group;
+}
+
+void audit(const Call& call, sale_head_audit* to) {
+  const Plan& plan = *call.plan;
+  const int64_t kv_heads = plan.problem.kv_heads, pieces = ceil_div(int64_t{plan.audit} * plan.group, audit_lanes);
+  // From the last piece back: later rows see more keys.
+  state(plan).pool->run(plan.problem.batch * kv_heads * pieces, [&](int64_t i, int thread) {
+    const int64_t b = i / (kv_heads * pieces), kv_head = i / pieces % kv_heads, piece = pieces - 1 - i % pieces;
+    const Sequence& s = plan.sequences[static_cast<size_t>(b)];
+    const int64_t lanes = static_cast<int64_t>(s.audited.size()) * plan.group, begin = piece * audit_lanes;
+    if (begin >= lanes) return;
+    state(plan).kernels->audit(head_group(call, static_cast<int32_t>(b), static_cast<int32_t>(kv_head)),
+                               s.audited.data(), begin, std::min(begin + audit_lanes, lanes),
+                               audited(call, b, kv_head) + begin, scratch(call, thread));
+  });
+  for (int64_t i = 0; i < int64_t{plan.problem.batch} * plan.problem.q_heads; ++i) {
+    const int64_t b = i / plan.problem.q_heads, head = i % plan.problem.q_heads;
+    const AuditedRow* rows = audited(call, b, head / plan.group) + head % plan.group;
+    sale_head_audit sum{static_cast<int64_t>(plan.sequences[static_cast<size_t>(b)].audited.size()), 0, 0, 0, 1};
+    for (int64_t r = 0; r < sum.rows; ++r) {
+      const AuditedRow& row = rows[r * plan.group];
+      sum.error += row.error, sum.size += row.size, sum.mass += row.mass;
+      if (!(row.mass >= sum.least_mass)) sum.least_mass = row.mass;
+    }
+    to[i] = sum;
+  }
 }
 
 void count(const Call& call, int64_t first, int64_t n, int64_t* kept) {
@@ -355,8 +436,8 @@ constexpr Space host{allocate, copy, copy, check_address};
 
 }  // namespace
 
-const Stages cpu_stages{q_block, host,  index_map,  open_index,    update,        codes, make_state,
-                        explain, check, make_index, select_blocks, attend_blocks, wait,  count};
+const Stages cpu_stages{q_block, host,       index_map,     open_index,    update, codes, make_state, explain,
+                        check,   make_index, select_blocks, attend_blocks, wait,   audit, count};
 
 std::string cpu_why_not(const sale_problem& p, const sale_options& o) {
   if (p.device != SALE_HOST)
@@ -364,7 +445,8 @@ std::string cpu_why_not(const sale_problem& p, const sale_options& o) {
   if (p.page_size != 0) return text("page_size ", p.page_size, ": CPU backends have no paged keys and values");
   if (o.format == SALE_FP8) return "format SALE_FP8 runs on GPUs only";
   if (o.compute == SALE_COMPUTE_FP8) return "compute SALE_COMPUTE_FP8 runs on GPUs only";
-  if (o.compensate != 0) return "compensate: CPU backends do not compensate dropped blocks";
+  if (o.compensate != 0 && o.compute != SALE_COMPUTE_EXACT)
+    return "compensate: CPU backends compensate exact products only (compute SALE_COMPUTE_EXACT)";
   return {};
 }
 

@@ -18,7 +18,6 @@ TEST(CliModel, BadInputIsRefusedInOneLine) {
   refused("run --build poem", 2, "poem");
   refused("demo --tau -1", 2, "--tau");
   refused("run --tokens 4k --backend best --quiet", 2, "best");
-  refused("project --text models/text/moby_dick.txt --tokens 4k --rank 40 --out /tmp/x.json", 2, "--rank: 40");
   refused("perplexity --tokens 4k --text /absent", 2, "/absent: no such file");
   refused("replay --model /absent", 2, "/absent");
   refused("replay --factor -1", 2, "--factor");
@@ -91,33 +90,6 @@ TEST(CliModel, OwnPromptAndQuestions) {
   const Json j = json_at(folder / "r.json", "run");
   EXPECT_EQ(j.at("answers").size(), 2u);
   EXPECT_TRUE(j.at("answers")[0].at("expected").is_null());
-}
-
-TEST(CliModel, ProjectCalibrateRun) {
-  const Folder folder;
-  const std::string text = "--text models/text/moby_dick.txt --tokens 4k --json-prompts 0 --quiet";
-  Said s = sale("project " + text + " --rank 32 --out " + folder / "p.json" + " --json " + folder / "p_said.json");
-  ASSERT_EQ(s.code, 0) << s.err;
-  Json j = json_at(folder / "p_said.json", "project");
-  EXPECT_EQ(j.at("energy_left_out_of_layers").size(), 8u);
-  EXPECT_EQ(j.at("estimator"), "int8:32");
-  s = sale("calibrate " + text + " --limit 0.1 --rows 8 --calibration " + folder / "p.json" + " --out " +
-           folder / "c.json" + " --json " + folder / "c_said.json");
-  ASSERT_EQ(s.code, 0) << s.err;
-  j = json_at(folder / "c_said.json", "calibrate");
-  ASSERT_EQ(j.at("results").size(), 1u);
-  EXPECT_EQ(j.at("results")[0].at("thresholds").size(), 32u);
-  EXPECT_LE(j.at("results")[0].at("density").get<double>(), 1);
-  s = sale("perplexity --tokens 3k --quiet --most 20 --calibration " + folder / "c.json" + " --json " +
-           folder / "x.json");
-  EXPECT_EQ(s.code, 0) << s.out << s.err;
-  EXPECT_LT(json_at(folder / "x.json", "perplexity").at("density").get<double>(), 1);
-  refused("run --tokens 2k --estimator int8:64 --calibration " + folder / "c.json", 2, "int8:32");
-
-  Json other = Json::parse(contents(folder / "c.json"));
-  other["model"]["fingerprint"] = "0000000000000000";
-  std::ofstream(folder / "other.json") << other.dump();
-  refused("run --tokens 2k --calibration " + folder / "other.json", 2, "fingerprint 0000000000000000");
 }
 
 TEST(CliModel, ReplayOnTheCpu) {

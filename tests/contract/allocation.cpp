@@ -31,7 +31,10 @@ TEST(Allocation, NoneInTheCalls) {
       for (const bool with_index : {false, true}) {
         Good g(text);
         g.options.backend = sale_backend_name(i);
+        g.options.audit = 7;
         Arguments a(g, with_index);
+        std::vector<sale_head_audit> audits(8);
+        a.stats.audits = audits.data();
         ASSERT_EQ(a.run(), SALE_OK) << sale_last_error();
         const int64_t before = heap_calls();
         const sale_status run = a.run(), select = a.select(), attend = a.attend();

@@ -74,6 +74,28 @@ TEST(Calls, Reference) {
   EXPECT_TRUE(a.untouched(g));
 }
 
+// An audit needs somewhere to put what it finds.
+TEST(Calls, Audits) {
+  for (const bool whole : {true, false}) {
+    Good g;
+    g.options.audit = 5;
+    Arguments a(g);
+    const std::string what = whole ? "run: " : "attend: ";
+    const auto call = [&](sale_stats* stats) {
+      return whole ? sale_run(a.plan, a.q, a.k, a.v, a.out, a.lse, nullptr, a.workspace, a.bytes, stats, nullptr)
+                   : sale_attend(a.plan, a.q, a.k, a.v, a.blocks, a.out, a.lse, a.workspace, a.bytes, stats, nullptr);
+    };
+    refused((what + "audit without stats").c_str(), call(nullptr), bad, "stats");
+    refused((what + "audit without audits").c_str(), call(&a.stats), bad, "stats: without audits");
+    EXPECT_TRUE(a.untouched(g)) << what;
+    std::vector<sale_head_audit> audits(8);
+    a.stats.audits = audits.data();
+    EXPECT_EQ(call(&a.stats), SALE_OK) << sale_last_error();
+    EXPECT_EQ(audits[7].rows, 5);
+    EXPECT_EQ(a.select(), SALE_OK) << "a selection audits nothing, and needs no place for it";
+  }
+}
+
 TEST(Calls, Alignment) {
   refuse_calls("q misaligned", "q", all, [](Arguments& a, Good&) { a.q = shifted(a.q, 1); });
   refuse_calls("k misaligned", "k", all, [](Arguments& a, Good&) { a.k = shifted(a.k, 1); });

@@ -92,7 +92,9 @@ TEST(Devices, FormatsAndProducts) {
   refuse_both("FP8 on a CPU backend", "SALE_FP8", [](Good& g) { g.options.format = SALE_FP8; }, SALE_UNSUPPORTED);
   refuse_plan(
       "FP8 products", "SALE_COMPUTE_FP8", [](Good& g) { g.options.compute = SALE_COMPUTE_FP8; }, SALE_UNSUPPORTED);
-  refuse_plan("compensate on a CPU backend", "compensate", [](Good& g) { g.options.compensate = 1; }, SALE_UNSUPPORTED);
+  refuse_plan(
+      "compensate INT8 products on a CPU backend", "compensate",
+      [](Good& g) { g.options.compensate = 1, g.options.compute = SALE_COMPUTE_INT8; }, SALE_UNSUPPORTED);
   for (const int32_t n : {-1, 2, INT32_MAX})
     refuse_plan("compensate " + std::to_string(n), "compensate", [&](Good& g) { g.options.compensate = n; });
 }

@@ -245,6 +245,8 @@ TEST(Plan, Regions) {
   for (const int n : {-1, 3, 8})
     refuse_plan("compute " + std::to_string(n), "compute",
                 [&](Good& g) { std::memcpy(&g.options.compute, &n, sizeof n); });
+  for (const int32_t n : {-1, 65537, INT32_MIN, INT32_MAX})
+    refuse_plan("audit " + std::to_string(n), "audit", [&](Good& g) { g.options.audit = n; });
   for (const int32_t n : {-1, 1025, INT32_MAX})
     refuse_both("threads " + std::to_string(n), "threads", [&](Good& g) { g.options.threads = n; });
 }

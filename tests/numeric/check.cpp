@@ -120,8 +120,8 @@ Expected expected_attention(const Instance& in, int64_t b, int64_t h, const Bloc
   Expected e{head_of(in, b, h), {}, 2 * sale_case::epsilon(in.c.dtype), {}};
   e.exact = sale_oracle::attend(e.head, lists, form_of(in));
   if (in.c.dtype == SALE_F32) {
-    const bool int8 = in.c.compute == SALE_COMPUTE_INT8;
-    e.relative = 2 * plain_error(e.head, lists, int8 ? sale_oracle::attend(e.head, lists, {}) : e.exact) + 0x1p-21;
+    const bool other = in.c.compute == SALE_COMPUTE_INT8 || in.c.compensate;  // than what the plain one computes
+    e.relative = 2 * plain_error(e.head, lists, other ? sale_oracle::attend(e.head, lists, {}) : e.exact) + 0x1p-21;
   }
   for (const auto& list : lists) e.tainted.push_back(tainted_columns(e.head, list));
   return e;

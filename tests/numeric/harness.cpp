@@ -166,7 +166,9 @@ sale_oracle::Head head_of(const Instance& in, int64_t b, int64_t h) {
   return {in.c.head_dim, s.q_len, s.k_len, s.q_offset, in.q.head(b, h), in.k.head(b, kv), in.v.head(b, kv), in.scale()};
 }
 
-sale_oracle::Form form_of(const Instance& in) { return {in.c.compute, in.c.compensate, in.c.local, in.c.dtype}; }
+sale_oracle::Form form_of(const Instance& in) {
+  return {in.c.compute, in.c.compensate, in.c.local, in.c.dtype, sale_oracle::tile_rows};
+}
 
 sale_oracle::Estimator estimator_of(const Instance& in, int64_t h) {
   sale_oracle::Estimator e;

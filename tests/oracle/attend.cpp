@@ -29,7 +29,7 @@ std::vector<Term> terms_of(const Head& h, const Operands& x, const Form& form, c
   std::vector<Term> terms;
   for (int64_t j : seen_keys(h, blocks, row)) terms.push_back({x.k.data() + j * h.d, x.v.data() + j * h.d, 0, j});
   if (!form.compensate || blocks.empty()) return terms;
-  const int64_t leader = row / (2 * tile_rows) * (2 * tile_rows), position = std::min(leader + h.q_offset, h.k_len - 1);
+  const int64_t leader = row / form.tile * form.tile, position = std::min(leader + h.q_offset, h.k_len - 1);
   const int64_t first_local = std::max<int64_t>(0, position + 1 - form.local) / block_keys;
   for (int64_t b = 0; b < first_local; ++b)
     if (!std::binary_search(blocks.begin(), blocks.end(), static_cast<int32_t>(b)))
@@ -47,9 +47,10 @@ double dot(const T* a, const T* b, int64_t d) {
 
 template <class T>
 double reach(const float* a, const T* b, int64_t d) {
-  double s = 0;
-  for (int64_t c = 0; c < d; ++c) s += std::fabs(double{a[c]} * static_cast<double>(b[c]));
-  return s;
+  double s[4] = {0, 0, 0, 0};
+  for (int64_t c = 0; c < d; c += 4)
+    for (int64_t e = 0; e < 4; ++e) s[e] += std::fabs(double{a[c + e]} * static_cast<double>(b[c + e]));
+  return (s[0] + s[1]) + (s[2] + s[3]);
 }
 
 // FP8 form: probabilities up to 1 become e4m3 of 2^8 p. 2^-4 of a normal number is lost at most, half a step of 2^-9 of
@@ -100,8 +101,8 @@ Attention attend(const Head& h, const BlockLists& blocks, const Form& form) {
       for (int64_t c = 0; c < h.d; ++c) {
         out[c] += p * terms[n].v[c];
         weighed[c] += p * std::fabs(terms[n].v[c]);
-        doubt[c] += lost * std::fabs(terms[n].v[c]);
       }
+      for (int64_t c = 0; c < h.d && fp8; ++c) doubt[c] += lost * std::fabs(terms[n].v[c]);
     }
     for (int64_t c = 0; c < h.d && !nothing; ++c) {
       out[c] /= l;

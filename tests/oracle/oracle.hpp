@@ -144,12 +144,24 @@ struct Attention {
 };
 struct Form {
   sale_compute compute = SALE_COMPUTE_EXACT;  // INT8, FP8: scores and values from codes, in double from there on
-  // Compensation: of tiles of 128 rows, with the local region and the tensors' type.
+  // Compensation: of tiles of so many rows, with the local region and the tensors' type.
   bool compensate = false;
   int64_t local = 0;
   sale_dtype dtype = SALE_BF16;
+  int64_t tile = 2 * tile_rows;
 };
 Attention attend(const Head& h, const BlockLists& blocks, const Form& form);
+
+// ---- 8: audit ------------------------------------------------------------------------------------------------------
+
+std::vector<int64_t> audited_rows(int64_t q_len, int64_t count, uint64_t seed);
+struct Audit {
+  double error = 0, size = 0, mass = 0, least_mass = 1;
+};
+// out: what was computed over the kept blocks, [q_len, d].
+Audit audit(const Head& h, const BlockLists& kept, const Floats& out, const std::vector<int64_t>& rows);
+
+// ---- parts of 6 ----------------------------------------------------------------------------------------------------
 
 // What products are made of: exact numbers, or codes times their scales. [tokens, d], of means [blocks, d].
 struct Operands {

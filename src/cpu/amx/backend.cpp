@@ -18,8 +18,8 @@ std::string why_not(const sale_problem& p, const sale_options& o) {
   return cpu_why_not(p, o);
 }
 const Kernels& kernels(const Machine&) {
-  static constexpr Kernels k{amx::select_scratch, amx::attend_scratch, avx512::index,
-                             avx512::bias,        amx::select,         amx::attend};
+  static constexpr Kernels k{amx::select_scratch, amx::attend_scratch, avx512::index,         avx512::bias,
+                             amx::select,         amx::attend,         avx512::audit_scratch, avx512::audit};
   return k;
 }
 }  // namespace

@@ -7,7 +7,7 @@ namespace {
 std::string why_not_machine(const Machine& m) { return m.avx2 ? "" : "this CPU has no AVX2 with FMA and F16C"; }
 const Kernels& kernels(const Machine&) {
   using namespace avx2;
-  static constexpr Kernels k{select_scratch, attend_scratch, index, bias, select, attend};
+  static constexpr Kernels k{select_scratch, attend_scratch, index, bias, select, attend, audit_scratch, audit};
   return k;
 }
 }  // namespace

@@ -13,8 +13,9 @@ std::string why_not(const sale_problem& p, const sale_options& o) {
 }
 const Kernels& kernels(const Machine& m) {
   using namespace avx512;
-  static constexpr Kernels f32{select_scratch, attend_scratch, index, bias, select, attend};
-  static constexpr Kernels bf16{select_scratch, attend_scratch_bf16, index, bias, select, attend_bf16};
+  static constexpr Kernels f32{select_scratch, attend_scratch, index, bias, select, attend, audit_scratch, audit};
+  static constexpr Kernels bf16{select_scratch, attend_scratch_bf16, index,         bias,
+                                select,         attend_bf16,         audit_scratch, audit};
   return m.avx512_bf16 ? bf16 : f32;
 }
 }  // namespace

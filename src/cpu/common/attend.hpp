@@ -11,6 +11,8 @@
 //         mask               only blocks that reach the diagonal
 //         P = 2^(S c - m)    c = scale log2 e; when m grows, O and l of that row shrink first
 //         O += P V
+//     with compensation: the means of the chunk's blocks are one more block, of which a lane sees those of its dropped
+//     blocks, each with the weight of 32 keys
 //   out = O / l, lse = (m + log2 l) ln 2
 //
 // Blocks are taken in ascending order and runs never cross a chunk, so a lane's arithmetic depends on its own list
@@ -228,6 +230,7 @@ struct Attend {
     typename Mix::P* p;
     uint32_t* k[chunk_blocks];
     uint32_t* v[chunk_blocks];
+    uint32_t *k_means, *v_means;  // of the chunk's blocks
     Lane* lanes;
   };
 
@@ -238,6 +241,8 @@ struct Attend {
     s.p = arena.take<typename Mix::P>(strip_rows * run_keys);
     for (auto& k : s.k) k = arena.take<uint32_t>(Score::k_words(d));
     for (auto& v : s.v) v = arena.take<uint32_t>(Mix::v_words(d));
+    s.k_means = arena.take<uint32_t>(Score::k_words(d));
+    s.v_means = arena.take<uint32_t>(Mix::v_words(d));
     s.lanes = arena.take<Lane>(lanes);
     for (int64_t u = 0; u < lanes; ++u) {
       Lane lane{};
@@ -276,6 +281,14 @@ struct Attend {
     if (word >= h.row_word[lane.tile + 1]) return 0;
     return static_cast<uint32_t>(h.bits[lane.head * h.head_words + word] >> (first % 64)) &
            (0xffffffffu >> (32 - chunk_blocks));
+  }
+
+  // Its dropped blocks of those, up to where the local ones begin.
+  static uint32_t dropped(const Lane& lane, int64_t first) {
+    const int64_t n = lane.h->local_block(lane.tile) - first;
+    if (n <= 0) return 0;
+    const uint32_t all = 0xffffffffu >> (32 - (n < chunk_blocks ? n : chunk_blocks));
+    return all & ~kept(lane, first);
   }
 
   // Keys that a row does not see, in blocks that reach beyond the diagonal.
@@ -342,6 +355,42 @@ struct Attend {
         run(lane, w, row, k + i, v + i, keys + i, n - i < run_blocks ? n - i : run_blocks);
   }
 
+  // One row of scores per row, one column per block of the chunk: what was kept is masked.
+  static void run_means(const Lane& lane, const Scratch& w, int64_t row, uint32_t bits) {
+    const HeadGroup& h = *lane.h;
+    const int32_t d = h.shape.head_dim;
+    const int64_t rows = lane.padded - row < strip_rows ? lane.padded - row : strip_rows;
+    Score::scores(h, rows, lane.q + row * d, lane.q_scale + row, &w.k_means, 1, w.s);
+    const float weight = 5 * ln2 / h.shape.scale;  // ln 32, before scaling
+    const F16 c = splat(h.shape.scale * log2e);
+    for (int64_t r = 0; r < rows; ++r) {
+      float* s = w.s + r * run_keys;
+      for (int64_t b = 0; b < k_block; ++b) s[b] = (bits >> b & 1) != 0 ? s[b] + weight : -__builtin_inff();
+      soften_row(s, static_cast<int>(k_block), c, lane.m[row + r], lane.l + (row + r) * 16, lane.o + (row + r) * d, d,
+                 w.p + r * run_keys);
+    }
+    Mix::mix(h, rows, w.p, &w.v_means, 1, lane.o + row * d);
+  }
+
+  static void compensate(const HeadGroup& h, const Scratch& w, int64_t lanes, int64_t first) {
+    bool packed = false;
+    for (int64_t u = 0; u < lanes; ++u) {
+      const Lane& lane = w.lanes[u];
+      const uint32_t bits = dropped(lane, first);
+      if (bits == 0) continue;
+      if (!packed) {
+        HeadGroup means = h;
+        means.k = h.k_means, means.v = h.v_means;
+        means.k_token = means.v_token = h.shape.head_dim;
+        const int64_t left = h.k_len / k_block - first, n = left < chunk_blocks ? left : chunk_blocks;
+        Score::pack_k(means, first, n, w.k_means);
+        Mix::pack_v(means, first, n, w.v_means);
+        packed = true;
+      }
+      for (int64_t row = 0; row < lane.padded; row += strip_rows) run_means(lane, w, row, bits);
+    }
+  }
+
   static void finish(const Lane& lane) {
     const HeadGroup& h = *lane.h;
     const int32_t d = h.shape.head_dim;
@@ -387,6 +436,7 @@ struct Attend {
         const uint32_t bits = kept(w.lanes[u], first);
         if (bits != 0) chunk(w.lanes[u], w, first, bits);
       }
+      if (h.k_means != nullptr) compensate(h, w, lanes, first);
     }
     for (int64_t u = 0; u < lanes; ++u) finish(w.lanes[u]);
   }

@@ -7,7 +7,7 @@ namespace {
 std::string why_not_machine(const Machine&) { return {}; }
 const Kernels& kernels(const Machine&) {
   using namespace portable;
-  static constexpr Kernels k{select_scratch, attend_scratch, index, bias, select, attend};
+  static constexpr Kernels k{select_scratch, attend_scratch, index, bias, select, attend, audit_scratch, audit};
   return k;
 }
 }  // namespace
