@@ -126,22 +126,22 @@ def _number_of(name: str, dimensions: tuple, device_type: str, layer: int) -> in
 _number_of._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, without importing the compiler
 
 
-def _rank_of_heads(module) -> int:
-    """Which slice of the query heads this process has in tensor parallelism."""
-    weight = module.q_proj.weight
+def _share(module) -> tuple[int, int]:
+    """Of the query heads in tensor parallelism: which slice this process has, of how many. (0, 1): all."""
+    projection = getattr(module, "q_proj", None)
+    weight = getattr(projection, "weight", None)
     mesh = getattr(weight, "device_mesh", None)
     if mesh is not None:
         for axis, placement in enumerate(weight.placements):
             if placement.is_shard():
-                return mesh.get_local_rank(axis)
-    mesh = getattr(module.q_proj, "_hf_device_mesh", None)
-    if mesh is None:
-        raise NotImplementedError("tensor parallelism: which heads this process has cannot be told from q_proj")
-    return mesh.get_local_rank()
+                return mesh.get_local_rank(axis), mesh.size(axis)
+    mesh = getattr(projection, "_hf_device_mesh", None)  # transformers up to 5.16
+    return (0, 1) if mesh is None else (mesh.get_local_rank(), mesh.size())
 
 
-def _slice(module, options: Options, heads: int, all_heads: int, group: int) -> Options:
-    return options if heads == all_heads else options.heads(_rank_of_heads(module) * heads, heads, group)
+def _slice(module, options: Options, heads: int, group: int) -> Options:
+    rank, n = _share(module)
+    return options if n == 1 else options.heads(rank * (heads // n), heads // n, group)
 
 
 def _number(module, query: torch.Tensor) -> int:
@@ -155,17 +155,18 @@ def _number(module, query: torch.Tensor) -> int:
     number = _number_of(config._name_or_path, dimensions, query.device.type, module.layer_idx)
     if torch.compiler.is_compiling():
         return number
-    options = _torch.options_of(number)
-    options = _slice(module, options, query.shape[1], d["q_heads"], d["q_heads"] // d["kv_heads"])
+    options = _slice(module, _torch.options_of(number), d["q_heads"], d["q_heads"] // d["kv_heads"])
+    if query.shape[1] * _share(module)[1] != d["q_heads"]:
+        raise NotImplementedError(f"query: has {query.shape[1]} of {d['q_heads']} heads, and q_proj does not say which")
     module._sale_number = options.number
     module.register_forward_pre_hook(before_forward, with_kwargs=True)
     return options.number
 
 
 def _attention_modules(model):
-    layers = [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "q_proj")]
+    layers = [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "num_key_value_groups")]
     if not layers:
-        raise NotImplementedError("model: no attention with q_proj and layer_idx was found in it")
+        raise NotImplementedError("model: no attention with layer_idx and num_key_value_groups was found in it")
     return layers
 
 
@@ -192,12 +193,9 @@ def use(model, calibration: Calibration | str | os.PathLike | None = None, *, op
         of_layer = _options_of_model(model.config._name_or_path, dimensions, model.device.type)
     group = d["q_heads"] // d["kv_heads"]
     for module in _attention_modules(model):
-        weight = module.q_proj.weight
-        local = weight.to_local() if hasattr(weight, "to_local") else weight
-        heads = local.shape[0] // d["head_dim"]
         if "_sale_number" not in module.__dict__:
             module.register_forward_pre_hook(before_forward, with_kwargs=True)
-        module._sale_number = _slice(module, of_layer[module.layer_idx], heads, d["q_heads"], group).number
+        module._sale_number = _slice(module, of_layer[module.layer_idx], d["q_heads"], group).number
     if model.config._attn_implementation != NAME:
         model.set_attn_implementation(NAME)
 

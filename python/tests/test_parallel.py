@@ -90,6 +90,50 @@ def test_a_part_with_the_whole_of_the_keys_is_the_whole():
         sale.attention(q, k, v, options=sale.Options(sink=0))
 
 
+def tensor_parallel(rank, n, folder):
+    import sale.transformers
+    import transformers
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/tp", rank=rank, world_size=n)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(n), "LOCAL_RANK": str(rank)}
+    ids = torch.load(f"{folder}/ids.pt")
+    settings = {"tp_plan": "auto", "attn_implementation": "sale", "dtype": torch.float32}
+    if hasattr(transformers, "DistributedConfig"):
+        settings["distributed_config"] = transformers.DistributedConfig(tp_plan=settings.pop("tp_plan"))
+    model = transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/model", **settings)
+    with torch.no_grad():
+        logits = model(ids).logits
+    used = [sale._torch.options_of(layer.self_attn._sale_number) for layer in model.model.layers]
+    if rank == n - 1:
+        torch.save((logits, [o.thresholds for o in used], [o.q_projection.shape for o in used]), f"{folder}/tp.pt")
+    dist.destroy_process_group()
+
+
+def test_tensor_parallel_processes_take_their_slice(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    import sale.transformers
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(vocab_size=64, hidden_size=128, intermediate_size=128, num_hidden_layers=2,
+                                      num_attention_heads=4, num_key_value_heads=2, head_dim=32)  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    basis = [torch.linalg.qr(torch.randn(2, 2, 32, 16))[0].numpy() for _ in range(2)]
+    thresholds = torch.arange(8.0).reshape(2, 4).numpy() + 1
+    sale.Calibration("small", sale.transformers.model_fingerprint(tmp_path / "model"), "int8", thresholds, *basis, 2, 32,
+                     dense_below=0).write(tmp_path / "model/calibration.json")  # fmt: skip
+    ids = torch.randint(3, 64, (1, 700))
+    torch.save(ids, tmp_path / "ids.pt")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="sale")
+    with torch.no_grad():
+        wanted = model(ids).logits
+    mp.spawn(tensor_parallel, (2, str(tmp_path)), nprocs=2)
+    logits, used, shapes = torch.load(tmp_path / "tp.pt")
+    assert used == [tuple(t[2:]) for t in thresholds.tolist()] and shapes == [(1, 32, 16)] * 2
+    assert (logits - wanted).abs().max() < 1e-3
+
+
 def test_merging():
     from sale.parallel import merge
 
