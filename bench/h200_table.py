@@ -34,7 +34,8 @@ def share(file):
     def cell(n):
         row = one(f"{file}-{n}")
         ms = 1e3 * (row["index_s"] + row["select_s"])
-        return f"{1e3 * row['index_s']:.3f} + {1e3 * row['select_s']:.3f} ms, {100 * ms / dense_ms[n]:.1f} %"
+        return (f"{1e3 * row['index_s']:.3f} + {1e3 * row['select_s']:.3f} ms, {100 * ms / dense_ms[n]:.1f} % "
+                f"(keeps {100 * row['density']:.0f} %)")
     return cell
 
 

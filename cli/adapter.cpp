@@ -171,7 +171,7 @@ void SaleAttention::attend(const lm::AttentionCall& call, const Placement::Call&
   stats.index_s = index.index_s;
 }
 
-// One head as a problem of its own, which makes its own index. Host memory only: so are audits.
+// One head as a problem of its own, which makes its own index.
 Stats SaleAttention::run_head(const lm::AttentionCall& call, const Placement::Call& placed, int head, float tau) {
   const int64_t kv_head = head / (call.q_heads / call.kv_heads);
   const auto at = [](const void* base, int64_t elements) { return static_cast<const uint16_t*>(base) + elements; };
@@ -183,6 +183,7 @@ Stats SaleAttention::run_head(const lm::AttentionCall& call, const Placement::Ca
   problem.scale(call.scale)
       .strides({0, call.q_head_stride, call.q_token_stride}, placed.keys, placed.keys,
                {0, call.out_head_stride, call.out_token_stride});
+  if (placement_.device()) problem.device(device_ordinal);
   Options options = settings_.options(call.layer);
   if (const Calibration* c = settings_.calibration; c != nullptr && c->projected()) {
     const auto part = [&](std::span<const float> all) {

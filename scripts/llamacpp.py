@@ -260,12 +260,12 @@ def soak(a):
         histories[slot] = (context, questions)
         return lambda: (right(server.complete(context + question, n=64 if long else 9, slot=slot, cache=draw.random() < 0.8), number))
 
-    begin = time.time()
-    for i in range(a.requests // 2):
+    begin, pairs = time.time(), max(1, a.requests // 2)
+    for i in range(pairs):
         for good in together([request(0), request(1)]):
             asked, wrong = asked + 1, wrong + (not good)
         memory.append(server.resident())
-        if (i + 1) % 10 == 0:
+        if (i + 1) * 10 // pairs > i * 10 // pairs:  # at each tenth
             print(f"{asked} requests, {wrong} wrong, {memory[-1]:.0f} MiB, {time.time() - begin:.0f} s", flush=True)
     stats = server.stop()
     reports = [p for p in Path(a.scratch).glob("asan*")]
@@ -296,7 +296,7 @@ def main():
     p.add_argument("--ubatch", type=int, default=4096)
     p.add_argument("--questions", type=int, default=5)
     p.add_argument("--threads", type=int, default=os.cpu_count())
-    p.add_argument("--requests", type=int, default=100, help="of soak")
+    p.add_argument("--requests", type=int, default=300, help="of soak: two hours of one every 24 s")
     p.add_argument("--seed", type=int, default=1, help="of soak")
     p.add_argument("--json", help="file for the demo's figures")
     p.add_argument("--preload", default="", help="library for LD_PRELOAD: the sanitizer's, with an instrumented plugin")

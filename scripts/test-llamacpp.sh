@@ -27,13 +27,14 @@ PY
 demo() { scripts/llamacpp.py demo --tokens 8k; }
 serve() { scripts/llamacpp.py serve; }
 
-# The host is not instrumented: the sanitizer's library is loaded first, and watches the backend and every allocation.
+# As many requests as a server sees in two hours, one after the other. The host is not instrumented: the sanitizer's
+# library is loaded first, and watches the backend and every allocation.
 soak() {
   cmake -S . -B build/llamacpp/asan -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSALE_SANITIZE=address,undefined \
     -DSALE_TESTS=OFF -DSALE_CUDA=OFF >/dev/null
   cmake --build build/llamacpp/asan --target sale_ggml >/dev/null
   scripts/llamacpp.py soak --plugin build/llamacpp/asan/integrations/ggml/libggml-sale.so \
-    --preload "$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" --requests "${REQUESTS:-200}"
+    --preload "$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" ${REQUESTS:+--requests "$REQUESTS"}
 }
 
 stages=("$@")

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 root=$PWD
 jobs=$(nproc)
 build=$root/build
-export CTEST_OUTPUT_ON_FAILURE=1 CTEST_PARALLEL_LEVEL=1
+export CTEST_OUTPUT_ON_FAILURE=1
 
 configure() {  # name, cmake arguments...
   local name=$1
@@ -17,6 +17,12 @@ compile() {  # name, targets...
   local name=$1 log=$build/$1/compile.log
   shift
   cmake --build "$build/$name" -j "$jobs" ${@:+--target "$@"} >"$log" 2>&1 || { tail -n 60 "$log"; return 1; }
+}
+# Test programs side by side: each leaves cores idle now and then. Threads of oneDNN's that wait must not spin then.
+suites() {  # name, ctest arguments...
+  local name=$1
+  shift
+  (cd "$build/$name" && OMP_WAIT_POLICY=passive ctest --no-tests=error -j "$jobs" "$@")
 }
 
 format() {
@@ -56,7 +62,7 @@ tidy_all() {
 release() {
   configure_test
   compile test
-  (cd "$build/test" && ctest --no-tests=error)
+  suites test
 }
 
 # No weak symbol may come out of a file compiled with instruction-set flags: the linker could keep it for every machine.
@@ -82,71 +88,111 @@ emulated() {
 }
 
 # One Clang build with ASan and UBSan serves the suites, those of the file readers among them, and the fuzz targets.
+# Compiling is most of its time, so files are compiled together (each by itself in the release build), optimised as little
+# as the kernels allow, which have flags of their own, and with line numbers and no more.
+sanitized=(-DCMAKE_BUILD_TYPE=Release "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -g1 -DNDEBUG" -DCMAKE_UNITY_BUILD=ON)
 checked() {
-  configure clang -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSALE_FUZZ=ON
-  compile clang numeric_test contract_test files_test lm_test args_fuzz calibration_fuzz model_files_fuzz
+  configure clang "${sanitized[@]}" -DCMAKE_CXX_COMPILER=clang++ -DSALE_FUZZ=ON
+  compile clang numeric_test contract_test files_test lm_test "${targets[@]}"
 }
+# Left out: Invariance runs what the others run, over and over, to compare bits, which the release build does, and TSan
+# below for numbers of threads; Model computes for minutes, where the readers are the point. 16 threads on one plan are
+# for TSan too, so few runs of each here.
 address() {
   checked
-  # Invariances run what the others run, over and over, to compare bits: the release build does that, and TSan below for
-  # numbers of threads.
-  SALE_CASES=${SANITIZED_CASES:-150} "$build/clang/tests/numeric/numeric_test" --gtest_filter='-Invariance.*'
-  "$build/clang/tests/contract/contract_test"
-  "$build/clang/tests/files/files_test"
-  "$build/clang/tests/lm/lm_test" --gtest_filter='-Model.*'  # those compute for minutes; the readers are the point
+  GTEST_FILTER='-Invariance.*:Model.*' SALE_CASES=${SANITIZED_CASES:-150} SALE_REPEATS=6 \
+    suites clang -R '^(numeric|contract|files|lm_test)$'
 }
 
 # What TSan looks for is between threads, and it is ten times slower: fewer cases. Its allocator must answer absurd sizes
 # with null, as any other does.
 thread() {
-  configure tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSALE_SANITIZE=thread -DSALE_CLI=OFF
+  configure tsan "${sanitized[@]}" -DSALE_SANITIZE=thread -DSALE_CLI=OFF
   compile tsan numeric_test contract_test
   export TSAN_OPTIONS=allocator_may_return_null=1
-  SALE_CASES=40 "$build/tsan/tests/numeric/numeric_test" \
-    --gtest_filter='Invariance.Threads:Chunked.*:Generated.AgreesWithTheOracleOnAllBackends'
-  "$build/tsan/tests/contract/contract_test"
+  GTEST_FILTER='Invariance.Threads:Chunked.*:Generated.AgreesWithTheOracleOnAllBackends' SALE_CASES=40 suites tsan -R '^numeric$'
+  SALE_REPEATS=6 suites tsan -R '^contract$'
 }
 
-# Each target starts from small good files (tests/fuzz/seeds.py), and is at it for 60 s of a core of its own.
+# Each target starts from small good files (tests/fuzz/seeds.py), and is at it for 60 s of a core. All at once: on fewer
+# cores than targets they share them for longer.
+targets=(args_fuzz calibration_fuzz model_files_fuzz)
 fuzz_one() {  # target
   local target=$build/clang/tests/fuzz/$1 at=$build/fuzz/$1 log=$build/fuzz/$1.log
   rm -rf "$at.corpus"
   mkdir -p "$at.corpus"
   {
     SALE_FUZZ_ACCEPT=1 "$target" "$at"/* &&  # (set -e does not reach in here)
-      "$target" -max_total_time="${FUZZ_SECONDS:-60}" -timeout=20 -rss_limit_mb=4096 -print_final_stats=1 \
+      "$target" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=4096 -print_final_stats=1 \
         -dict="$at.dict" -artifact_prefix="$build/fuzz/" "$at.corpus" "$at"
   } >"$log" 2>&1 || { echo "fuzz: $1 FAILED"; tail -n 60 "$log"; return 1; }
-  echo "fuzz: $1, ${FUZZ_SECONDS:-60} s: $(sed -n 's/.*number_of_executed_units: *//p' "$log") inputs," \
+  echo "fuzz: $1, $seconds s: $(sed -n 's/.*number_of_executed_units: *//p' "$log") inputs," \
     "$(find "$at.corpus" -type f | wc -l) of them new ground;$(grep -oE ' cov: [0-9]+' "$log" | tail -n 1) edges"
 }
 fuzz() {
   checked
   rm -rf "$build/fuzz"
   python3 tests/fuzz/seeds.py "$build/fuzz"
+  local at_once=$((jobs < ${#targets[@]} ? jobs : ${#targets[@]}))
+  seconds=$((${FUZZ_SECONDS:-60} * ${#targets[@]} / at_once))
   export -f fuzz_one
-  export build
-  printf '%s\n' args_fuzz calibration_fuzz model_files_fuzz | xargs -P "$jobs" -I{} bash -euo pipefail -c 'fuzz_one {}'
+  export build seconds
+  printf '%s\n' "${targets[@]}" | xargs -P "${#targets[@]}" -I{} bash -euo pipefail -c 'fuzz_one {}'
 }
 
-# A project outside the tree: by find_package, shared and static (what the release stage built), and as a subproject.
+# A project outside the tree: as a subproject, which makes the shared library; by find_package, of that and of the static
+# one that the release stage built.
 package() {
-  local prefix=$build/package
+  local prefix=$build/package kind
   rm -rf "$prefix"
-  configure shared -DCMAKE_BUILD_TYPE=Release -DSALE_CLI=OFF -DSALE_TESTS=OFF -DBUILD_SHARED_LIBS=ON
-  compile shared
-  cmake --install "$build/shared" --prefix "$prefix/root" >/dev/null
-  cmake -S tests/package/consumer -B "$prefix/found" -G Ninja -DCMAKE_PREFIX_PATH="$prefix/root" >/dev/null
-  cmake --build "$prefix/found" >/dev/null
-  "$prefix/found/consumer"
-  cmake --install "$build/test" --prefix "$prefix/static" >/dev/null
-  cmake -S tests/package/consumer -B "$prefix/found_static" -G Ninja -DCMAKE_PREFIX_PATH="$prefix/static" >/dev/null
-  cmake --build "$prefix/found_static" >/dev/null
-  "$prefix/found_static/consumer"
-  cmake -S tests/package/consumer -B "$prefix/sub" -G Ninja -DSALE_SOURCE="$root" -DCMAKE_BUILD_TYPE=Release \
-    -DSALE_CUDA=OFF >/dev/null
+  cmake -S tests/package/consumer -B "$prefix/sub" -G Ninja -DSALE_SOURCE="$root" -DCMAKE_BUILD_TYPE=Release -DSALE_CUDA=OFF \
+    -DBUILD_SHARED_LIBS=ON -DSALE_INSTALL=ON >/dev/null
   cmake --build "$prefix/sub" >/dev/null
   "$prefix/sub/consumer"
+  cmake --install "$prefix/sub" --prefix "$prefix/shared" >/dev/null
+  cmake --install "$build/test" --prefix "$prefix/static" >/dev/null
+  for kind in shared static; do
+    cmake -S tests/package/consumer -B "$prefix/found_$kind" -G Ninja -DCMAKE_PREFIX_PATH="$prefix/$kind" >/dev/null
+    cmake --build "$prefix/found_$kind" >/dev/null
+    "$prefix/found_$kind/consumer"
+  done
+}
+
+# The library that the Python package calls (what the package stage built).
+shared_library() {
+  configure shared -DCMAKE_BUILD_TYPE=Release -DSALE_CLI=OFF -DSALE_TESTS=OFF -DBUILD_SHARED_LIBS=ON
+  compile shared
+  export SALE_LIBRARY=$build/shared/src/libsale.so PYTHONPATH=$root/python
+}
+
+# The Python package on numpy alone, by Debian's interpreter. torch has a stage of its own.
+python() {
+  shared_library
+  /usr/bin/python3 -m pytest -q -p no:cacheprovider python/tests/test_numpy.py
+}
+
+# An environment from PyPI with what python/tests/requirements.txt names: some 6 GB, minutes to make, and so kept outside
+# the tree, by the list's hash.
+torch_environment() {
+  local python=/usr/bin/python3 list=python/tests/requirements.txt
+  venv=${XDG_CACHE_HOME:-$HOME/.cache}/sale/venv-$(cat "$list" <("$python" --version) | sha256sum | cut -c1-16)
+  if [ ! -e "$venv/complete" ]; then
+    echo "torch: making $venv"
+    rm -rf "$venv"
+    "$python" -m venv "$venv"
+    "$venv/bin/pip" install -q --disable-pip-version-check -r "$list"
+    touch "$venv/complete"
+  fi
+}
+
+# The wheel as pip builds and installs it, in a folder of its own; then torch and transformers on it.
+torch() {
+  torch_environment
+  rm -rf "$build/wheel"
+  SALE_CUDA=OFF "$venv/bin/pip" wheel -q --disable-pip-version-check --no-build-isolation --no-deps -w "$build/wheel" .
+  "$venv/bin/pip" install -q --disable-pip-version-check --no-deps --target "$build/wheel/installed" "$build"/wheel/sale-*-py3-none-*.whl
+  env -u SALE_LIBRARY PYTHONPATH="$build/wheel/installed" "$venv/bin/python" -m pytest -q -p no:cacheprovider \
+    --ignore=python/tests/test_numpy.py python/tests
 }
 
 # The portable backend for arm64: cross-compiled, and run once in an emulator.
@@ -178,7 +224,7 @@ demo() {
 }
 
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(format cuda tidy release symbols emulated address thread fuzz package arm64 docs demo)
+[ ${#stages[@]} -gt 0 ] || stages=(format cuda tidy release symbols emulated address thread fuzz package python torch arm64 docs demo)
 for stage in "${stages[@]}"; do
   echo "==== $stage"
   start=$SECONDS

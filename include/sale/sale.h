@@ -90,7 +90,12 @@ typedef struct sale_strides {
  * (starts NULL) are the same thing.
  * Paged keys and values (devices only): key j of sequence b is token j % page_size of page page_table[b * pages +
  * j / page_size]; k.batch and v.batch are then the strides between pages, the same page numbers serve both tensors, and
- * k_starts stays NULL. */
+ * k_starts stays NULL.
+ * Keys that are a part of a sequence's (CPUs): what decides on a block is a row's weight on the sink and local keys,
+ * and those may be in other parts. reference, [batch, q_heads, longest q_len] like lse, is then the natural logarithm
+ * of the sum of exp of each row's scaled scores over the sink and local keys of the whole sequence. The sink option is
+ * that of this part, 0 where it does not begin the sequence, and q_offset may put rows beyond the part's end: local
+ * keys are those within reach of a row's true position. Outputs of parts are merged by lse. */
 typedef struct sale_problem {
   size_t struct_size; /* sizeof(sale_problem) */
   int32_t batch;      /* 1 .. 65536 */
@@ -109,6 +114,7 @@ typedef struct sale_problem {
   int32_t page_size;                          /* 0: not paged; else keys of a page, a multiple of 16 */
   int64_t pages;                              /* entries of the table per sequence; 0 when not paged */
   const int32_t* page_table; /* device memory, [batch, pages]; read by every run, not copied. NULL when not paged */
+  const float* reference;    /* see above; read by every run, not copied. NULL: computed */
 } sale_problem;
 
 /* A problem of contiguous [batch, heads, tokens, head_dim] tensors in host memory. */
@@ -138,7 +144,8 @@ typedef struct sale_options {
                                 projections and below head_dim, INT8: a multiple of 16, FP8: a multiple of 4 up to 60 */
   const float* q_projection; /* [kv_heads, head_dim, rank], see docs/method.md; both NULL when rank is 0 or head_dim. */
   const float* k_projection; /* Copied by sale_plan_create and sale_index_create */
-  int32_t sink;              /* keys at the start that are always kept: a multiple of 32, 32 .. 256 */
+  int32_t sink;              /* keys at the start that are always kept: a multiple of 32, 32 .. 256; 0 only for a
+                                problem with a reference */
   int32_t local;       /* keys before each row that are always kept: a multiple of 32, 32 .. 1024. A row sees local to
                           local + 94 of them, because whole tiles and blocks are kept */
   int64_t dense_below; /* sequences with fewer keys run dense */
@@ -148,9 +155,8 @@ typedef struct sale_options {
   int32_t compensate;  /* 1: a pseudo-key stands in for every dropped block: its mean key, weighing as many keys as it
                           has, and its mean value; lse counts it. sm90; CPUs with exact products */
   int32_t audit;       /* rows of every sequence and query head computed again over all keys they see, 0 .. 65536; more
-                          than there are: all. sale_stats.audits has what was found. CPUs */
-  uint64_t
-      audit_seed; /* chooses them: one in each of `audit` equal parts of the sequence, docs/numerics.md section 8 */
+                          than there are: all. sale_stats.audits has what was found */
+  uint64_t audit_seed; /* chooses them: one in each of `audit` equal parts, docs/numerics.md section 8 */
 } sale_options;
 
 /* tau = 0.004 for every head, INT8 over all coordinates, sink 32, local 128, dense below 1024, exact products. */

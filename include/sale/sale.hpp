@@ -74,6 +74,8 @@ public:
   Problem& paged(int32_t page_size, int64_t pages, const int32_t* table) {
     return problem_.page_size = page_size, problem_.pages = pages, problem_.page_table = table, *this;
   }
+  // Keys that are a part of a sequence's; [batch, q_heads, longest q_len], not copied. See sale_problem.
+  Problem& reference(const float* given) { return problem_.reference = given, *this; }
   Problem& q_starts(std::span<const int64_t> n) { return keep(q_starts_, n, "q_starts"); }
   Problem& k_starts(std::span<const int64_t> n) { return keep(k_starts_, n, "k_starts"); }
 

@@ -133,6 +133,23 @@ void count_blocks(const Call& call, sale_stats& stats) {
   }
 }
 
+// Floats [batch, q_heads, longest q_len]: lse, and a given reference.
+Extent rows_extent(const char* name, const Plan& plan, const float* at) {
+  const sale_problem& p = plan.problem;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(at);
+  require(begin % 4 == 0, name, ": not aligned to its elements of 4 bytes");
+  plan.stages().space.check(name, at, p.device);
+  const size_t rows = static_cast<size_t>(p.batch) * static_cast<size_t>(p.q_heads) *
+                      static_cast<size_t>(plan.sequences.front().lse_rows);
+  return {name, begin, begin + rows * 4};
+}
+
+void check_reference(const Plan& plan, std::initializer_list<Extent> written) {
+  if (plan.problem.reference == nullptr) return;
+  const Extent reference = rows_extent("reference", plan, plan.problem.reference);
+  for (const Extent& w : written) check_apart(w, reference);
+}
+
 // Nothing is audited for nobody.
 void check_audits(const Plan& plan, const sale_stats* stats) {
   require(plan.audit == 0 || (stats != nullptr && stats->audits != nullptr),
@@ -160,14 +177,11 @@ void check_outputs(const Plan& plan, const Extent& q, const Extent& k, const Ext
     check_apart(space, other);
   }
   check_apart(o, space);
+  check_reference(plan, {o, space});
   if (lse == nullptr) return;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(lse);
-  require(begin % 4 == 0, "lse: not aligned to its elements of 4 bytes");
-  plan.stages().space.check("lse", lse, p.device);
-  const size_t rows = static_cast<size_t>(p.batch) * static_cast<size_t>(p.q_heads) *
-                      static_cast<size_t>(plan.sequences.front().lse_rows);
-  const Extent l{"lse", begin, begin + rows * 4};
+  const Extent l = rows_extent("lse", plan, lse);
   for (const Extent& other : {q, k, v, o, space}) check_apart(l, other);
+  check_reference(plan, {l});
 }
 
 }  // namespace
@@ -389,6 +403,7 @@ sale_status sale_select(const sale_plan* plan, const void* q, const void* k, con
     const Extent space = workspace_extent(p, workspace);
     check_apart(space, eq);
     check_apart(space, ek);
+    check_reference(p, {space});
     check_indexes(p, indexes);
     check_stream(p, stream);
     const Call call = make_call(p, q, k, nullptr, nullptr, nullptr, indexes, workspace, blocks, stream);

@@ -50,7 +50,7 @@ struct Stages {
   void (*select)(const Call&);
   void (*attend)(const Call&);
   void (*wait)(const Call&);  // until everything before is done
-  // What plan.audit asks for, after attend; [batch * q_heads], host memory. Null where why_not refuses it.
+  // What plan.audit asks for, after attend; [batch * q_heads], host memory.
   void (*audit)(const Call&, sale_head_audit*);
   // Kept blocks of heads [first, first + n), sequence-major, to host memory; `first` ascends from 0 in a series.
   void (*count)(const Call&, int64_t first, int64_t n, int64_t* kept);

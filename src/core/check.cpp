@@ -191,8 +191,10 @@ std::vector<float> check_thresholds(const sale_options& o, int32_t q_heads) {
   return t;
 }
 
-void check_regions(const sale_options& o) {
-  require(o.sink >= 32 && o.sink <= 256 && o.sink % 32 == 0, "sink: ", o.sink, " is not a multiple of 32 in 32 .. 256");
+void check_regions(const sale_problem& p, const sale_options& o) {
+  const int32_t least = p.reference != nullptr ? 0 : 32;
+  require(o.sink >= least && o.sink <= 256 && o.sink % 32 == 0, "sink: ", o.sink, " is not a multiple of 32 in ", least,
+          " .. 256");
   require(o.local >= 32 && o.local <= 1024 && o.local % 32 == 0, "local: ", o.local,
           " is not a multiple of 32 in 32 .. 1024");
   require(o.dense_below >= 0, "dense_below: ", o.dense_below, " is negative");

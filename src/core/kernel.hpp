@@ -49,6 +49,7 @@ struct HeadGroup {
   const float* q_mean;        // INT4: [group, head_dim], smoothing of the queries
   float* bias;                // INT4: [group, keys rounded up to 32], q_mean . smoothed key
   const float* k_mean;        // INT8 products: [head_dim], smoothing of the keys
+  const float* reference;  // or null: keys are a part of a sequence's; row r of head g at reference[g * lse_head + r]
   const void *k_means,
       *v_means;  // compensation: [k_len / k_block, head_dim] in the tensors' type, means of blocks; or null
 
@@ -58,11 +59,13 @@ struct HeadGroup {
   int64_t visible_blocks(int64_t tile) const {
     return (visible_keys(tile * q_block + rows(tile) - 1) + k_block - 1) / k_block;
   }
-  // First block of the local region of a tile; candidates stand between the sink and it.
+  // First block of the local region of a tile; candidates stand between the sink and it. Of a part of a sequence it may
+  // lie beyond the part's end: then there are no local keys here.
   int64_t local_block(int64_t tile) const {
-    const int64_t first = position(tile * q_block) < k_len - 1 ? position(tile * q_block) : k_len - 1;
-    const int64_t key = first + 1 - shape.local;
-    return key <= 0 ? 0 : key / k_block;
+    const int64_t at = position(tile * q_block);
+    const int64_t first = at < k_len - 1 || reference != nullptr ? at : k_len - 1;
+    const int64_t key = first + 1 - shape.local, visible = visible_blocks(tile);
+    return key <= 0 ? 0 : key / k_block < visible ? key / k_block : visible;
   }
   int64_t sink_blocks() const { return shape.sink / k_block; }
   int64_t bias_stride() const { return (k_len + k_block - 1) / k_block * k_block; }

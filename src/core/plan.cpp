@@ -8,7 +8,7 @@
 namespace sale {
 
 std::vector<float> check_thresholds(const sale_options& o, int32_t q_heads);
-void check_regions(const sale_options& o);
+void check_regions(const sale_problem& p, const sale_options& o);
 
 namespace {
 
@@ -111,7 +111,7 @@ std::unique_ptr<Plan> make_plan(const sale_problem& p, const sale_options& o, bo
   plan->sequences = check_problem(p);
   plan->estimator = check_estimator(o, p.kv_heads, p.head_dim);
   plan->thresholds = check_thresholds(o, p.q_heads);
-  check_regions(o);
+  check_regions(p, o);
   plan->problem = p;
   plan->group = p.q_heads / p.kv_heads;
   plan->scale = p.scale != 0 ? p.scale : 1.0f / std::sqrt(static_cast<float>(p.head_dim));

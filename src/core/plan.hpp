@@ -62,7 +62,7 @@ struct WorkspaceMap {
 };
 
 struct Plan {
-  sale_problem problem;  // of its pointers only page_table is used after the plan is made
+  sale_problem problem;  // of its pointers only page_table and reference are used after the plan is made
   int32_t group;         // query heads per kv head
   float scale;
   std::vector<float> thresholds;  // [q_heads]

@@ -254,6 +254,7 @@ HeadGroup head_group(const Call& call, int32_t sequence, int32_t kv_head) {
     h.out = const_cast<char*>(at(out, x.dtype, sequence * x.out.batch + head * x.out.head + s.q_start * x.out.token));
   h.lse_head = s.lse_rows;
   if (lse != nullptr) h.lse = lse + (int64_t{sequence} * x.q_heads + head) * s.lse_rows;
+  if (x.reference != nullptr) h.reference = x.reference + (int64_t{sequence} * x.q_heads + head) * s.lse_rows;
   h.q_token = x.q.token;
   h.q_head = x.q.head;
   h.k_token = x.k.token;
@@ -317,13 +318,13 @@ void make_means(const Call& call) {
 
 // Of whole key blocks [begin, end): f32 sums of every second or fourth row, ascending, added in pairs.
 void mean_blocks(const void* from, void* to, const Shape& shape, int64_t token, int64_t begin, int64_t end) {
-  const int32_t d = shape.head_dim, ways = d > 64 ? 2 : 4;
+  const int32_t d = shape.head_dim, lanes = d > 64 ? 2 : 4;
   float row[256], mean[256];
   for (int64_t b = begin; b < end; ++b) {
     float sums[4][256] = {};
     for (int64_t r = 0; r < k_block; ++r) {
       load_row(from, shape.dtype, (b * k_block + r) * token, d, row);
-      for (int32_t c = 0; c < d; ++c) sums[r % ways][c] += row[c];
+      for (int32_t c = 0; c < d; ++c) sums[r % lanes][c] += row[c];
     }
     for (int32_t c = 0; c < d; ++c) {
       const float m = ((sums[0][c] + sums[1][c]) + (sums[2][c] + sums[3][c])) / static_cast<float>(k_block);

@@ -54,6 +54,26 @@ TEST(Calls, NullPointers) {
   refuse_calls("null blocks", "blocks", select_only | attend_only, [](Arguments& a, Good&) { a.blocks = nullptr; });
 }
 
+// Given with the problem, read by runs and selections.
+TEST(Calls, Reference) {
+  const auto refuse = [](const char* what, const std::function<const float*(Good&)>& reference) {
+    for (const bool select : {false, true}) {
+      Good g;
+      g.problem.reference = reference(g);
+      Arguments a(g, false);
+      refused(what, select ? a.select() : a.run(), bad, "reference");
+      EXPECT_TRUE(a.untouched(g)) << what;
+    }
+  };
+  static const std::vector<float> numbers(100'000);
+  refuse("reference misaligned", [](Good&) { return shifted(numbers.data(), 2); });
+  Good g;
+  g.problem.reference = reinterpret_cast<const float*>(g.in->out.data());
+  Arguments a(g, false);
+  refused("reference is out", a.run(), bad, "reference");
+  EXPECT_TRUE(a.untouched(g));
+}
+
 // An audit needs somewhere to put what it finds.
 TEST(Calls, Audits) {
   for (const bool whole : {true, false}) {

@@ -232,6 +232,12 @@ TEST(Plan, Estimator) {
 TEST(Plan, Regions) {
   for (const int32_t n : {0, 16, 31, 33, 288, -32, INT32_MIN})
     refuse_plan("sink " + std::to_string(n), "sink", [&](Good& g) { g.options.sink = n; });
+  static const float reference = 0;
+  for (const int32_t n : {16, 288, -32})
+    refuse_plan("sink " + std::to_string(n) + " of a part", "sink", [&](Good& g) {
+      g.options.sink = n;
+      g.problem.reference = &reference;
+    });
   for (const int32_t n : {0, 16, 100, 1056, -32, INT32_MAX})
     refuse_plan("local " + std::to_string(n), "local", [&](Good& g) { g.options.local = n; });
   for (const int64_t n : {int64_t{-1}, INT64_MIN})

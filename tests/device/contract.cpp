@@ -40,7 +40,6 @@ TEST(Refusals, OfPlans) {
   });
   refuse_plan("compensate 2", bad, "compensate", [](Copy& c) { c.options.compensate = 2; });
   refuse_plan("INT8 products", unsupported, "compute", [](Copy& c) { c.options.compute = SALE_COMPUTE_INT8; });
-  refuse_plan("an audit", unsupported, "audit", [](Copy& c) { c.options.audit = 8; });
   refuse_plan("a token stride", unsupported, "k strides", [](Copy& c) { c.problem.k.token += 4; });
   refuse_plan("a head stride", unsupported, "q strides", [](Copy& c) { c.problem.q.head += 1; });
   refuse_plan("a batch stride", unsupported, "out strides", [](Copy& c) { c.problem.out.batch += 2; });

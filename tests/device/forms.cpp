@@ -122,27 +122,6 @@ TEST(Forms, UnseenValuesChangeNoBit) {
   });
 }
 
-// A tile that keeps nothing puts out nothing, compensated or not.
-TEST(Forms, NothingKept) {
-  each_form([](Case c) {
-    c.q_len = c.k_len = 700;
-    Instance in(c);
-    Copy copy(in);
-    const Plan plan = make_plan(copy.problem, copy.options, false);
-    const Blocks blocks = make_blocks(plan);
-    const Buffer workspace(sale_plan_workspace(plan.get()).total);
-    ok(sale_blocks_set_row(blocks.get(), 0, 1, 5, nullptr, 0), "sale_blocks_set_row");
-    copy.clear_outputs();
-    ok(sale_attend(plan.get(), copy.q(), copy.k(), copy.v(), blocks.get(), copy.out(), copy.lse(), workspace.data(),
-                   workspace.size(), nullptr, nullptr),
-       "sale_attend");
-    copy.fetch();
-    auto lists = sale_oracle::all_blocks(head_of(in, 0, 1));
-    lists[10].clear();
-    EXPECT_NO_THROW(check_attention(in, 0, 1, expected_attention(in, 0, 1, lists), "sm90")) << form_name(c);
-  });
-}
-
 // On normal data 8 bits cost 3.6 % of the output in L1.
 TEST(Forms, LowBitCostsFivePercentAtMost) {
   for (const char* line :

@@ -9,7 +9,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-Json base() { return Json::parse(slurp(kModelDir / "config.json")); }
+Json config_json() { return Json::parse(slurp(kModelDir / "config.json")); }
 
 Config read(const Json& json) {
   const Scratch scratch;
@@ -34,7 +34,7 @@ TEST(Config, BundledModel) {
 }
 
 TEST(Config, OlderSpellingsAndDefaults) {
-  Json j = base();
+  Json j = config_json();
   j.erase("rope_parameters");
   j.erase("head_dim");
   j.erase("num_key_value_heads");
@@ -111,7 +111,7 @@ TEST(Config, EveryWrongFieldIsNamed) {
        {"high_freq_factor"}},
   };
   for (const Wrong& wrong : cases) {
-    Json j = base();
+    Json j = config_json();
     j[wrong.field] = wrong.value;
     SCOPED_TRACE(std::string(wrong.field) + " = " + wrong.value.dump());
     expect_error([&] { read(j); }, wrong.words);

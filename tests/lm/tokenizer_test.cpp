@@ -15,7 +15,7 @@ const Json& reference() {
   return json;
 }
 
-Json base() { return Json::parse(slurp(kModelDir / "tokenizer.json")); }
+Json tokenizer_json() { return Json::parse(slurp(kModelDir / "tokenizer.json")); }
 
 Tokenizer load(const Json& json) {
   const Scratch scratch;
@@ -72,7 +72,7 @@ TEST(Tokenizer, LongRunsTakeLinearTimeAndStack) {
 }
 
 TEST(Tokenizer, MergesInOldSpellingAndIgnoreMerges) {
-  Json old = base();
+  Json old = tokenizer_json();
   for (auto& merge : old["model"]["merges"]) merge = merge[0].get<std::string>() + " " + merge[1].get<std::string>();
   const std::string text = "The special magic number for Lisbon is 7301946.";
   EXPECT_EQ(load(old).encode(text), Tokenizer::load(kModelDir).encode(text));
@@ -84,7 +84,7 @@ TEST(Tokenizer, MergesInOldSpellingAndIgnoreMerges) {
 }
 
 TEST(Tokenizer, AddedTokens) {
-  Json j = base();
+  Json j = tokenizer_json();
   const auto add = [&](const char* content, int id) {
     j["added_tokens"].push_back({{"id", id}, {"content", content}, {"special", true}});
   };
@@ -108,7 +108,7 @@ TEST(Tokenizer, TextMustBeUtf8) {
 }
 
 TEST(Tokenizer, NormalFormCIsCheckedNotComputed) {
-  Json j = base();
+  Json j = tokenizer_json();
   j["normalizer"] = {{"type", "NFC"}};
   const Tokenizer tokenizer = load(j);
   const std::string safe = "na\u00efve \u4e2d\u6587 \U0001f600 \uac00";
@@ -164,7 +164,7 @@ TEST(Tokenizer, HostileFiles) {
   };
   for (size_t i = 0; i < cases.size(); ++i) {
     SCOPED_TRACE(i);
-    Json j = base();
+    Json j = tokenizer_json();
     cases[i].change(j);
     expect_error([&] { load(j); }, cases[i].words);
   }

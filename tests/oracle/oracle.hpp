@@ -20,6 +20,7 @@ struct Head {
   int64_t d = 0, q_len = 0, k_len = 0, q_offset = 0;
   Floats q, k, v;
   float scale = 0;
+  Floats reference;  // of every row, when the keys are a part of a sequence's; else empty
 
   int64_t tiles() const { return (q_len + tile_rows - 1) / tile_rows; }
   int64_t last_row(int64_t tile) const;     // of the tile, within q_len
@@ -66,7 +67,9 @@ struct Thresholds {
   std::vector<double> m, l, exact;
   Floats defined;
 };
-Thresholds thresholds(const Head& h, const Floats& smoothed_keys, float tau, const Regions& r, bool fixed_point);
+// smoothing: what the smoothed keys lack, for a given reference.
+Thresholds thresholds(const Head& h, const Floats& smoothed_keys, const Floats& smoothing, float tau, const Regions& r,
+                      bool fixed_point);
 
 // ---- 4: the vote
 // -----------------------------------------------------------------------------------------------------

@@ -14,10 +14,11 @@ constexpr double infinity = std::numeric_limits<double>::infinity();
 
 // Blocks of tile t that everyone keeps are those outside [first, last).
 void candidate_range(const Head& h, int64_t tile, const Regions& r, int64_t& first, int64_t& last) {
-  const int64_t position = std::min(tile_rows * tile + h.q_offset, h.k_len - 1);  // p0
+  int64_t position = tile_rows * tile + h.q_offset;  // p0
+  if (h.reference.empty()) position = std::min(position, h.k_len - 1);
   const int64_t local_key = std::max<int64_t>(0, position + 1 - r.local);
   first = r.sink / block_keys;
-  last = std::max(first, local_key / block_keys);
+  last = std::max(first, std::min(local_key / block_keys, h.visible_blocks(tile)));
   first = std::min(first, last);
 }
 
@@ -135,10 +136,29 @@ void exact_threshold(const std::vector<double>& scores, float tau, double& m, do
   t = m + std::log(double{tau}) + std::log(l);
 }
 
+// A row whose reference is given: the same in both precisions, but for the last rounding.
+double given_threshold(const Head& h, int64_t row, const Floats& smoothing, double log_tau) {
+  const float* q = h.q.data() + row * h.d;
+  const float reference = h.reference[static_cast<size_t>(row)];
+  double mean_score = 0;
+  bool finite = std::isfinite(reference);
+  for (int64_t c = 0; c < h.d; ++c) {
+    mean_score += double{q[c]} * double{smoothing[static_cast<size_t>(c)]};
+    finite = finite && std::isfinite(q[c]);
+  }
+  return finite ? (log_tau + double{reference}) - double{h.scale} * mean_score : std::nan("");
+}
+
 }  // namespace
 
-Thresholds thresholds(const Head& h, const Floats& smoothed_keys, float tau, const Regions& r, bool fixed) {
+Thresholds thresholds(const Head& h, const Floats& smoothed_keys, const Floats& smoothing, float tau, const Regions& r,
+                      bool fixed) {
   Thresholds t;
+  for (int64_t i = 0; i < static_cast<int64_t>(h.reference.size()); ++i) {
+    t.exact.push_back(given_threshold(h, i, smoothing, std::log(double{tau})));
+    t.defined.push_back(static_cast<float>(given_threshold(h, i, smoothing, defined_ln(double{tau}))));
+  }
+  if (!h.reference.empty()) return t;
   std::vector<Fixed> keys;
   if (fixed)
     for (int64_t j = 0; j < h.k_len; ++j) keys.push_back(fixed_point(smoothed_keys.data() + j * h.d, h.d));
@@ -256,7 +276,7 @@ std::vector<Tile> select(const Head& h, const Floats& smoothing, const Estimator
     const Floats q_mean = mean(h.q, h.q_len, h.d);
     vote.q = query_codes(h.q, h.q_len, h.d, q_mean, e);
     vote.k = key_codes(h.k, h.k_len, h.d, smoothing, e);
-    vote.t = thresholds(h, keys, tau, r, true);
+    vote.t = thresholds(h, keys, smoothing, tau, r, true);
     if (e.format == SALE_INT4) vote.bias = key_bias(h, keys, q_mean);
   }
   for (int64_t t = 0; t < h.tiles(); ++t) {

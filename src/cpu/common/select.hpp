@@ -257,8 +257,27 @@ struct Select {
     return r;
   }
 
+  // T of a row whose reference is given, for scores of smoothed keys: those are lower by scale q k_mean.
+  static float given_threshold(const HeadGroup& h, const float* q, float reference, double log_tau) {
+    double mean_score = 0;
+    float bad = reference - reference;
+    for (int32_t c = 0; c < h.shape.head_dim; ++c) {
+      mean_score += static_cast<double>(q[c]) * static_cast<double>(h.index.smoothing[c]);
+      bad += q[c] - q[c];
+    }
+    const double t = (log_tau + static_cast<double>(reference)) - static_cast<double>(h.shape.scale) * mean_score;
+    return static_cast<float>(t) + bad;
+  }
+
   static void thresholds(const HeadGroup& h, Lane& lane, const Scratch& w, int64_t n) {
     const int32_t d = h.shape.head_dim;
+    if (h.reference != nullptr) {
+      const double log_tau = natural_log(h.thresholds[lane.head]);
+      const float* given = h.reference + lane.head * h.lse_head + lane.tile * q_block;
+      for (int64_t r = 0; r < lane.rows; ++r) lane.threshold[r] = given_threshold(h, w.x + r * d, given[r], log_tau);
+      for (int64_t r = lane.rows; r < q_block; ++r) lane.threshold[r] = __builtin_inff();
+      return;
+    }
     for (int64_t r = 0; r < q_block; ++r) {
       w.row_scale[r] = 0;
       if (r < lane.rows) {
@@ -401,7 +420,7 @@ struct Select {
   static bool needs_reference(const HeadGroup& h, int64_t tile) {
     bool sparse = false;
     for (int g = 0; g < h.shape.group; ++g) sparse |= h.thresholds[g] != 0;
-    return !h.dense && sparse && h.local_block(tile) > h.sink_blocks();
+    return !h.dense && sparse && h.reference == nullptr && h.local_block(tile) > h.sink_blocks();
   }
 
   static void item(const HeadGroup& h, int64_t begin, int64_t end, void* scratch) {

@@ -11,6 +11,13 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+// A block's dynamic shared memory as T, from the next multiple of 1024 on (give it 1023 bytes more). Steps from `raw`
+// instead of rounding its address, so that the compiler goes on knowing that it is shared memory.
+template <class T>
+__device__ __forceinline__ T& shared_as(char* raw) {
+  return *reinterpret_cast<T*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
+}
+
 // ---- mbarrier: a count of arrivals and of bytes to come; phases alternate, waiting is for the parity of a phase
 // ------
 

@@ -22,13 +22,13 @@
 //
 // Floor: 4 d operations a kept pair; at the 989 TFLOP/s of the data sheet a step of 128 x 128 takes 2048 cycles, its
 // exponentials 1024 on 16 lanes, its K and V 64 KB, 32 bytes a cycle, from L2. What was reached: docs/performance.md.
-#include "cuda/sm90/attend.cuh"
+//
+// What it taught: a producer has some 3000 cycles a step, and 16 copies each with 15 instructions around it; every load
+// of a Sequence, 64-bit division or bit-by-bit walk in between shows in the time of the whole kernel.
+#include "cuda/sm90/exact_products.cuh"
 
 namespace sale::sm90 {
 namespace {
-
-template <int D>
-using Tile = uint16_t[D / 64][step_keys * 64];
 
 template <int D>
 __device__ void copy_blocks(const Common& c, const Sequence& s, int32_t kv_head, const Gathered& g, Tile<D>& to,
@@ -40,28 +40,30 @@ __device__ void copy_blocks(const Common& c, const Sequence& s, int32_t kv_head,
       copy_box(to[piece], means, full, piece * 64, static_cast<int32_t>(s.block_at + g.id[0] * 32), kv_head, 0);
     return;
   }
+  const auto start = static_cast<int32_t>(s.k_start);
   if (c.page_size == 0 && g.id[0] >= 0 && g.id[3] == g.id[0] + 3) {
     for (int piece = 0; piece < D / 64; ++piece)
-      copy_box(to[piece], map128, full, piece * 64, static_cast<int32_t>(s.k_start + g.id[0] * block_keys), kv_head,
-               s.batch);
+      copy_box(to[piece], map128, full, piece * 64, start + g.id[0] * 32, kv_head, s.batch);
+    return;
+  }
+  const auto kept = [&](int b) { return g.id[b] >= 0 ? g.id[b] : g.id[3]; };  // for a missing block any will do
+  if (c.page_size == 0) {
+#pragma unroll
+    for (int b = 0; b < step_blocks; ++b)
+#pragma unroll
+      for (int piece = 0; piece < D / 64; ++piece)  // these two adjoin in memory
+        copy_box(&to[piece][b * 32 * 64], map32, full, piece * 64, start + kept(b) * 32, kv_head, s.batch);
     return;
   }
   const int rows = c.page_size % 32 == 0 ? 32 : 16;
   for (int b = 0; b < step_blocks; ++b) {
-    const int32_t id = g.id[b] >= 0 ? g.id[b] : g.id[3];  // of a missing block anything kept will do: its weight is 0
-    for (int r = 0; r < block_keys; r += rows) {
-      const int64_t key = least(int64_t{id} * block_keys + r, s.k_len - 1);
-      const KeyPlace at = key_place(c, s, c.page_size == 0 ? int64_t{id} * block_keys + r : key / 16 * 16);
+    for (int r = 0; r < 32; r += rows) {
+      const KeyPlace at = key_place(c, s, least(int64_t{kept(b)} * 32 + r, s.k_len - 1) / 16 * 16);
       for (int piece = 0; piece < D / 64; ++piece)
-        copy_box(&to[piece][(b * block_keys + r) * 64], map32, full, piece * 64, at.token, kv_head, at.outer);
+        copy_box(&to[piece][(b * 32 + r) * 64], map32, full, piece * 64, at.token, kv_head, at.outer);
     }
   }
 }
-
-template <class T>
-constexpr int shift_of = 0;
-template <>
-constexpr int shift_of<F16> = 15;
 
 template <int dim>
 struct Exact {
@@ -80,46 +82,12 @@ struct Exact {
   }
 };
 
-template <int D, class T>
-__device__ __forceinline__ void multiply_qk(float (&s)[64], const uint16_t (&q)[D / 64][tile_rows * 64], int group,
-                                            const uint16_t (&k)[D / 64][step_keys * 64]) {
-#pragma unroll
-  for (int piece = 0; piece < D / 64; ++piece) {
-    const uint64_t a = row_descriptor(shared_address(&q[piece][group * 64 * 64]), 128);
-    const uint64_t b = row_descriptor(shared_address(&k[piece][0]), 128);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) wgmma_n128(s, advance(a, 32 * i), advance(b, 32 * i), piece + i > 0, T{});
-  }
-}
-
-template <int D, class T>
-__device__ __forceinline__ void multiply_pv(float (&o)[D / 2], const uint32_t (&p)[8][4],
-                                            const uint16_t (&v)[D / 64][step_keys * 64]) {
-  // Rows are keys, 64 values of 128 bytes; the next 64 values stand a piece further, the next 8 keys 1024 bytes.
-  const uint64_t b = descriptor(shared_address(&v[0][0]), 128, sizeof(v[0]), 1024);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    if constexpr (D == 128)
-      wgmma_n128_transposed(o, p[i], advance(b, 16 * 128 * i), true, T{});
-    else
-      wgmma_n64_transposed(o, p[i], advance(b, 16 * 128 * i), true, T{});
-  }
-}
-
-template <class T>
-__device__ __forceinline__ void round_p(const float (&s)[64], uint32_t (&p)[8][4]) {
-#pragma unroll
-  for (int i = 0; i < 8; ++i)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) p[i][e] = pack<T>(s[8 * i + 2 * e], s[8 * i + 2 * e + 1]);
-}
-
 // Rows of V beyond the last key may hold anything, and a weight of 0 does not silence NaN. The last block is among the
 // first four; where there are fewer, copies of it stand in for the missing ones.
 template <int D>
-__device__ void clear_rows(uint16_t (&v)[D / 64][step_keys * 64], const int4& ids, int64_t k_len) {
+__device__ void clear_rows(uint16_t (&v)[D / 64][step_keys * 64], const int4& ids, int32_t k_len) {
   const int missing = (ids.x < 0) + (ids.y < 0) + (ids.z < 0);
-  const int valid = static_cast<int>(k_len - int64_t{ids.w} * block_keys);
+  const int valid = k_len - ids.w * static_cast<int>(block_keys);
   for (int piece = 0; piece < D / 64; ++piece)
     for (int i = threadIdx.x - 128; i < step_keys * 8; i += 128 * groups)  // pieces of 16 bytes
       if (i / 8 < missing * block_keys || i / 8 >= 96 + valid)
@@ -132,7 +100,6 @@ template <int D, class T>
 __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
   const Common& c = call.common;
   const int group = warpgroup() - 1, t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4;
-  const bool speaks = threadIdx.x % 32 == 0;
   Ring<Exact<D>::stages> kr, vr;
   Ring<2> qr, slot;
   Softmax<shift_of<T>> softmax;
@@ -141,15 +108,11 @@ __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
   const float mean_bonus = 5.0f / softmax.scale;  // a pseudo-key stands for 2^5 keys
   Work work;
   while (read_item(sh, slot, work)) {
-    const Place p = work.place(c);
-    const Sequence& s = *p.sequence;
-    const int64_t first = int64_t{p.tile} * tile_rows + group * 64;
-    // Blocks below this one are seen whole by every row of the group.
-    const int32_t whole = static_cast<int32_t>(visible_keys(s, first) / block_keys);
+    // What rows r and r + 8 see; blocks below `whole` are seen whole by every row of the group.
+    const int32_t limit[2] = {work.visible(group * 64 + row), work.visible(group * 64 + row + 8)};
+    const int32_t whole = work.visible(group * 64) / static_cast<int32_t>(block_keys);
     const auto hide = [&](float(&x)[64], const int4& ids) {
-      if (ids.x >= 0 && ids.w < whole) return;
-      mask(x, ids, static_cast<int32_t>(visible_keys(s, first + row)),
-           static_cast<int32_t>(visible_keys(s, first + row + 8)));
+      if (ids.x < 0 || ids.w >= whole) mask(x, ids, limit[0], limit[1]);
     };
 
     float o[D / 2], scores[64], shrink[2];
@@ -159,28 +122,28 @@ __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
     for (int i = 0; i < D / 2; ++i) o[i] = 0;
     barrier_wait(&sh.q_full[qr.index], qr.parity);
 
-    if (work.steps > 0) {
+    {
       barrier_wait(&sh.k_full[kr.index], kr.parity);
-      const int4 ids = *reinterpret_cast<const int4*>(sh.ids[kr.index]);
+      const int4 ids = read_once(*reinterpret_cast<const int4*>(sh.ids[kr.index]));
       wgmma_fence();
       multiply_qk<D, T>(scores, sh.q[qr.index], group, sh.k[kr.index]);
       wgmma_commit();
       wgmma_wait<0>();
       wgmma_touch(scores);
-      if (speaks) barrier_arrive(&sh.k_empty[kr.index]);
+      release(&sh.k_empty[kr.index]);
       kr.next();
       hide(scores, ids);
       softmax.step(scores, shrink);
       round_p<T>(scores, prob);
-      if (int64_t{ids.w + 1} * block_keys > s.k_len) {
+      if (ids.w >= work.k_len / static_cast<int32_t>(block_keys)) {
         barrier_wait(&sh.v_full[vr.index], vr.parity);
-        clear_rows<D>(sh.v[vr.index], ids, s.k_len);
+        clear_rows<D>(sh.v[vr.index], ids, work.k_len);
       }
     }
 #pragma unroll 1
     for (int32_t n = 1; n < work.steps; ++n) {
       barrier_wait(&sh.k_full[kr.index], kr.parity);
-      const int4 ids = *reinterpret_cast<const int4*>(sh.ids[kr.index]);
+      const int4 ids = read_once(*reinterpret_cast<const int4*>(sh.ids[kr.index]));
       named_sync(1 + group, 128 * groups);
       wgmma_touch(scores);
       wgmma_fence();
@@ -192,7 +155,7 @@ __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
       named_arrive(2 - group, 128 * groups);
       wgmma_wait<1>();
       wgmma_touch(scores);
-      if (speaks) barrier_arrive(&sh.k_empty[kr.index]);
+      release(&sh.k_empty[kr.index]);
       kr.next();
       if (n < work.kept) {
         hide(scores, ids);
@@ -203,7 +166,7 @@ __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
       }
       wgmma_wait<0>();
       wgmma_touch(o);
-      if (speaks) barrier_arrive(&sh.v_empty[vr.index]);
+      release(&sh.v_empty[vr.index]);
       vr.next();
 #pragma unroll
       for (int i = 0; i < D / 8; ++i) {
@@ -214,18 +177,16 @@ __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
       }
       round_p<T>(scores, prob);
     }
-    if (work.steps > 0) {
-      barrier_wait(&sh.v_full[vr.index], vr.parity);
-      wgmma_touch(o);
-      wgmma_fence();
-      multiply_pv<D, T>(o, prob, sh.v[vr.index]);
-      wgmma_commit();
-      wgmma_wait<0>();
-      wgmma_touch(o);
-      if (speaks) barrier_arrive(&sh.v_empty[vr.index]);
-      vr.next();
-    }
-    store<D, T>(call, p, sh.q[qr.index], group, o, softmax, {0.0f, 0.0f});
+    barrier_wait(&sh.v_full[vr.index], vr.parity);
+    wgmma_touch(o);
+    wgmma_fence();
+    multiply_pv<D, T>(o, prob, sh.v[vr.index]);
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_touch(o);
+    release(&sh.v_empty[vr.index]);
+    vr.next();
+    store<D, T>(call, work, sh.q[qr.index], group, o, softmax, {0.0f, 0.0f});
     fence_async();
     named_sync(4 + group, 128);
     if (t == 0) barrier_arrive(&sh.q_empty[qr.index]);
@@ -237,7 +198,7 @@ __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
 template <int D, class T>
 __global__ void __launch_bounds__(attend_threads, 1) attend_kernel(const __grid_constant__ AttendCall call) {
   extern __shared__ char raw[];
-  auto& sh = *reinterpret_cast<Shared<Exact<D>>*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
+  auto& sh = shared_as<Shared<Exact<D>>>(raw);
   start_barriers(sh);
   if (threadIdx.x < 128) {
     give_registers<56>();

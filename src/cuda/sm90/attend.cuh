@@ -26,13 +26,19 @@ constexpr int groups = 2, attend_threads = 128 * (1 + groups);
 constexpr int step_keys = 128, step_blocks = 4;
 constexpr float log2e = 1.4426950408889634f;
 
-// One item as everyone sees it; the K warp alone looks it up. The first `kept` steps are four blocks of the list each,
-// the rest 128 pseudo-keys each.
+// One item as everyone sees it. The K warp alone looks it up: a Sequence is among the kernel's parameters, at an index
+// only known now, and whoever reads one waits. The first `kept` steps are four blocks of the list each, the rest 128
+// pseudo-keys each; there is at least one, for a list is never empty.
 struct Work {
   int32_t sequence, tile, head;  // sequence < 0: no more work
   int32_t steps, kept;
+  int32_t rows;  // that the tile has
+  int32_t k_len;
+  int32_t seen;  // keys that its first row sees, if there are as many
+  int32_t batch;
+  int64_t q_start;  // first token
 
-  __device__ Place place(const Common& c) const { return {&c.sequences[sequence], tile, head}; }
+  __device__ int32_t visible(int row) const { return min(k_len, seen + row); }
 };
 
 template <class P>
@@ -63,43 +69,48 @@ struct Ring {
 };
 
 // All items of one kv head before the next: what the multiprocessors read at a time then fits L2.
-__device__ inline Work work_of(const Common& c, int32_t number) {
-  if (number >= c.n_items * c.q_heads) return {-1, 0, 0, 0, 0};
+__device__ inline Place place_of(const Common& c, int32_t number) {
   const int32_t per_head = c.n_items * c.group, kv_head = number / per_head, rest = number % per_head;
   const Item& i = c.items[rest / c.group];
-  return {i.sequence, i.tile, kv_head * c.group + rest % c.group, 0, 0};
+  return {&c.sequences[i.sequence], i.tile, kv_head * c.group + rest % c.group};
 }
 
 // ---- producers
 // -------------------------------------------------------------------------------------------------------
 
-// Set bits of a row of words, highest first. All lanes of the warp together.
+// Set bits of a row, highest first: a dozen instructions each, for producers are as busy as anyone. All lanes of the
+// warp together.
 struct Bits {
-  const uint64_t* words;
-  int32_t word;      // being taken apart
-  uint64_t current;  // what is left of it
-  uint64_t mine;     // this lane's word of the 32 around
+  const uint32_t* row;
+  int32_t words;         // of the row, 32 bits each
+  int32_t first;         // word of lane 0
+  uint32_t mine = 0;     // this lane's word of the 32 there
+  uint32_t filled = 0;   // lanes whose words are still to come and not 0
+  uint32_t current = 0;  // what is left of a word, and where its bits begin
+  int32_t base = 0;
 
-  __device__ Bits(const uint64_t* row, int32_t n_words) : words(row), word(n_words), current(0), mine(0) {}
-  __device__ int32_t next() {
-    const int lane = threadIdx.x % 32;
+  __device__ Bits(const uint64_t* from, int32_t n_words)
+      : row(reinterpret_cast<const uint32_t*>(from)), words(2 * n_words), first((words + 31) / 32 * 32) {}
+  // -1 when there is none left.
+  __device__ __forceinline__ int32_t next() {
     while (current == 0) {
-      if (word == 0) return -1;
-      --word;
-      if (word % 32 == 31 || mine_group != word / 32) {
-        mine_group = word / 32;
-        const int32_t at = mine_group * 32 + lane;
-        mine = at <= word ? words[at] : 0;
+      if (filled == 0) {
+        if (first == 0) return -1;
+        first -= 32;
+        const int32_t at = first + static_cast<int32_t>(threadIdx.x % 32);
+        mine = at < words ? row[at] : 0;
+        filled = __ballot_sync(0xffffffff, mine != 0);
+        continue;
       }
-      current = __shfl_sync(0xffffffff, mine, word % 32);
+      const int lane = 31 - __clz(static_cast<int>(filled));
+      filled ^= 1u << lane;
+      current = __shfl_sync(0xffffffff, mine, lane);
+      base = (first + lane) * 32;
     }
-    const int bit = 63 - __clzll(static_cast<long long>(current));
-    current ^= uint64_t{1} << bit;
-    return word * 64 + bit;
+    const int bit = 31 - __clz(static_cast<int>(current));
+    current ^= 1u << bit;
+    return base + bit;
   }
-
-private:
-  int32_t mine_group = -1;
 };
 
 // What a step works on: four blocks of keys, or four blocks of 32 means.
@@ -109,29 +120,56 @@ struct Gathered {
   float scale[step_blocks];  // low-bit: of the codes
 };
 
-// The next item for everyone, by the K warp. Returns false when there is none left.
+// Four words of a stage for the whole warp. Lane 0 alone reads them, since it alone says when the stage is done with.
+template <class T>
+__device__ __forceinline__ T read_once(const T& from) {
+  T v{};
+  if (threadIdx.x % 32 == 0) v = from;
+  for (auto* x : {&v.x, &v.y, &v.z, &v.w}) *x = __shfl_sync(0xffffffff, *x, 0);
+  return v;
+}
+__device__ __forceinline__ void release(uint64_t* empty) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) barrier_arrive(empty);
+}
+
+// The next item, by the K warp.
+__device__ inline Work look_up(const AttendCall& call, int32_t number) {
+  const Common& c = call.common;
+  if (number >= c.n_items * c.q_heads) return {-1, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+  const Place p = place_of(c, number);
+  const Sequence s = *p.sequence;
+  const int64_t first = int64_t{p.tile} * tile_rows;
+  Work work{static_cast<int32_t>(p.sequence - c.sequences),
+            p.tile,
+            p.head,
+            0,
+            0,
+            static_cast<int32_t>(least(s.q_len - first, tile_rows)),
+            static_cast<int32_t>(s.k_len),
+            static_cast<int32_t>(least(s.q_offset + first + 1, INT32_MAX - tile_rows)),
+            s.batch,
+            s.q_start + first};
+  const uint64_t* row = tile_bits(c, s, p.tile, p.head);
+  const int32_t n_words = (visible_blocks(s, p.tile) + 63) / 64, local = local_block(s, first, c.local);
+  int32_t kept = 0, dropped = 0;
+  for (int32_t w = threadIdx.x % 32; w < n_words; w += 32) {
+    kept += __popcll(row[w]);
+    dropped += __popcll(~row[w] & bits_below(local - 64 * w));
+  }
+  work.kept = work.steps = (__reduce_add_sync(0xffffffff, kept) + step_blocks - 1) / step_blocks;
+  if (call.compensate != 0 && __any_sync(0xffffffff, dropped != 0)) work.steps += (local + step_keys - 1) / step_keys;
+  return work;
+}
+
+// The same for everyone. Returns false when there is none left.
 template <class P>
 __device__ bool take_item(const AttendCall& call, Shared<P>& sh, Ring<2>& slot, Work& work) {
-  const Common& c = call.common;
   const int lane = threadIdx.x % 32;
   int32_t number = 0;
   if (lane == 0) number = atomicAdd(call.counter, 1);
-  work = work_of(c, __shfl_sync(0xffffffff, number, 0));
+  work = look_up(call, __shfl_sync(0xffffffff, number, 0));
   barrier_wait(&sh.slot_empty[slot.index], slot.parity ^ 1);
-  if (work.sequence >= 0) {
-    const Place p = work.place(c);
-    const uint64_t* row = tile_bits(c, *p.sequence, p.tile, p.head);
-    const int32_t n_words = (visible_blocks(*p.sequence, p.tile) + 63) / 64, local = first_local(c, p);
-    int32_t kept = 0, dropped = 0;
-    for (int32_t w = lane; w < n_words; w += 32) {
-      kept += __popcll(row[w]);
-      dropped += __popcll(~row[w] & bits_below(local - 64 * w));
-    }
-    kept = __reduce_add_sync(0xffffffff, kept);
-    work.kept = work.steps = (kept + step_blocks - 1) / step_blocks;
-    if (call.compensate != 0 && kept > 0 && __any_sync(0xffffffff, dropped != 0))
-      work.steps += (local + step_keys - 1) / step_keys;
-  }
   if (lane == 0) {
     sh.slots[slot.index] = work;
     barrier_arrive(&sh.slot_full[slot.index]);
@@ -140,13 +178,12 @@ __device__ bool take_item(const AttendCall& call, Shared<P>& sh, Ring<2>& slot, 
   return work.sequence >= 0;
 }
 
-// The same, by everyone else: one lane of each warp says that it has read the slot.
+// By everyone else.
 template <class P>
 __device__ bool read_item(Shared<P>& sh, Ring<2>& slot, Work& work) {
   barrier_wait(&sh.slot_full[slot.index], slot.parity);
   work = sh.slots[slot.index];
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) barrier_arrive(&sh.slot_empty[slot.index]);
+  release(&sh.slot_empty[slot.index]);
   slot.next();
   return work.sequence >= 0;
 }
@@ -159,10 +196,9 @@ __device__ void produce(const AttendCall& call, Shared<P>& sh) {
   Ring<2> qr, slot;
   Work work{};
   while (keys ? take_item(call, sh, slot, work) : read_item(sh, slot, work)) {
-    const Place p = work.place(c);
-    const Sequence& s = *p.sequence;
-    const int32_t kv_head = p.head / c.group;
-    const uint64_t* row = tile_bits(c, s, p.tile, p.head);
+    const Sequence s = c.sequences[work.sequence];  // by value: behind every copy it would be read anew
+    const int32_t kv_head = work.head / c.group, local = local_block(s, int64_t{work.tile} * tile_rows, c.local);
+    const uint64_t* row = tile_bits(c, s, work.tile, work.head);
     if constexpr (keys) {
       barrier_wait(&sh.q_empty[qr.index], qr.parity ^ 1);
       if (lane == 0) {
@@ -170,11 +206,11 @@ __device__ void produce(const AttendCall& call, Shared<P>& sh) {
         for (int piece = 0; piece < P::pieces; ++piece)
           for (int half = 0; half < 2; ++half)
             copy_box(&sh.q[qr.index][piece][half * 64 * 64], &call.q64, &sh.q_full[qr.index], piece * 64,
-                     static_cast<int32_t>(s.q_start + p.tile * tile_rows + half * 64), p.head, s.batch);
+                     static_cast<int32_t>(work.q_start) + half * 64, work.head, work.batch);
       }
       qr.next();
     }
-    Bits bits(row, (visible_blocks(s, p.tile) + 63) / 64);
+    Bits bits(row, (visible_blocks(s, work.tile) + 63) / 64);
     for (int32_t n = 0; n < work.steps; ++n) {
       Gathered g;
       g.means = n >= work.kept;
@@ -185,7 +221,6 @@ __device__ void produce(const AttendCall& call, Shared<P>& sh) {
       barrier_wait(keys ? &sh.k_empty[at] : &sh.v_empty[at], ring.parity ^ 1);
       if (lane == 0) {
         if constexpr (keys) {
-          const int32_t local = first_local(c, p);
 #pragma unroll
           for (int b = 0; b < step_blocks; ++b)
             sh.ids[at][b] = g.means ? static_cast<int32_t>(dropped_bits(row, g.id[b] * 32, local)) : g.id[b];
@@ -307,9 +342,8 @@ __device__ __forceinline__ void mask_means(float (&s)[64], const int4& dropped) 
 
 // add_lse: what its logarithm lacks. Rows r and r + 8.
 template <int D, class T, int shift>
-__device__ void store(const AttendCall& call, const Place& p, uint16_t (&tile)[D / 64][tile_rows * 64], int group,
+__device__ void store(const AttendCall& call, const Work& work, uint16_t (&tile)[D / 64][tile_rows * 64], int group,
                       const float (&o)[D / 2], const Softmax<shift>& softmax, const float (&add_lse)[2]) {
-  const Sequence& s = *p.sequence;
   const int t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4, column = t % 4;
   float inverse[2], lse[2];
 #pragma unroll
@@ -330,21 +364,22 @@ __device__ void store(const AttendCall& call, const Place& p, uint16_t (&tile)[D
       *reinterpret_cast<uint32_t*>(&tile[i / 8][at * 64 + ((i % 8) ^ (at % 8)) * 8 + column * 2]) = v;
     }
   }
-  const int64_t first = int64_t{p.tile} * tile_rows + group * 64;
+  const int left = work.rows - group * 64;  // rows of the group that exist, or less than none
   if (call.lse != nullptr && column == 0) {
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-      if (first + row + 8 * r < s.q_len)
-        call.lse[(int64_t{s.batch} * call.common.q_heads + p.head) * call.lse_rows + first + row + 8 * r] = lse[r];
+      if (row + 8 * r < left)
+        call.lse[(int64_t{work.batch} * call.common.q_heads + work.head) * call.lse_rows +
+                 int64_t{work.tile} * tile_rows + group * 64 + row + 8 * r] = lse[r];
   }
   named_sync(4 + group, 128);
-  uint16_t* out = static_cast<uint16_t*>(call.out) + s.batch * call.out_batch + p.head * call.out_head +
-                  (s.q_start + first) * call.out_token;
+  uint16_t* out = static_cast<uint16_t*>(call.out) + work.batch * call.out_batch + work.head * call.out_head +
+                  (work.q_start + group * 64) * call.out_token;
 #pragma unroll
   for (int i = 0; i < D / 16; ++i) {
     const int at = i * 128 + t, r = at / (D / 8), piece = at % (D / 8);  // D / 8 pieces of 16 bytes a row
     const int in = group * 64 + r;
-    if (first + r < s.q_len)
+    if (r < left)
       *reinterpret_cast<uint4*>(out + r * call.out_token + piece * 8) =
           *reinterpret_cast<const uint4*>(&tile[piece / 8][in * 64 + ((piece % 8) ^ (in % 8)) * 8]);
   }

@@ -68,12 +68,12 @@ struct LowBitTiles {
 
 // A group's 64 rows of Q to INT8; two threads a row.
 template <int D, class T>
-__device__ void code_queries(const AttendCall& call, const Place& p, const uint16_t (&q)[D / 64][tile_rows * 64],
+__device__ void code_queries(const AttendCall& call, const Work& work, const uint16_t (&q)[D / 64][tile_rows * 64],
                              typename LowBitTiles<D>::Own& own, int group) {
   constexpr bool bf16 = std::is_same_v<T, Bf16>;
   const int t = threadIdx.x % 128, row = group * 64 + t / 2, first = t % 2 * (D / 2);
   const float* mean =
-      call.low.smoothing + (int64_t{p.sequence->batch} * call.common.kv_heads + p.head / call.common.group) * D + first;
+      call.low.smoothing + (int64_t{work.batch} * call.common.kv_heads + work.head / call.common.group) * D + first;
   const auto piece = [&](int i) {  // of 16 bytes
     const int at = first / 8 + i;
     return *reinterpret_cast<const uint4*>(&q[at / 8][row * 64 + ((at % 8) ^ (row % 8)) * 8]);
@@ -204,7 +204,6 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
   using Tiles = LowBitTiles<D>;
   const Common& c = call.common;
   const int group = warpgroup() - 1, t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4;
-  const bool speaks = threadIdx.x % 32 == 0;
   Ring<Tiles::stages> kr, vr;
   Ring<2> qr, slot;
   Softmax<p_shift> softmax;
@@ -213,13 +212,11 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
   const uint64_t q = row_descriptor(shared_address(sh.own.q + group * 64 * D), D);
   Work work;
   while (read_item(sh, slot, work)) {
-    const Place p = work.place(c);
-    const Sequence& s = *p.sequence;
-    const int64_t first = int64_t{p.tile} * tile_rows + group * 64;
-    // Blocks below this one are seen whole by every row of the group.
-    const int32_t whole = static_cast<int32_t>(visible_keys(s, first) / block_keys);
+    // What rows r and r + 8 see; blocks below `whole` are seen whole by every row of the group.
+    const int32_t limit[2] = {work.visible(group * 64 + row), work.visible(group * 64 + row + 8)};
+    const int32_t whole = work.visible(group * 64) / static_cast<int32_t>(block_keys);
     barrier_wait(&sh.q_full[qr.index], qr.parity);
-    code_queries<D, T>(call, p, sh.q[qr.index], sh.own, group);
+    code_queries<D, T>(call, work, sh.q[qr.index], sh.own, group);
     const float row_by[2] = {sh.own.scale[group * 64 + row] * c.scale * log2e,
                              sh.own.scale[group * 64 + row + 8] * c.scale * log2e};
 
@@ -244,23 +241,22 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
       if (means)
         mask_means(scores, ids);
       else
-        mask(scores, ids, static_cast<int32_t>(visible_keys(s, first + row)),
-             static_cast<int32_t>(visible_keys(s, first + row + 8)));
+        mask(scores, ids, limit[0], limit[1]);
       softmax.step(scores, to, means ? 5.0f : 0.0f);  // a pseudo-key stands for 2^5 keys
     };
-    if (work.steps > 0) {
+    {
       int32_t sums[64];
       float scores[64];
       barrier_wait(&sh.k_full[kr.index], kr.parity);
-      const int4 ids = *reinterpret_cast<const int4*>(sh.ids[kr.index]);
-      const float4 scales = *reinterpret_cast<const float4*>(sh.k[kr.index].scales);
+      const int4 ids = read_once(*reinterpret_cast<const int4*>(sh.ids[kr.index]));
+      const float4 scales = read_once(*reinterpret_cast<const float4*>(sh.k[kr.index].scales));
       wgmma_touch(sums);
       wgmma_fence();
       multiply_qk<D>(sums, q, sh.k[kr.index].codes);
       wgmma_commit();
       wgmma_wait<0>();
       wgmma_touch(sums);
-      if (speaks) barrier_arrive(&sh.k_empty[kr.index]);
+      release(&sh.k_empty[kr.index]);
       kr.next();
       weigh(sums, scores, scales, ids, 0, shrink);
       round_p(scores, prob);
@@ -270,8 +266,8 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
       int32_t sums[64];
       float scores[64], next[2];
       barrier_wait(&sh.k_full[kr.index], kr.parity);
-      const int4 ids = *reinterpret_cast<const int4*>(sh.ids[kr.index]);
-      const float4 scales = *reinterpret_cast<const float4*>(sh.k[kr.index].scales);
+      const int4 ids = read_once(*reinterpret_cast<const int4*>(sh.ids[kr.index]));
+      const float4 scales = read_once(*reinterpret_cast<const float4*>(sh.k[kr.index].scales));
       named_sync(1 + group, 128 * groups);
       wgmma_touch(sums);
       wgmma_touch(part);
@@ -284,32 +280,30 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
       named_arrive(2 - group, 128 * groups);
       wgmma_wait<1>();
       wgmma_touch(sums);
-      if (speaks) barrier_arrive(&sh.k_empty[kr.index]);
+      release(&sh.k_empty[kr.index]);
       kr.next();
       weigh(sums, scores, scales, ids, n, next);
       wgmma_wait<0>();
       wgmma_touch(part);
-      if (speaks) barrier_arrive(&sh.v_empty[vr.index]);
+      release(&sh.v_empty[vr.index]);
       vr.next();
 #pragma unroll
       for (int i = 0; i < D / 2; ++i) o[i] = fmaf(o[i], shrink[i / 2 % 2], part[i]);
       shrink[0] = next[0], shrink[1] = next[1];
       round_p(scores, prob);
     }
-    if (work.steps > 0) {
-      barrier_wait(&sh.v_full[vr.index], vr.parity);
-      wgmma_touch(part);
-      wgmma_fence();
-      multiply_pv<D>(part, prob, sh.v[vr.index]);
-      wgmma_commit();
-      wgmma_wait<0>();
-      wgmma_touch(part);
-      if (speaks) barrier_arrive(&sh.v_empty[vr.index]);
-      vr.next();
+    barrier_wait(&sh.v_full[vr.index], vr.parity);
+    wgmma_touch(part);
+    wgmma_fence();
+    multiply_pv<D>(part, prob, sh.v[vr.index]);
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_touch(part);
+    release(&sh.v_empty[vr.index]);
+    vr.next();
 #pragma unroll
-      for (int i = 0; i < D / 2; ++i) o[i] = fmaf(o[i], shrink[i / 2 % 2], part[i]);
-    }
-    const float* most = call.low.v_most + (int64_t{s.batch} * c.kv_heads + p.head / c.group) * D + t % 4 * 2;
+    for (int i = 0; i < D / 2; ++i) o[i] = fmaf(o[i], shrink[i / 2 % 2], part[i]);
+    const float* most = call.low.v_most + (int64_t{work.batch} * c.kv_heads + work.head / c.group) * D + t % 4 * 2;
 #pragma unroll
     for (int i = 0; i < D / 8; ++i) {
       const float2 m = *reinterpret_cast<const float2*>(most + 8 * i);
@@ -321,7 +315,7 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
     }
     const float add[2] = {sh.own.mean_score[group * 64 + row] * c.scale,
                           sh.own.mean_score[group * 64 + row + 8] * c.scale};
-    store<D, T>(call, p, sh.q[qr.index], group, o, softmax, add);
+    store<D, T>(call, work, sh.q[qr.index], group, o, softmax, add);
     fence_async();
     named_sync(4 + group, 128);
     if (t == 0) barrier_arrive(&sh.q_empty[qr.index]);
@@ -333,7 +327,7 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
 template <int D, class T>
 __global__ void __launch_bounds__(attend_threads, 1) attend8_kernel(const __grid_constant__ AttendCall call) {
   extern __shared__ char raw[];
-  auto& sh = *reinterpret_cast<Shared<LowBitTiles<D>>*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
+  auto& sh = shared_as<Shared<LowBitTiles<D>>>(raw);
   start_barriers(sh);
   if (threadIdx.x < 128) {
     give_registers<56>();

@@ -35,6 +35,7 @@ std::string why_not_strides(const char* name, const sale_strides& s) {
 
 std::string why_not(const sale_problem& p, const sale_options& o) {
   if (p.device == SALE_HOST) return "the tensors are in host memory (device SALE_HOST)";
+  if (p.reference != nullptr) return "reference: given ones are read by CPUs only";
   if (p.dtype == SALE_F32) return "dtype SALE_F32: its tensor cores multiply 16-bit tensors";
   if (p.head_dim != 64 && p.head_dim != 128) return text("head_dim ", p.head_dim, " is neither 64 nor 128");
   if (p.q_heads > 65535) return text("q_heads ", p.q_heads, " exceeds 65535");
@@ -42,7 +43,6 @@ std::string why_not(const sale_problem& p, const sale_options& o) {
   if (o.format == SALE_INT8 && o.rank != 0 && o.rank != p.head_dim)
     return text("rank ", o.rank, ": SALE_INT8 scans all coordinates here; SALE_FP8 has projections");
   if (o.compute == SALE_COMPUTE_INT8) return "compute SALE_COMPUTE_INT8 runs on CPUs only";
-  if (o.audit != 0) return text("audit ", o.audit, ": rows are audited on CPUs only");
   for (int32_t b = 0; b < p.batch; ++b) {
     const int64_t keys = p.k_lens != nullptr ? p.k_lens[b] : p.k_len,
                   rows = p.q_lens != nullptr ? p.q_lens[b] : p.q_len;

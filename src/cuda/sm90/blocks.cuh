@@ -1,4 +1,6 @@
-// Where work items, tiles and block lists are; what kernels of all stages need to know about a sequence.
+// Where work items, tiles and block lists are; what kernels of all stages need to know about a sequence. A Sequence
+// lies among a kernel's parameters, at an index known when it runs: copy it once; behind every copy or barrier a
+// reference is read anew, and slowly.
 #pragma once
 
 #include <cstdint>
@@ -31,10 +33,6 @@ __device__ __forceinline__ int32_t local_block(const Sequence& s, int64_t row, i
 __device__ __forceinline__ uint64_t* tile_bits(const Common& c, const Sequence& s, int32_t tile, int32_t head) {
   return c.bits + s.bits_at + head * s.words + c.row_word[s.row_word_at + tile];
 }
-// First block of a tile that its list always keeps up to the end; below it blocks may be dropped.
-__device__ __forceinline__ int32_t first_local(const Common& c, const Place& p) {
-  return local_block(*p.sequence, int64_t{p.tile} * tile_rows, c.local);
-}
 __device__ __forceinline__ uint64_t bits_below(int32_t n) {
   return n <= 0 ? uint64_t{0} : n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1;
 }
@@ -49,8 +47,8 @@ struct KeyPlace {
 };
 __device__ __forceinline__ KeyPlace key_place(const Common& c, const Sequence& s, int64_t key) {
   if (c.page_size == 0) return {static_cast<int32_t>(s.k_start + key), s.batch};
-  const int64_t page = key / c.page_size;
-  return {static_cast<int32_t>(key - page * c.page_size), c.page_table[s.batch * c.pages + page]};
+  const auto at = static_cast<uint32_t>(key), page = at / static_cast<uint32_t>(c.page_size);  // 64 bits would be slow
+  return {static_cast<int32_t>(at - page * static_cast<uint32_t>(c.page_size)), c.page_table[s.batch * c.pages + page]};
 }
 
 }  // namespace sale::sm90

@@ -5,6 +5,7 @@
 //     prepare ─▶ scan               queries: thresholds and codes; then the vote per block      prepare.cu, scan.cu
 //     means, low_bit                pseudo-keys of dropped blocks; K and V in 8 bits            means.cu, low_bit.cu
 //     attend                        attention over the kept blocks                               attend.cu, attend8.cu
+//     audit                         sampled rows over all keys, compared with out                audit.cu
 #pragma once
 
 #include <cuda.h>  // CUtensorMap, CUstream: types only
@@ -12,6 +13,7 @@
 
 #include <cstdint>
 
+#include "core/kernel.hpp"
 #include "sale/sale.h"
 
 namespace sale::sm90 {
@@ -220,6 +222,29 @@ cudaError_t launch_attend(const AttendCall& call, int32_t multiprocessors, cudaS
 
 // Kept blocks of the call's sequences, all heads: kept[sequence.batch * q_heads + head], device memory.
 cudaError_t launch_count(const Common& common, int64_t* kept, cudaStream_t stream);
+
+// Rows of one sequence, for all query heads. A lane is a (row, head of the group): row lane / group, ascending.
+struct AuditCall {
+  Tokens k, v;
+  const uint16_t *q, *out;  // the sequence's first row, head 0
+  int64_t q_head, q_token, out_head, out_token;
+  int32_t dtype, head_dim, kv_heads, group;
+  int64_t k_len, q_offset;
+  const uint64_t* bits;  // the sequence's: head h's at bits + h * words,
+  int64_t words;
+  const int64_t* row_word;  // tile t's at row_word[t] after that
+  float scale;
+  const int64_t* rows;  // device, [n_rows], ascending
+  int32_t n_rows;
+  int32_t ranges;  // of keys, worked on at a time; each of `range_steps` steps of 128, a multiple of 16
+  int64_t range_steps;
+  float* partials;  // device scratch, [kv_heads, lanes, ranges, head_dim + 3]
+  AuditedRow* to;   // device, lane l of kv head h at h * to_head + l
+  int64_t to_head;
+};
+cudaError_t launch_audit(const AuditCall& call, cudaStream_t stream);
+// Once all of a sequence's rows have been: heads [kv_heads * group], device.
+cudaError_t launch_audit_total(const AuditCall& all, sale_head_audit* heads, cudaStream_t stream);
 
 // Raises the kernels' shared-memory limits on the current device. Once per device.
 cudaError_t prepare_device();

@@ -23,5 +23,6 @@ cudaError_t allow_prepare();
 cudaError_t allow_scan();
 cudaError_t allow_attend();
 cudaError_t allow_attend8();
+cudaError_t allow_audit();
 
 }  // namespace sale::sm90

@@ -279,13 +279,13 @@ template <int D, class T, int width, bool projected>
 __global__ void __launch_bounds__(128 * max_heads + 32)
     prepare_kernel(const __grid_constant__ SelectCall call, int32_t first_item) {
   extern __shared__ char raw[];
-  auto& sh = *reinterpret_cast<Shared<D, width>*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
+  auto& sh = shared_as<Shared<D, width>>(raw);
   const Common& c = call.common;
   const int heads = static_cast<int>(blockDim.x - 32) / 128;
   const int32_t half = blockIdx.x % 2, first_head = static_cast<int32_t>(blockIdx.y) * heads,
                 kv_head = first_head / c.group;
   const int32_t item = first_item + blockIdx.x / 2;
-  const Sequence& s = c.sequences[c.items[item].sequence];
+  const Sequence s = c.sequences[c.items[item].sequence];
   const int64_t first_row = int64_t{c.items[item].tile} * tile_rows + half * half_rows;
   if (s.dense) return;
   const bool any = first_row < s.q_len;

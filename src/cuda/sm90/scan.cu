@@ -198,7 +198,7 @@ __device__ void stream(const SelectCall& call, Shared<Vote>& sh) {
   uint32_t parity = 1;
   for (int lead = 0; lead < slots; ++lead) {
     if (sh.end[lead] == 0) continue;
-    const Sequence& s = *sh.all[lead].sequence;
+    const Sequence s = *sh.all[lead].sequence;
     const uint8_t* codes = s.codes + kv_head * s.codes_head;
     const float* scales = s.scales + kv_head * s.scales_head;
     const int64_t keys = (s.k_len + block_keys - 1) / block_keys * block_keys;
@@ -296,7 +296,7 @@ template <class Vote>
 __global__ void __launch_bounds__(threads, 1)
     scan_kernel(const __grid_constant__ SelectCall call, int32_t first_item, int32_t items, int32_t heads) {
   extern __shared__ char raw[];
-  auto& sh = *reinterpret_cast<Shared<Vote>*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
+  auto& sh = shared_as<Shared<Vote>>(raw);
   if (threadIdx.x == 0) {
     barrier_init(&sh.q_full, 1);
     for (int i = 0; i < Vote::stages; ++i) {

@@ -27,7 +27,7 @@ cudaError_t launch_select(const SelectCall& call, int32_t, cudaStream_t stream) 
 }
 
 cudaError_t prepare_device() {
-  for (const auto allow : {allow_projected, allow_prepare, allow_scan, allow_attend, allow_attend8})
+  for (const auto allow : {allow_projected, allow_prepare, allow_scan, allow_attend, allow_attend8, allow_audit})
     if (const cudaError_t e = allow(); e != cudaSuccess) return e;
   return cudaSuccess;
 }

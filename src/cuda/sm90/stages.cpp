@@ -256,6 +256,54 @@ void wait(const Call& call) {
   must(cudaStreamSynchronize(stream_of(call)), "running");
 }
 
+// Rows [first, first + n) of sequence b's audited ones.
+AuditCall audit_of(const Call& call, size_t b, int64_t first, int64_t n) {
+  const Plan& p = *call.plan;
+  const Tables& t = tables_of(p);
+  const sale_problem& x = p.problem;
+  const sale::Sequence& s = p.sequences[b];
+  const auto i = static_cast<int64_t>(b);
+  AuditCall c{};
+  c.k = tokens_of(call, call.k, x.k, i);
+  c.v = tokens_of(call, call.v, x.v, i);
+  c.q = static_cast<const uint16_t*>(call.q) + i * x.q.batch + s.q_start * x.q.token;
+  c.out = static_cast<const uint16_t*>(call.out) + i * x.out.batch + s.q_start * x.out.token;
+  c.q_head = x.q.head, c.q_token = x.q.token;
+  c.out_head = x.out.head, c.out_token = x.out.token;
+  c.dtype = x.dtype, c.head_dim = x.head_dim, c.kv_heads = x.kv_heads, c.group = p.group;
+  c.k_len = s.k_len, c.q_offset = s.q_offset;
+  c.bits = call.bits + s.bits_at, c.words = s.words;
+  c.row_word = t.row_word + t.row_word_at[b];
+  c.scale = p.scale;
+  c.rows = t.audited + t.audited_at[b] + first, c.n_rows = static_cast<int32_t>(n);
+  const AuditRanges ranges = audit_ranges(s.k_len);
+  c.ranges = ranges.ranges, c.range_steps = ranges.steps;
+  c.partials = reinterpret_cast<float*>(call.workspace + t.audit_partials_at);
+  c.to_head = int64_t{p.audit} * p.group;
+  c.to = reinterpret_cast<AuditedRow*>(call.workspace + t.audit_rows_at) + i * x.kv_heads * c.to_head + first * p.group;
+  return c;
+}
+
+void audit(const Call& call, sale_head_audit* to) {
+  const Plan& p = *call.plan;
+  const Tables& t = tables_of(p);
+  const Current current(t.device.ordinal);
+  auto* heads = reinterpret_cast<sale_head_audit*>(call.workspace + t.audits_at);
+  for (size_t b = 0; b < p.sequences.size(); ++b) {
+    const auto rows = static_cast<int64_t>(p.sequences[b].audited.size());
+    for (int64_t first = 0; first < rows; first += t.audit_slice)
+      must(launch_audit(audit_of(call, b, first, std::min(t.audit_slice, rows - first)), stream_of(call)),
+           "launching the audit");
+    must(launch_audit_total(audit_of(call, b, 0, rows), heads + static_cast<int64_t>(b) * p.problem.q_heads,
+                            stream_of(call)),
+         "launching the sums of the audit");
+  }
+  const size_t n = static_cast<size_t>(p.problem.batch) * static_cast<size_t>(p.problem.q_heads);
+  must(cudaMemcpyAsync(to, heads, n * sizeof(sale_head_audit), cudaMemcpyDeviceToHost, stream_of(call)),
+       "copying the audit");
+  must(cudaStreamSynchronize(stream_of(call)), "auditing");
+}
+
 void count(const Call& call, int64_t first, int64_t n, int64_t* kept) {
   const Tables& tables = tables_of(*call.plan);
   const Current current(tables.device.ordinal);
@@ -272,6 +320,6 @@ void count(const Call& call, int64_t first, int64_t n, int64_t* kept) {
 
 const Stages stages{tile_rows,     device_space,  index_map, open_index, update_index,
                     read_codes,    make_tables,   explain,   check,      make_indexes,
-                    select_blocks, attend_blocks, wait,      nullptr,    count};
+                    select_blocks, attend_blocks, wait,      audit,      count};
 
 }  // namespace sale::sm90

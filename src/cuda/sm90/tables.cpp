@@ -8,7 +8,7 @@
 namespace sale::sm90 {
 namespace {
 
-constexpr int64_t slice_bytes = int64_t{256} << 20;  // of coded queries at a time
+constexpr int64_t slice_bytes = int64_t{256} << 20;  // of coded queries, or of partial audits, at a time
 
 // To nearest, ties to even.
 uint16_t to_bf16(float x) {
@@ -148,6 +148,28 @@ Estimator estimator_of(const sale::Estimator& e, const float* k_projection, cons
   return {e.format, e.rank, width_of(e), k_projection, q_projection};
 }
 
+AuditRanges audit_ranges(int64_t k_len) {
+  // Steps of 128 keys; a range begins where a word of block bits does.
+  constexpr int64_t word_steps = 16, most_ranges = 32;
+  const int64_t words = ceil_div(k_len, 128 * word_steps), ranges = std::min(words, most_ranges);
+  return {static_cast<int32_t>(ranges), ceil_div(words, ranges) * word_steps};
+}
+
+// Where an audit's rows and its scratch are.
+void place_audit(const Plan& plan, Tables& made, Areas& areas) {
+  const sale_problem& p = plan.problem;
+  int64_t rows = 0, row_bytes = 0;
+  for (const sale::Sequence& s : plan.sequences) {
+    rows = std::max(rows, static_cast<int64_t>(s.audited.size()));
+    row_bytes = std::max(row_bytes, int64_t{p.q_heads} * audit_ranges(s.k_len).ranges * (p.head_dim + 3) * 4);
+  }
+  made.audit_slice = std::clamp<int64_t>(slice_bytes / row_bytes, 1, std::max<int64_t>(rows, 1));
+  const Checked heads = Checked(rows == 0 ? 0 : p.batch) * Checked(p.q_heads);
+  made.audit_rows_at = areas.add(heads * Checked(plan.audit) * Checked(int64_t{sizeof(AuditedRow)}));
+  made.audits_at = areas.add(heads * Checked(int64_t{sizeof(sale_head_audit)}));
+  made.audit_partials_at = areas.add(rows == 0 ? 0 : made.audit_slice * row_bytes);
+}
+
 void make_tables(Plan& plan, const sale_options&, Areas& areas) {
   const sale_problem& p = plan.problem;
   auto made = std::make_shared<Tables>();
@@ -155,18 +177,22 @@ void make_tables(Plan& plan, const sale_options&, Areas& areas) {
   if (p.page_size != 0) device_space.check("page_table", p.page_table, p.device);
   Upload upload;
   const size_t items_at = upload.add(make_items(plan, made->groups));
-  std::vector<int64_t> row_word;
+  std::vector<int64_t> row_word, audited;
   for (const sale::Sequence& s : plan.sequences) {
     made->row_word_at.push_back(static_cast<int64_t>(row_word.size()));
+    made->audited_at.push_back(static_cast<int64_t>(audited.size()));
     row_word.insert(row_word.end(), s.row_word.begin(), s.row_word.end());
+    audited.insert(audited.end(), s.audited.begin(), s.audited.end());
   }
   const size_t row_word_at = upload.add(row_word), thresholds_at = upload.add(plan.thresholds);
+  const size_t audited_at = upload.add(audited);
   const bool projected = plan.estimator.projected;
   const size_t k_at = upload.add(plan.estimator.k_projection);
   const size_t q_at = projected ? upload.add(transposed(plan)) : 0;
   made->memory = upload.send(p.device);
   made->items = part<Item>(made->memory, items_at);
   made->row_word = part<int64_t>(made->memory, row_word_at);
+  made->audited = part<int64_t>(made->memory, audited_at);
   made->thresholds = part<float>(made->memory, thresholds_at);
   made->k_projection = projected ? part<float>(made->memory, k_at) : nullptr;
   made->q_projection = projected ? part<uint16_t>(made->memory, q_at) : nullptr;
@@ -187,6 +213,7 @@ void make_tables(Plan& plan, const sale_options&, Areas& areas) {
   made->index_scratch_at =
       areas.add(indexes || low ? static_cast<int64_t>(index_scratch_bytes(p.kv_heads, p.head_dim)) : 0);
   place_stand_ins(plan, *made, areas);
+  place_audit(plan, *made, areas);
   plan.state = std::move(made);
 }
 

@@ -27,14 +27,24 @@ struct Tables {
   std::vector<Group> groups;
   std::vector<int64_t> row_word_at;  // per sequence
   int64_t slice;                     // items selected at a time
+  const int64_t* audited;            // rows, sequence-major
+  std::vector<int64_t> audited_at;   // per sequence
+  int64_t audit_slice;               // rows audited at a time
   // In the workspace, bytes.
-  size_t q_codes_at, row_limits_at, counter_at, counts_at, index_scratch_at;
+  size_t q_codes_at, row_limits_at, counter_at, counts_at, index_scratch_at, audit_rows_at, audit_partials_at,
+      audits_at;
   // What stands for keys and values, [kv_heads, blocks, ...]: first blocks of each sequence, then where the arrays are.
   std::vector<int64_t> block_at, mean_block_at;
   int64_t blocks, coded_blocks;
   size_t k_means_at, v_means_at;                                        // compensation
   size_t k_codes_at, v_codes_at, k_scales_at, v_most_at, smoothing_at;  // low-bit
 };
+// How the keys of a sequence are shared out among the thread blocks of an audit.
+struct AuditRanges {
+  int32_t ranges;
+  int64_t steps;  // of each
+};
+AuditRanges audit_ranges(int64_t k_len);
 void make_tables(Plan& plan, const sale_options&, Areas& areas);
 std::string explain(const Plan& plan);
 inline const Tables& tables_of(const Plan& plan) { return *static_cast<const Tables*>(plan.state.get()); }

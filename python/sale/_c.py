@@ -1,0 +1,151 @@
+"""The C ABI of libsale (include/sale/sale.h) through ctypes: structs, functions and the errors they raise.
+
+Nothing here knows about numpy or torch. Names and fields are the header's; what they mean is said there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pathlib
+from ctypes import (
+    POINTER, Structure, byref, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p,
+)  # fmt: skip
+
+VERSION = "0.1.0"  # of the header these declarations repeat
+
+OK, INVALID_ARGUMENT, UNSUPPORTED, OUT_OF_MEMORY, INTERNAL = range(5)
+F32, F16, BF16 = range(3)
+FORMATS = {"int4": 4, "int8": 8, "fp8": 9}
+COMPUTES = {"exact": 0, "int8": 1, "fp8": 2}
+AUTO = -1  # sale_problem.q_offset
+HOST = -1  # sale_problem.device
+Q_BLOCK, K_BLOCK = 64, 32
+
+_int64s = POINTER(c_int64)
+_floats = POINTER(c_float)
+
+
+class Strides(Structure):
+    _fields_ = [("batch", c_int64), ("head", c_int64), ("token", c_int64)]
+
+
+class Problem(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("batch", c_int32), ("q_heads", c_int32), ("kv_heads", c_int32), ("head_dim", c_int32), ("dtype", c_int),
+        ("q_len", c_int64), ("k_len", c_int64), ("q_offset", c_int64), ("scale", c_float),
+        ("q", Strides), ("k", Strides), ("v", Strides), ("out", Strides),
+        ("q_lens", _int64s), ("k_lens", _int64s), ("q_offsets", _int64s), ("q_starts", _int64s), ("k_starts", _int64s),
+        ("device", c_int32), ("page_size", c_int32), ("pages", c_int64), ("page_table", c_void_p),
+        ("reference", c_void_p),
+    ]  # fmt: skip
+
+
+class Options(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("thresholds", _floats), ("n_thresholds", c_int64), ("format", c_int), ("rank", c_int32),
+        ("q_projection", c_void_p), ("k_projection", c_void_p), ("sink", c_int32), ("local", c_int32),
+        ("dense_below", c_int64), ("compute", c_int), ("backend", c_char_p), ("threads", c_int32),
+        ("compensate", c_int32), ("audit", c_int32), ("audit_seed", c_uint64),
+    ]  # fmt: skip
+
+
+class Workspace(Structure):
+    _fields_ = [("total", c_size_t), ("key_index", c_size_t), ("selection", c_size_t), ("scratch", c_size_t)]
+
+
+class HeadStats(Structure):
+    _fields_ = [("kept_blocks", c_int64), ("visible_blocks", c_int64)]
+
+
+class Stats(Structure):
+    _fields_ = [
+        ("index_s", c_double), ("select_s", c_double), ("attend_s", c_double),
+        ("kept_blocks", c_int64), ("visible_blocks", c_int64), ("heads", POINTER(HeadStats)),
+        ("audit_s", c_double), ("audits", c_void_p),
+    ]  # fmt: skip
+
+
+_handle = c_void_p
+_PROTOTYPES = {  # name: (result, arguments)
+    "sale_last_error": (c_char_p, []),
+    "sale_version": (c_char_p, []),
+    "sale_machine": (c_char_p, []),
+    "sale_backend_count": (c_int32, []),
+    "sale_backend_name": (c_char_p, [c_int32]),
+    "sale_backend_summary": (c_char_p, [c_int32]),
+    "sale_backend_why_not": (c_char_p, [c_int32]),
+    "sale_backend_why_not_problem": (c_char_p, [c_int32, POINTER(Problem), POINTER(Options)]),
+    "sale_plan_create": (c_int, [POINTER(Problem), POINTER(Options), c_int, POINTER(_handle)]),
+    "sale_plan_destroy": (None, [_handle]),
+    "sale_plan_workspace": (Workspace, [_handle]),
+    "sale_plan_backend": (c_char_p, [_handle]),
+    "sale_plan_q_block": (c_int64, [_handle]),
+    "sale_plan_explain": (c_char_p, [_handle]),
+    "sale_index_create": (c_int, [POINTER(Problem), POINTER(Options), c_int64, POINTER(_handle)]),
+    "sale_index_destroy": (None, [_handle]),
+    "sale_index_update": (c_int, [_handle, c_void_p, Strides, c_int64, c_void_p, c_void_p]),
+    "sale_index_set_smoothing": (c_int, [_handle, c_void_p]),
+    "sale_index_truncate": (c_int, [_handle, c_int64]),
+    "sale_index_length": (c_int64, [_handle]),
+    "sale_index_bytes": (c_size_t, [_handle]),
+    "sale_blocks_create": (c_int, [_handle, POINTER(_handle)]),
+    "sale_blocks_destroy": (None, [_handle]),
+    "sale_blocks_row": (c_int, [_handle, c_int32, c_int32, c_int64, c_void_p, c_int64, _int64s, _int64s]),
+    "sale_blocks_set_row": (c_int, [_handle, c_int32, c_int32, c_int64, c_void_p, c_int64]),
+    "sale_run": (c_int, [_handle, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_size_t,
+                         c_void_p, c_void_p]),
+    "sale_select": (c_int, [_handle, c_void_p, c_void_p, c_void_p, _handle, c_void_p, c_size_t, c_void_p, c_void_p]),
+    "sale_attend": (c_int, [_handle, c_void_p, c_void_p, c_void_p, _handle, c_void_p, c_void_p, c_void_p, c_size_t,
+                            c_void_p, c_void_p]),
+}  # fmt: skip
+
+
+class InternalError(RuntimeError):
+    """A bug in SALE."""
+
+
+_ERRORS = {INVALID_ARGUMENT: ValueError, UNSUPPORTED: NotImplementedError, OUT_OF_MEMORY: MemoryError}
+
+
+def _find() -> pathlib.Path:
+    named = os.environ.get("SALE_LIBRARY")
+    if named:
+        return pathlib.Path(named)
+    return pathlib.Path(__file__).parent / "lib" / "libsale.so"
+
+
+def _load() -> ctypes.CDLL:
+    path = _find()
+    if not path.exists():
+        raise ImportError(
+            f"sale: there is no library at {path}; install the package with pip, or let SALE_LIBRARY name a "
+            "libsale.so built with -DBUILD_SHARED_LIBS=ON"
+        )
+    library = ctypes.CDLL(str(path))
+    for name, (result, arguments) in _PROTOTYPES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    version = library.sale_version().decode()
+    if version != VERSION:
+        raise ImportError(f"sale: {path} is version {version}, this package is {VERSION}")
+    return library
+
+
+lib = _load()
+
+
+def check(status: int) -> None:
+    """Raises what a status other than OK means: ValueError (an argument is wrong; the sentence names it),
+    NotImplementedError (a valid request that this build or machine cannot honour), MemoryError, InternalError."""
+    if status:
+        raise _ERRORS.get(status, InternalError)(lib.sale_last_error().decode())
+
+
+def created(function, *arguments) -> c_void_p:
+    """Calls a sale_*_create function and returns the handle it made."""
+    handle = c_void_p()
+    check(function(*arguments, byref(handle)))
+    return handle

@@ -1,0 +1,109 @@
+"""The selection: which key blocks each query tile keeps."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import os
+import pathlib
+import struct
+import zlib
+
+import numpy as np
+
+from . import _c
+from ._plan import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockList:
+    """Kept blocks as compressed sparse rows. A row is one tile of `q_block` queries of one head of one sequence; rows
+    are numbered sequence by sequence, head by head, tile by tile.
+
+    indptr    [rows + 1] int64: row r's blocks are indices[indptr[r] : indptr[r + 1]]
+    indices   int32, ascending within a row: block b is keys k_block * b .. k_block * b + k_block - 1 of the sequence
+    visible   [rows] int64: blocks the tile could keep
+    tiles     tiles of each sequence
+    heads     query heads
+    """
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    visible: np.ndarray
+    tiles: tuple[int, ...]
+    heads: int
+    q_block: int
+    k_block: int = _c.K_BLOCK
+
+    def row_number(self, sequence: int, head: int, tile: int) -> int:
+        """Of a tile. IndexError when there is no such tile."""
+        if not (0 <= sequence < len(self.tiles) and 0 <= head < self.heads and 0 <= tile < self.tiles[sequence]):
+            raise IndexError(f"sequence {sequence}, head {head}, tile {tile}: there is no such tile")
+        return sum(self.tiles[:sequence]) * self.heads + head * self.tiles[sequence] + tile
+
+    def row(self, sequence: int, head: int, tile: int) -> np.ndarray:
+        """Kept blocks of a tile."""
+        r = self.row_number(sequence, head, tile)
+        return self.indices[self.indptr[r] : self.indptr[r + 1]]
+
+    @property
+    def density(self) -> float:
+        """Kept blocks by visible ones."""
+        return len(self.indices) / int(self.visible.sum())
+
+    def mask(self, sequence: int = 0, head: int = 0) -> np.ndarray:
+        """[tiles, blocks] uint8 of one head: 0 what the tile cannot see, 1 dropped, 2 kept."""
+        first = self.row_number(sequence, head, 0)
+        rows = range(first, first + self.tiles[sequence])
+        picture = np.zeros((len(rows), int(self.visible[first : first + len(rows)].max())), np.uint8)
+        for line, r in zip(picture, rows):
+            line[: self.visible[r]] = 1
+            line[self.indices[self.indptr[r] : self.indptr[r + 1]]] = 2
+        return picture
+
+
+def read_blocks(plan: Plan, blocks) -> BlockList:
+    """What a sale_blocks holds."""
+    layout = plan.layout
+    lens = layout.q_lens or (layout.q_len,) * layout.batch
+    tiles = tuple(-(-n // plan.q_block) for n in lens)
+    longest = max(layout.k_lens) if layout.k_lens else layout.k_len
+    line = np.empty(-(-longest // _c.K_BLOCK), np.int32)
+    kept, seen = ctypes.c_int64(), ctypes.c_int64()
+    rows, visible = [], []
+    for sequence, count in enumerate(tiles):
+        for head in range(layout.q_heads):
+            for tile in range(count):
+                _c.check(_c.lib.sale_blocks_row(blocks, sequence, head, tile, line.ctypes.data, line.size,
+                                                ctypes.byref(kept), ctypes.byref(seen)))  # fmt: skip
+                rows.append(line[: kept.value].copy())
+                visible.append(seen.value)
+    indptr = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
+    return BlockList(indptr, np.concatenate(rows), np.array(visible, np.int64), tiles, layout.q_heads, plan.q_block)
+
+
+_PALETTE = bytes((246, 246, 244) + (255, 255, 255) + (33, 58, 102))  # cannot see, dropped, kept
+
+
+def plot_mask(blocks: BlockList, path: str | os.PathLike, *, sequence: int = 0, head: int = 0, scale: int = 0) -> None:
+    """Writes a PNG of one head's kept blocks: queries downwards, keys across; dark is computed, white is dropped, grey
+    cannot be seen. One block is scale x scale pixels wide for every k_block keys (and as high for as many queries);
+    0: so that the picture is about 1,000 pixels wide."""
+    mask = blocks.mask(sequence, head)
+    if scale < 0:
+        raise ValueError(f"scale: {scale} is negative")
+    scale = scale or max(1, 1000 // mask.shape[1])
+    picture = mask.repeat(scale * blocks.q_block // blocks.k_block, 0).repeat(scale, 1)
+    height, width = picture.shape
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    lines = np.concatenate([np.zeros((height, 1), np.uint8), picture], 1)  # every line begins with its filter: none
+    pathlib.Path(path).write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
+        + chunk(b"PLTE", _PALETTE)
+        + chunk(b"IDAT", zlib.compress(lines.tobytes(), 9))
+        + chunk(b"IEND", b"")
+    )

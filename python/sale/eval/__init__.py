@@ -1,0 +1,1 @@
+"""Quality, dense and SALE side by side: `python -m sale.eval --help`."""

@@ -1,0 +1,190 @@
+"""One long sequence over several processes (torch.distributed): Ulysses, all-gather and ring.
+
+Every process holds a shard of the tokens: process r of n has tokens r * L / n .. (r + 1) * L / n - 1 of q, k and v,
+[batch, heads, L / n, head_dim], and gets the same rows of the output. Any backend of torch.distributed whose devices
+hold the tensors: gloo for the CPU, NCCL for CUDA devices.
+
+    ulysses   heads are exchanged for tokens, each process runs whole sequences of its share of the heads. Needs heads
+              divisible by the processes. What a single process would compute, bit for bit
+    gather    every process gets all keys and values. Any heads; memory of the whole K and V. Each process codes all keys
+    ring      keys and values go round; each process attends to one shard at a time and merges by log-sum-exp. Memory
+              of two shards (CPU backends)
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from . import _torch
+from .attention import attention
+from .index import KeyIndex
+from .options import Options
+
+TILE = 64  # rows of a query tile: shards are cut at its multiples
+
+
+def _world(group) -> tuple[int, int]:
+    return dist.get_rank(group), dist.get_world_size(group)
+
+
+def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        _torch.check(name, x)
+        if x.dim() != 4:
+            raise ValueError(f"{name}: of shape {list(x.shape)}; [batch, heads, tokens, head_dim] is needed")
+    if q.shape[2] != k.shape[2] or k.shape != v.shape:
+        raise ValueError(f"k, v: of shapes {list(k.shape)}, {list(v.shape)}; q's shard has {q.shape[2]} tokens")
+
+
+class _Transfer:
+    """Tensors on their way to and from other processes of the group, by rank; `wait` before touching either."""
+
+    def __init__(self, sends: dict[int, torch.Tensor], receives: dict[int, torch.Tensor], group) -> None:
+        self.held = sends, receives  # must live until they are gone
+        name = (lambda r: dist.get_global_rank(group, r)) if group is not None else (lambda r: r)
+        moves = [dist.P2POp(dist.isend, x, name(to), group) for to, x in sends.items()]
+        moves += [dist.P2POp(dist.irecv, x, name(of), group) for of, x in receives.items()]
+        self.works = dist.batch_isend_irecv(moves) if moves else []
+
+    def wait(self) -> None:
+        for work in self.works:
+            work.wait()
+
+
+def _exchange(x: torch.Tensor, split: int, join: int, group) -> torch.Tensor:
+    """All-to-all: each process gives one piece of axis `split` to each other and joins what it gets along `join`."""
+    rank, n = _world(group)
+    pieces = [p.contiguous() for p in x.chunk(n, split)]
+    got = [p if i == rank else torch.empty_like(p) for i, p in enumerate(pieces)]
+    others = [i for i in range(n) if i != rank]
+    _Transfer({i: pieces[i] for i in others}, {i: got[i] for i in others}, group).wait()
+    return torch.cat(got, join)
+
+
+def ulysses(q, k, v, *, options: Options | None = None, group=None, **arguments) -> torch.Tensor:
+    """Sparse causal attention of this process's rows, by exchanging heads for tokens and back.
+
+    options: of all heads, as a single process would use them; each process takes its slice. arguments: as of
+    sale.attention, but for forms other than the padded one. ValueError when the heads cannot be divided: kv heads fewer
+    than processes are repeated, when they divide them."""
+    _check(q, k, v)
+    rank, n = _world(group)
+    options = Options() if options is None else options
+    q_heads, kv_heads = q.shape[1], k.shape[1]
+    if q_heads % n or (kv_heads % n and n % kv_heads):
+        raise ValueError(f"q, k: {q_heads} and {kv_heads} heads cannot be divided among {n} processes")
+    here = options.heads(rank * (q_heads // n), q_heads // n, q_heads // kv_heads)
+    if kv_heads < n:
+        k, v = (x.repeat_interleave(n // kv_heads, 1) for x in (k, v))
+    whole = [_exchange(x, 1, 2, group) for x in (q, k, v)]
+    return _exchange(attention(*whole, options=here, **arguments), 2, 1, group)
+
+
+def gather(q, k, v, *, options: Options | None = None, group=None, **arguments):
+    """Sparse causal attention of this process's rows over all keys, gathered. Returns what sale.attention does."""
+    _check(q, k, v)
+    rank, n = _world(group)
+    if "q_offset" in arguments:
+        raise ValueError("q_offset: given, but which rows a process has says it")
+    whole = []
+    for x in (k, v):
+        pieces = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(n)]
+        dist.all_gather(pieces, x.contiguous(), group)
+        whole.append(torch.cat(pieces, 2))
+    return attention(q, *whole, options=options, q_offset=rank * q.shape[2], **arguments)
+
+
+def merge(out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor):
+    """(out, lse) of attention over the keys of both: out float32 [..., rows, d], lse [..., rows]. The keys must be
+    disjoint. A row that saw no key has out 0 and lse -inf."""
+    top = torch.maximum(lse_a, lse_b)
+    safe = torch.where(top == -torch.inf, 0, top)  # of two rows without keys: no -inf - -inf
+    a, b = torch.exp(lse_a - safe), torch.exp(lse_b - safe)
+    total = a + b
+    share = torch.where(total == 0, 1, total)
+    out = (out_a * (a / share)[..., None]).add_(out_b * (b / share)[..., None])
+    return out, safe + torch.log(total)
+
+
+# ---- ring ------------------------------------------------------------------------------------------------------------
+
+
+def reference(q, k, halo, sink, start: int, local: int, scale: float) -> torch.Tensor:
+    """float32 [batch, q_heads, rows]: of rows from key position `start` on, the logarithm of the sum of exp of scores over
+    the sink keys and the local keys, those of the blocks that are always kept (docs/numerics.md, section 3).
+
+    q [B, Hq, n, D], k [B, Hkv, n, D] of the same positions, halo [B, Hkv, local, D] the keys before them (anything when
+    start is 0), sink [B, Hkv, sinks, D] the sequence's first keys."""
+    batch, heads, rows, d = q.shape
+    kv_heads, sinks = k.shape[1], sink.shape[2]
+    group, tiles = heads // kv_heads, rows // TILE
+    queries = q.float().reshape(batch, kv_heads, group, tiles, TILE, d)
+    windows = torch.cat([halo, k], 2).float().unfold(2, local + TILE, TILE)[:, :, :tiles]  # [B, Hkv, tiles, D, window]
+    row = start + torch.arange(rows, device=q.device).reshape(tiles, TILE, 1)
+    key = start - local + TILE * torch.arange(tiles, device=q.device)[:, None, None] + torch.arange(local + TILE, device=q.device)
+    near = (key <= row) & (key >= sinks)  # the sink counts once
+    far = torch.arange(sinks, device=q.device) <= row
+    made = []
+    for t in range(0, tiles, 64):  # bounds what is held at once
+        some = queries[:, :, :, t : t + 64]
+        a = torch.einsum("bhgtrd,bhtdw->bhgtrw", some, windows[:, :, t : t + 64]).mul_(scale)
+        b = torch.einsum("bhgtrd,bhsd->bhgtrs", some, sink.float()).mul_(scale)
+        a.masked_fill_(~near[t : t + 64], -torch.inf), b.masked_fill_(~far[t : t + 64], -torch.inf)
+        made.append(torch.cat([a, b], -1).logsumexp(-1))
+    return torch.cat(made, 3).reshape(batch, heads, rows)
+
+
+def ring(q, k, v, *, options: Options | None = None, scale: float | None = None, group=None, return_lse: bool = False):
+    """Sparse causal attention of this process's rows; keys and values go round the processes.
+
+    Per row the sink and local keys decide what is kept, as in a single process: the first process's sink keys are sent to
+    all, each shard's last keys to the next, and from them every process works out its rows' reference once. The keys'
+    mean is that of the whole sequence. So the same blocks are kept as by one process, but where an estimate lies within
+    rounding of its threshold; outputs differ by rounding.
+
+    ValueError: shards that are no multiple of 64 tokens, or shorter than sink and local keys together. CPU backends
+    (NotImplementedError says so elsewhere). Process r has r + 1 shards to attend to, so the last one sets the time."""
+    _check(q, k, v)
+    rank, n = _world(group)
+    options = Options() if options is None else options
+    tokens = q.shape[2]
+    if tokens % TILE or tokens < options.sink + options.local:
+        raise ValueError(f"q: a shard of {tokens} tokens is no multiple of {TILE}, or shorter than sink and local keys, "
+                         f"{options.sink + options.local}")  # fmt: skip
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    options = options.dense() if tokens * n < options.dense_below else options.replace(dense_below=0)
+    first = dist.get_global_rank(group, 0) if group is not None else 0
+
+    mean = k.double().sum(2)
+    dist.all_reduce(mean, group=group)
+    mean = (mean / (tokens * n)).float().cpu().numpy()
+    sink = k[:, :, : options.sink].clone(memory_format=torch.contiguous_format)
+    dist.broadcast(sink, first, group)
+    after = [rank + 1] if rank + 1 < n else []
+    before = [rank - 1] if rank else []
+    tail = k[:, :, tokens - options.local :].contiguous()
+    halo = torch.empty_like(tail)
+    _Transfer({r: tail for r in after}, {r: halo for r in before}, group).wait()
+    given = reference(q, k, halo if rank else tail, sink, rank * tokens, options.local, scale)
+
+    out = lse = None
+    shard = torch.stack([k, v])
+    for step in range(rank + 1):  # shards behind this process's own are in the future
+        # The next shard travels while this one is attended to.
+        coming = torch.empty_like(shard)
+        transfer = _Transfer({r: shard for r in after}, {r: coming for r in before if step < rank}, group)
+        k, v = shard
+        here = options if step == rank else options.replace(sink=0)
+        indexes = [KeyIndex(like=k, capacity=tokens, options=here) for _ in range(k.shape[0])]
+        for index, keys, smoothing in zip(indexes, k, mean):
+            index.set_smoothing(smoothing)
+            index.update(keys)
+        part, part_lse = attention(q, k, v, options=here, scale=scale, q_offset=step * tokens, reference=given,
+                                   index=indexes, return_lse=True)  # fmt: skip
+        part = part.float()
+        out, lse = (part, part_lse) if out is None else merge(out, lse, part, part_lse)
+        transfer.wait()
+        shard = coming
+    out = out.to(q.dtype)
+    return (out, lse) if return_lse else out

@@ -1,0 +1,119 @@
+"""torch tensors on the CPU: the operator, compile, autograd, masks."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import sale  # noqa: E402
+
+SPARSE = sale.Options(thresholds=8.0, dense_below=0)
+
+
+def tensors(tokens=1200, batch=1, d=64, seed=0, dtype=torch.float32):
+    torch.manual_seed(seed)
+    q = (3 * torch.randn(batch, tokens, 4, d, dtype=dtype)).transpose(1, 2)
+    k, v = (torch.randn(batch, 2, tokens, d, dtype=dtype) for _ in range(2))
+    return q, k, v
+
+
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-4), (torch.float16, 5e-3), (torch.bfloat16, 3e-2)])
+def test_dense_is_sdpa(dtype, bound):
+    q, k, v = tensors(dtype=dtype)
+    out, lse = sale.attention(q, k, v, thresholds=0.0, return_lse=True)
+    wanted = torch.nn.functional.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True, enable_gqa=True)
+    assert (out.float() - wanted).abs().max() < bound
+    assert out.dtype == dtype and out.stride() == q.stride() and lse.shape == q.shape[:3]
+
+
+def test_same_bits_as_numpy():
+    q, k, v = tensors()
+    out, lse, stats = sale.attention(q, k, v, options=SPARSE, return_lse=True, return_stats=True)
+    again, again_lse = sale.attention(q.numpy(), k.numpy(), v.numpy(), options=SPARSE, return_lse=True)
+    assert 0.2 < stats.density < 0.9
+    assert torch.equal(out, torch.from_numpy(again)) and torch.equal(lse, torch.from_numpy(again_lse))
+
+
+def test_the_operator_is_sound():
+    q, k, v = tensors(200)
+    spans = torch.tensor([[0, 150, 150, 0]])
+    for with_lse in (False, True):
+        for s in (None, spans):
+            arguments = (q, k, v, SPARSE.number, 0.0, True, None, s, None, None, None, None, None, [], with_lse)
+            torch.library.opcheck(torch.ops.sale.attention.default, arguments)
+
+
+@pytest.mark.parametrize("keywords", [
+    {}, {"thresholds": 0.5}, {"thresholds": [0.0, 1.0, 2.0, 3.0]}, {"options": SPARSE}, {"causal": False},
+    {"scale": 0.2, "q_offset": 40},
+])  # fmt: skip
+def test_compile_is_one_graph(keywords):
+    q, k, v = tensors()
+    compiled = torch.compile(lambda q, k, v: sale.attention(q * 1, k, v, return_lse=True, **keywords), fullgraph=True,
+                             backend="aot_eager")  # fmt: skip
+    for a, b in zip(compiled(q, k, v), sale.attention(q, k, v, return_lse=True, **keywords)):
+        assert torch.equal(a, b)
+
+
+def test_compile_with_padding_and_packed():
+    q, k, v = tensors(batch=2)
+    mask = torch.ones(2, 1200, dtype=torch.bool)
+    mask[1, :77] = False
+    compiled = torch.compile(lambda q, k, v, m: sale.attention(q, k, v, options=SPARSE, attn_mask=m), fullgraph=True,
+                             backend="aot_eager")  # fmt: skip
+    assert torch.equal(compiled(q, k, v, mask), sale.attention(q, k, v, options=SPARSE, attn_mask=mask))
+    packed, bounds = [x[0].transpose(0, 1) for x in (q, k, v)], torch.tensor([0, 500, 1200], dtype=torch.int32)
+    compiled = torch.compile(lambda q, k, v, n: sale.attention(q, k, v, options=SPARSE, cu_seqlens_q=n, return_lse=True),
+                             fullgraph=True, backend="aot_eager")  # fmt: skip
+    out, lse = compiled(*packed, bounds)
+    again, again_lse = sale.attention(*packed, options=SPARSE, cu_seqlens_q=[0, 500, 1200], return_lse=True)
+    assert torch.equal(out, again) and torch.equal(lse, again_lse)
+
+
+def test_written_lengths_are_read_again():
+    q, k, v = (x[0].transpose(0, 1) for x in tensors())
+    bounds = torch.tensor([0, 500, 1200])
+    first = sale.attention(q, k, v, options=SPARSE, cu_seqlens_q=bounds)
+    bounds[1] = 600
+    second = sale.attention(q, k, v, options=SPARSE, cu_seqlens_q=bounds)
+    assert not torch.equal(first, second)
+    assert torch.equal(second, sale.attention(q, k, v, options=SPARSE, cu_seqlens_q=[0, 600, 1200]))
+    with torch.inference_mode():
+        bounds = torch.tensor([0, 500, 1200])
+        assert torch.equal(sale.attention(q, k, v, options=SPARSE, cu_seqlens_q=bounds), first)
+        bounds[1] = 600
+        assert torch.equal(sale.attention(q, k, v, options=SPARSE, cu_seqlens_q=bounds), second)
+
+
+def test_gradients_are_refused_not_lost():
+    q, k, v = tensors(100)
+    for name, at in (("q", 0), ("k", 1), ("v", 2)):
+        given = [x.clone() for x in (q, k, v)]
+        given[at].requires_grad_()
+        with pytest.raises(ValueError, match=f"{name}: requires grad"):
+            sale.attention(*given)
+        with torch.no_grad():
+            sale.attention(*given)
+
+
+def test_refusals_name_the_argument():
+    q, k, v = tensors(100)
+    with pytest.raises(TypeError, match="q: of type torch.float64"):
+        sale.attention(q.double(), k, v)
+    with pytest.raises(TypeError, match="k: a ndarray"):
+        sale.attention(q, k.numpy(), v)
+    with pytest.raises(NotImplementedError, match="attn_mask: of type torch.float32"):
+        sale.attention(q, k, v, attn_mask=torch.zeros(100, 100))
+    with pytest.raises(NotImplementedError, match="attn_mask: of shape"):
+        sale.attention(q, k, v, attn_mask=torch.ones(100, 100, dtype=torch.bool))
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta|device"):
+        sale.attention(q.to("meta"), k.to("meta"), v.to("meta"), return_stats=True)
+
+
+def test_threads_share_plans():
+    from concurrent.futures import ThreadPoolExecutor
+
+    q, k, v = tensors(600)
+    wanted = sale.attention(q, k, v, options=SPARSE)
+    with ThreadPoolExecutor(8) as pool:
+        for out in pool.map(lambda _: sale.attention(q, k, v, options=SPARSE), range(64)):
+            assert torch.equal(out, wanted)

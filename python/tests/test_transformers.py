@@ -1,0 +1,259 @@
+"""The attention "sale" in transformers, beside sdpa: caches, chunks, padding, refusals, the bundled model's answers."""
+
+import copy
+import os
+import pathlib
+import warnings
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import sale  # noqa: E402
+import sale.transformers  # noqa: E402
+from sale.eval import needle  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FOLDER = str(ROOT / "models/tiny-llama-128k")
+TEXT = ROOT / "models/text/middlemarch.txt"
+TOKENS = int(os.environ.get("SALE_MODEL_TOKENS", "4096"))
+DENSE = sale.Options().dense()
+SPARSE = sale.Options(thresholds=0.004, dense_below=0)
+
+
+def small(kind="Llama", **changes):
+    """A model of random weights, four layers."""
+    settings = dict(vocab_size=64, hidden_size=128, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+                    num_key_value_heads=2, head_dim=32, max_position_embeddings=4096)  # fmt: skip
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**{**settings, **changes})
+    return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return needle.load(FOLDER)
+
+
+def logits(model, ids, form, options=None, **keywords):
+    if options is not None:
+        sale.transformers.use(model, options=options)
+    model.set_attn_implementation(form)
+    with torch.no_grad():
+        return model(ids, **keywords).logits
+
+
+@pytest.fixture(scope="module")
+def ids():
+    torch.manual_seed(1)
+    return torch.randint(3, 64, (2, 300))
+
+
+def test_dense_is_sdpa(ids):
+    model = small()
+    assert (logits(model, ids, "sale", DENSE) - logits(model, ids, "sdpa")).abs().max() < 1e-4
+
+
+def test_left_and_right_padding(ids):
+    model = small()
+    mask = torch.ones_like(ids)
+    mask[0, :120], mask[1, 250:] = 0, 0
+    for options in (DENSE, SPARSE):
+        ours = logits(model, ids, "sale", options, attention_mask=mask)
+        for b, rows in enumerate((slice(120, 300), slice(0, 250))):
+            positions = {"position_ids": torch.arange(120, 300)[None]} if b == 0 else {}
+            alone = logits(model, ids[b : b + 1, rows], "sale", **positions)
+            assert (ours[b, rows] - alone[0]).abs().max() < 1e-4
+    dense = logits(model, ids, "sdpa", attention_mask=mask)
+    assert ((logits(model, ids, "sale", DENSE, attention_mask=mask) - dense)[mask.bool()]).abs().max() < 1e-4
+
+
+CACHES = [{}, {"prefill_chunk_size": 100}, {"cache_implementation": "static"},
+          {"cache_implementation": "static", "prefill_chunk_size": 100}]  # fmt: skip
+
+
+@pytest.mark.parametrize("cache", CACHES, ids=str)
+@pytest.mark.parametrize("padded", [False, True])
+def test_generation_is_sdpas(ids, cache, padded):
+    model = small()
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[1, :130] = 0
+    made = {}
+    for form in ("sdpa", "sale"):
+        sale.transformers.use(model, options=DENSE)
+        model.set_attn_implementation(form)
+        made[form] = model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0,
+                                    output_logits=True, return_dict_in_generate=True, **cache)  # fmt: skip
+    assert torch.equal(made["sdpa"].sequences, made["sale"].sequences)
+    for a, b in zip(made["sdpa"].logits, made["sale"].logits):
+        assert (a - b).abs().max() < 1e-4
+
+
+def run(model, pieces, cache):
+    with torch.no_grad():
+        return [model(p, use_cache=True, **{needle.cache_argument(model): cache}).logits for p in pieces]
+
+
+def indexes(cache):
+    return [layer.__dict__["_sale_held"]._indexes for layer in cache.layers]
+
+
+@pytest.fixture(scope="module")
+def long_ids():
+    torch.manual_seed(2)
+    return torch.randint(3, 64, (1, 1536))
+
+
+def test_the_index_stays_with_the_cache(long_ids):
+    model = small()
+    sale.transformers.use(model, options=SPARSE)
+    first, second, third = long_ids.split(512, 1)
+    cache = transformers.DynamicCache()
+    run(model, [first, second], cache)
+    kept = indexes(cache)
+    assert [len(i) for (i,) in kept] == [1024, 1024]
+    run(model, [third], cache)
+    assert [i is j for (i,), (j,) in zip(kept, indexes(cache))] == [True, True]
+    assert [len(i) for (i,) in indexes(cache)] == [1536, 1536]
+
+
+def test_every_cache_has_its_own(long_ids):
+    model = small()
+    sale.transformers.use(model, options=SPARSE)
+    other = long_ids.flip(1)
+    expected = [run(model, x.split(512, 1), transformers.DynamicCache()) for x in (long_ids, other)]
+    caches = [transformers.DynamicCache() for _ in range(2)]
+    for i, pieces in enumerate(zip(long_ids.split(512, 1), other.split(512, 1))):  # taking turns
+        for piece, cache, wanted in zip(pieces, caches, expected):
+            assert torch.equal(run(model, [piece], cache)[0], wanted[i])
+
+
+def test_decoded_cropped_copied_and_replaced_keys(long_ids):
+    model = small()
+    sale.transformers.use(model, options=SPARSE)
+    pieces = long_ids.split(512, 1)
+
+    def from_scratch(prefix, piece):
+        """The same with nothing remembered: the index of the last piece is made over all keys at once."""
+        cache = transformers.DynamicCache()
+        run(model, prefix, cache)
+        for layer in cache.layers:
+            layer.__dict__.pop("_sale_held", None)
+        return run(model, [piece], cache)[0]
+
+    cache = transformers.DynamicCache()
+    run(model, pieces[:2], cache)
+    twin = copy.deepcopy(cache)
+    assert all(not i for i in indexes(twin))
+    run(model, [long_ids[:, :1]] * 3, cache)  # decoding goes on, and the index with it
+    assert [len(i) for (i,) in indexes(cache)] == [1024, 1024]
+    cache.crop(-3)
+    kept = [i for (i,) in indexes(cache)]
+    out = run(model, [pieces[2]], cache)[0]
+    assert [i for (i,) in indexes(cache)] == kept or all(len(i) == 1536 for (i,) in indexes(cache))
+    assert torch.equal(run(model, [pieces[2]], twin)[0], from_scratch(pieces[:2], pieces[2]))
+    assert (out - from_scratch(pieces[:2], pieces[2])).abs().max() < 0.05
+    # Keys written to behind our back: what was remembered is let go of.
+    cache = transformers.DynamicCache()
+    run(model, pieces[:2], cache)
+    for layer in cache.layers:
+        layer.keys.mul_(-1)
+    before = [i for (i,) in indexes(cache)]
+    run(model, [pieces[2]], cache)
+    assert all(i is not j for i, (j,) in zip(before, indexes(cache)))
+
+
+def test_compile_is_one_graph(ids):
+    model = small()
+    wanted = logits(model, ids, "sale", SPARSE)
+    with torch.no_grad():
+        assert (torch.compile(model, fullgraph=True, backend="aot_eager")(ids).logits - wanted).abs().max() < 1e-5
+    fresh = small()
+    fresh.set_attn_implementation("sale")  # nothing decided yet: the calibration is looked for while tracing
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.compile(fresh, fullgraph=True, backend="aot_eager")(ids).logits.shape == wanted.shape
+
+
+def test_qwen_and_sliding_windows(ids):
+    for model in (small("Qwen2"), small("Qwen2", use_sliding_window=True, sliding_window=64, max_window_layers=1),
+                  small("Mistral", sliding_window=64)):  # fmt: skip
+        assert (logits(model, ids, "sale", DENSE) - logits(model, ids, "sdpa")).abs().max() < 1e-4
+
+
+def test_what_is_not_supported_is_refused_by_name(ids):
+    gemma = small("Gemma2", sliding_window=4096, query_pre_attn_scalar=32)
+    with pytest.raises(NotImplementedError, match="softcap is not supported"):
+        logits(gemma, ids, "sale", DENSE)
+    model = small()
+    sale.transformers.use(model, options=DENSE)
+    with pytest.raises(NotImplementedError, match="output_attentions|attention_mask"):
+        with torch.no_grad():
+            model(ids, attention_mask=torch.zeros(2, 1, 300, 300))
+    packed = torch.cat([torch.arange(150), torch.arange(150)])[None].expand(2, -1)
+    with pytest.raises(NotImplementedError, match="only causal attention with padding"), torch.no_grad():
+        model(ids, position_ids=packed, use_cache=False)
+    holes = torch.ones_like(ids)
+    holes[0, 50:60] = 0
+    with pytest.raises(NotImplementedError, match="not one range"), torch.no_grad():
+        model(ids, attention_mask=holes)
+    with pytest.raises(ValueError, match="requires grad"):
+        model(ids)
+    with pytest.raises((ValueError, NotImplementedError), match="without a paged cache|packed"), torch.no_grad():
+        model.set_attn_implementation("paged|sale")
+        model(ids, cu_seq_lens_q=torch.tensor([0, 300]), cu_seq_lens_k=torch.tensor([0, 300]))
+
+
+def test_continuous_batching():
+    model = small()
+    sale.transformers.use(model, options=SPARSE)
+    prompts = [torch.randint(3, 64, (n,)).tolist() for n in (200, 90)]
+    settings = transformers.GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
+    if tuple(int(n) for n in transformers.__version__.split(".")[:2]) > (5, 18):
+        with pytest.raises(ValueError, match="not supported for continuous batching"):
+            model.generate_batch(prompts, generation_config=settings)
+        return
+    expected = [model.generate(torch.tensor([p]), generation_config=settings)[0, len(p) :].tolist() for p in prompts]
+    made = model.generate_batch(prompts, generation_config=settings)
+    assert [m.generated_tokens[: len(e)] for m, e in zip(made.values(), expected)] == expected
+
+
+def test_calibrations_are_found_and_checked(bundled, tmp_path, monkeypatch):
+    model, _ = bundled
+    sale.transformers.use(model)
+    calibration = sale.Calibration.read(f"{FOLDER}/calibration.json")
+    for i, layer in enumerate(model.model.layers):
+        assert layer.self_attn._sale_number == calibration.options(i).number
+    assert sale.transformers.model_fingerprint(FOLDER) == calibration.fingerprint
+    with pytest.raises(ValueError, match="made for a model with layers 8"):
+        sale.transformers.use(small(), FOLDER + "/calibration.json")
+    monkeypatch.setenv("SALE_CALIBRATIONS", str(tmp_path))
+    (tmp_path / "org--name.json").write_text("{}")
+    assert sale.transformers.find_calibration("org/name") == tmp_path / "org--name.json"
+    assert sale.transformers.find_calibration("org/other") is None
+    assert sale.transformers.find_calibration("org/name", "cuda") is None
+    with pytest.warns(UserWarning, match="no calibration found"):
+        sale.transformers.use(small(num_hidden_layers=3))
+
+
+def test_calibrating_a_model(bundled, tmp_path):
+    tokenizer = bundled[1]
+    model = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32, num_hidden_layers=2)
+    path = tmp_path / "c.json"
+    settings = dict(text=TEXT, tokens=1200, prompts=2, rank=32)
+    made = sale.transformers.calibrate(model, tokenizer, path, limit=0.08, **settings)
+    assert made.rank == 32 and made.error["density"] < 1 and 0.5 < made.error["retained_mass"] <= 1
+    assert made.error["relative_l1"] <= 0.08 and made.fingerprint == sale.transformers.model_fingerprint(FOLDER)
+    assert model.config._attn_implementation == "sdpa"
+    assert sale.Calibration.read(path).options(1) == made.options(1)
+    sale.transformers.use(model, path)
+    looser = sale.transformers.calibrate(model, tokenizer, limit=0.3, **settings)
+    assert (looser.thresholds >= made.thresholds).all() and looser.error["density"] < made.error["density"]
+
+
+def test_the_bundled_model_answers(bundled):
+    rows = needle.compare(bundled, TEXT, tokens=TOKENS, facts=2, chunk=TOKENS // 2)
+    assert len(rows) == 6
+    assert all(r["sale"] == r["dense"] == r["asked"] for r in rows), rows
