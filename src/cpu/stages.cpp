@@ -218,9 +218,8 @@ void make_state(Plan& plan, const sale_options& o, Areas& areas) {
   made->k_block_means_at = areas.add(means);
   made->v_block_means_at = areas.add(means);
   const Shape shape = shape_of(plan);
-  const auto [audited, each] =
-      std::pair(Checked(p.batch) * Checked(p.q_heads) * Checked(plan.audit), sizeof(AuditedRow));
-  made->audited_at = areas.add(audited * Checked(each));
+  constexpr int64_t row_of_audit = sizeof(AuditedRow);
+  made->audited_at = areas.add(Checked(p.batch) * Checked(p.q_heads) * Checked(plan.audit) * Checked(row_of_audit));
   made->scratch_per_thread =
       aligned(static_cast<int64_t>(std::max({made->kernels->select_scratch(shape, made->tiles_per_item),
                                              made->kernels->attend_scratch(shape, made->tiles_per_item),
