@@ -59,7 +59,7 @@ void add_run_options(CLI::App& command, RunArguments& a) {
   command
       .add_option("--audit", a.audit,
                   "rows of every head and layer whose exact attention is computed besides, to show the error while "
-                  "running; 0 = none (CPUs)")
+                  "running; 0 = none")
       ->check(CLI::Range(0, 65536))
       ->capture_default_str();
   command

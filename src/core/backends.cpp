@@ -6,11 +6,11 @@
 namespace sale {
 namespace {
 
-const Backend* const list[] = {&sm90_backend,
+const Backend* const in_order[] = {&sm90_backend,
 #if defined(__x86_64__)
-                               &amx_backend, &avx512_backend, &avx2_backend,
+                                   &amx_backend, &avx512_backend, &avx2_backend,
 #endif
-                               &portable_backend};
+                                   &portable_backend};
 
 std::string reason(const Backend& b, const sale_problem& p, const sale_options& o) {
   std::string why = b.why_not_machine(machine());
@@ -19,14 +19,14 @@ std::string reason(const Backend& b, const sale_problem& p, const sale_options& 
 
 }  // namespace
 
-int backend_count() { return static_cast<int>(std::size(list)); }
-const Backend& backend(int i) { return *list[i]; }
+int backend_count() { return static_cast<int>(std::size(in_order)); }
+const Backend& backend(int i) { return *in_order[i]; }
 
 const Backend& choose_backend(const sale_problem& p, const sale_options& o, std::string& notes) {
   const char* environment = std::getenv("SALE_BACKEND");
   const std::string wanted = o.backend != nullptr ? o.backend : environment != nullptr ? environment : "";
   const std::string by = o.backend != nullptr ? "backend" : "SALE_BACKEND";
-  for (const Backend* b : list) {
+  for (const Backend* b : in_order) {
     const std::string why = reason(*b, p, o);
     if (wanted == b->name) {
       if (why.empty()) return *b;

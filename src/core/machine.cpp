@@ -97,9 +97,9 @@ void detect(Machine& m) {
 
 // SALE_HIDE=avx512,amx_int8: makes this process behave as on a machine without them (tests, comparisons).
 void hide(Machine& m) {
-  const char* hidden = std::getenv("SALE_HIDE");
-  if (hidden == nullptr) return;
-  m.hidden = hidden;
+  const char* list = std::getenv("SALE_HIDE");
+  if (list == nullptr) return;
+  m.hidden = list;
   const std::string padded = "," + m.hidden + ",";
   const auto named = [&](const char* f) { return padded.find(std::string(",") + f + ",") != std::string::npos; };
   if (named("avx2")) m.avx2 = false;
