@@ -47,9 +47,10 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sale", dtype=torch.float32)
 
 book = (root / "models/text/middlemarch.txt").read_text()
-half = int(1.6 * tokens)
-prompt = (book[20000 : 20000 + half] + " The special magic number for Oslo is 4518530." + book[20000 + half : 20000 + 2 * half]
-          + " What is the special magic number for Oslo? The special magic number for Oslo is")  # fmt: skip
+start, length = book.index("\n\n", 20000), int(3.2 * tokens)
+hidden = book.index(". ", start + length // 2) + 1  # the fact comes after a sentence in the middle
+prompt = (book[start:hidden] + " The special magic number for Oslo is 4518530." + book[hidden : start + length].rsplit(". ", 1)[0]
+          + ". What is the special magic number for Oslo? The special magic number for Oslo is")  # fmt: skip
 inputs = tokenizer(prompt, return_tensors="pt")
 answer = model.generate(**inputs, max_new_tokens=9, do_sample=False, pad_token_id=2)[0, inputs.input_ids.shape[1] :]
 print(f"{inputs.input_ids.shape[1]} tokens:", tokenizer.decode(answer))

@@ -245,7 +245,7 @@ Q, K, V = tensors(100)
     (lambda: sale.attention(Q, K, V, cu_seqlens_k=[0, 100]), ValueError, "cu_seqlens_k: given without"),
     (lambda: sale.attention(Q[0], K[0], V[0], cu_seqlens_q=[0, 4]), ValueError, "cu_seqlens_k: .* ascend"),
     (lambda: sale.attention(Q[:, 0], K[:, 0], V[:, 0], cu_seqlens_q=[0, 2]), ValueError, "cu_seqlens_q: .* ascend"),
-    (lambda: sale.attention(Q[0, 0, :, None], K[0, 0, :, None], V[0, 0, :, None], cu_seqlens_q=[0, 0, 9]), ValueError,
+    (lambda: sale.attention(Q[0, 0, :, None], K[0, 0, :, None], V[0, 0, :, None], cu_seqlens_q=[0, 0, 100]), ValueError,
      "sequence 0 has no tokens"),
     (lambda: sale.attention(Q, K, V, k_lens=[100, 100]), ValueError, "k_lens: 2 numbers for 1"),
     (lambda: sale.attention(Q, K, V, k_lens=[101]), ValueError, "k_lens: 101 exceeds"),

@@ -1,6 +1,8 @@
 """One sequence over 2 and 4 processes, gloo on the CPU: what a single process computes."""
 
 
+import os
+
 import pytest
 
 torch = pytest.importorskip("torch")
