@@ -139,7 +139,7 @@ struct Antidiagonal : Selector {
   void choose(int64_t tile, std::vector<char>& wanted) const override {
     const Head& h = head_;
     const int64_t blocks = h.visible_blocks(tile), stride = Head::stride(blocks * 32), groups = blocks * 32 / step;
-    const int64_t rows = h.rows(tile), bands = std::max<int64_t>(1, rows / step);
+    const int64_t rows = h.rows(tile), bands = (rows + step - 1) / step;
     const std::vector<float> s = h.scores(tile * 64, rows, blocks * 32);
     // One number for 16 rows and 16 keys: the mean along the antidiagonal, over pairs that are seen.
     std::vector<float> sums(static_cast<size_t>(bands * groups), nothing);
