@@ -70,7 +70,8 @@ def right(file, key):
 print(f"# Hopper figures: {name}\n")
 print(f"Printed by `bench/h200`, {version}, {datetime.date.today()}: {cudnn['device']}, PyTorch {cudnn['torch']}. bf16, causal, 32 query and")
 print("8 kv heads of 128 on random data, beside cuDNN's SDPA in the same run; real attention: the 32 query and 16 kv heads of the bundled")
-print("model's eight layers on held-out text with needles, as one problem (`sale replay`). Medians; stages between events of one stream.")
+print("model's eight layers on held-out text with needles, as one problem (`sale replay`), thresholds of its")
+print("faster preset. Medians; stages between events of one stream.")
 table("Kernels", [
     ("cuDNN dense", lambda n: f"{dense_ms[n]:.2f} ms"),
     ("dense path / cuDNN", lambda n: f"{1e3 * one(f'all-{n}')['dense_s']:.2f} ms, {1e3 * one(f'all-{n}')['dense_s'] / dense_ms[n]:.3f}"),

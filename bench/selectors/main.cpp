@@ -111,7 +111,7 @@ std::vector<Way> make_ways(const LoadedModel& m, const Arguments& a, std::vector
     return keep.back()->settings;
   };
   const std::string calibrated = calibration_for(a.calibration, a.model, "");
-  for (double tau : {0.001, 0.004, 0.016, 0.064, 0.25}) {
+  for (double tau : {0.001, 0.004, 0.016, 0.064, 0.25, 1.0, 4.0}) {
     ways.push_back({"SALE INT4, all coordinates", {}, tau, settings("none", "int4", tau)});
     ways.push_back({"SALE INT8, all coordinates", {}, tau, settings("none", "int8", tau)});
     ways.push_back({"SALE INT8, rank of the calibration", {}, tau, settings(calibrated, "", tau)});
@@ -123,7 +123,7 @@ std::vector<Way> make_ways(const LoadedModel& m, const Arguments& a, std::vector
   };
   others("top-k blocks by mass", Kind::top_k, {4, 8, 16, 32, 64});
   others("top-p blocks by mass", Kind::top_p, {0.6, 0.8, 0.9, 0.95, 0.98});
-  others("mean-pooled keys", Kind::pooled, {0.5, 0.1, 0.02, 0.004, 0.001});
+  others("mean-pooled keys", Kind::pooled, {0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.004, 0.001});
   others("antidiagonal sums", Kind::antidiagonal, {0.6, 0.8, 0.9, 0.95, 0.98});
   others("last-queries vertical-slash", Kind::vertical_slash, {0.3, 0.5, 0.7, 0.9});
   others("sink + local", Kind::sink_local, {0});
