@@ -122,6 +122,11 @@ void check_device_codes(const Instance& in, int64_t b, int64_t kv, const sale_in
 
 Tally check_device_case(const Case& c) {
   Instance in(c);
+  return check_device_instance(in);
+}
+
+Tally check_device_instance(Instance& in) {
+  const Case& c = in.c;
   Copy copy(in);
   const Result r = run(copy);
   Tally tally;

@@ -14,11 +14,8 @@ constexpr double infinity = std::numeric_limits<double>::infinity();
 
 // Blocks of tile t that everyone keeps are those outside [first, last).
 void candidate_range(const Head& h, int64_t tile, const Regions& r, int64_t& first, int64_t& last) {
-  int64_t position = tile_rows * tile + h.q_offset;  // p0
-  if (h.reference.empty()) position = std::min(position, h.k_len - 1);
-  const int64_t local_key = std::max<int64_t>(0, position + 1 - r.local);
   first = r.sink / block_keys;
-  last = std::max(first, std::min(local_key / block_keys, h.visible_blocks(tile)));
+  last = std::max(first, std::min(h.first_local(tile_rows * tile, r.local), h.visible_blocks(tile)));
   first = std::min(first, last);
 }
 
