@@ -83,8 +83,9 @@ def sequences(rank: int, n: int, tokens: int) -> dict:
                 f"{form}_ms": milliseconds(lambda: run(*shard, options=options))}  # fmt: skip
     exact = sale.attention(q, k, v, thresholds=0.0)[:, :, mine]
     out = sale.parallel.ring(*shard, options=options)
-    sums = torch.stack([(out - whole[:, :, mine]).abs().sum(), (out - exact).abs().sum(),
-                        (whole[:, :, mine] - exact).abs().sum(), exact.abs().sum()])  # fmt: skip
+    one = whole[:, :, mine]
+    pairs = ((out, one), (out, exact), (one, exact), (exact, torch.zeros_like(exact)))
+    sums = torch.stack([(a - b).abs().sum(dtype=torch.float32) for a, b in pairs])
     dist.all_reduce(sums)
     row |= {"ring_from_one": (sums[0] / sums[3]).item(), "ring_from_exact": (sums[1] / sums[3]).item(),
             "one_from_exact": (sums[2] / sums[3]).item()}  # fmt: skip
@@ -97,8 +98,11 @@ def ring_parts(rank: int, n: int, shard, options: sale.Options) -> list[float]:
     q, k, v = shard
     tokens, scale = q.shape[2], D**-0.5
     halo, sink = k[:, :, -options.local :], k[:, :, : options.sink]
-    work = lambda: sale.parallel.reference(q, k, halo, sink, rank * tokens, options.local, scale)  # noqa: E731
-    given, times = work(), [milliseconds(work)]
+
+    def make():
+        return sale.parallel.reference(q, k, halo, sink, rank * tokens, options.local, scale)
+
+    given, times = make(), [milliseconds(make)]
     for step in range(n):
         here = (options if step == rank else options.replace(sink=0)).replace(dense_below=0)
         times.append(milliseconds(lambda: sale.attention(q, k, v, options=here, q_offset=step * tokens, reference=given,
