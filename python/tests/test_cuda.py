@@ -187,7 +187,7 @@ def over_devices(rank, n, folder, form, fmt):
 
 
 def options_of(fmt):
-    return sale.Options(thresholds=0.01, dense_below=0, format=fmt)
+    return sale.Options(thresholds=0.001, dense_below=0, format=fmt)
 
 
 def shares(a, b):

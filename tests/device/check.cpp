@@ -147,7 +147,7 @@ Tally check_device_instance(Instance& in) {
       check_frame(head, wide, regions, dense, where);
       if (!dense && c.format == SALE_INT8) check_int8(in, h, head, wide, regions, where, tally);
       if (!dense && c.format == SALE_FP8) check_fp8(in, h, head, wide, regions, where, tally);
-      const Expected e = expected_attention(in, b, h, lists[s][static_cast<size_t>(h)]);
+      const Expected e = expected_attention(in, b, h, lists[s][static_cast<size_t>(h)], 128);
       tally.worst = std::max(tally.worst, check_attention(in, b, h, e, "sm90"));
     }
   }

@@ -170,7 +170,7 @@ TEST_P(Parts, MergeToTheWhole) {
         empty += list.empty();
         for (const int32_t block : list) all[t].push_back(block + static_cast<int32_t>(cuts[p] / 32));
       }
-    const auto exact = sale_oracle::attend(head, all, form_of(in));
+    const auto exact = sale_oracle::attend(head, all, form_of(in, 128));
     for (int64_t r = 0; r < head.q_len; ++r) {
       const auto i = static_cast<size_t>(h * head.q_len + r);
       double top = -std::numeric_limits<double>::infinity(), total = 0;

@@ -199,8 +199,8 @@ Case make_part(Case c) {
   return c;
 }
 
-sale_oracle::Form form_of(const Instance& in) {
-  return {in.c.compute, in.c.compensate, in.c.local, in.c.dtype, sale_oracle::tile_rows};
+sale_oracle::Form form_of(const Instance& in, int64_t tile) {
+  return {in.c.compute, in.c.compensate, in.c.local, in.c.dtype, tile};
 }
 
 sale_oracle::Estimator estimator_of(const Instance& in, int64_t h) {

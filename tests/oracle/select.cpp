@@ -275,6 +275,10 @@ std::vector<Tile> select(const Head& h, const Floats& smoothing, const Estimator
     vote.k = key_codes(h.k, h.k_len, h.d, smoothing, e);
     vote.t = thresholds(h, keys, smoothing, tau, r, true);
     if (e.format == SALE_INT4) vote.bias = key_bias(h, keys, q_mean);
+    // Keys beyond the end of a last block that is a candidate, in a part of a sequence, have code 0.
+    const auto padded = static_cast<size_t>((h.k_len + block_keys - 1) / block_keys * block_keys);
+    vote.k.codes.resize(padded * static_cast<size_t>(e.rank));
+    vote.bias.resize(padded);
   }
   for (int64_t t = 0; t < h.tiles(); ++t) {
     Tile tile;
