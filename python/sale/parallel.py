@@ -116,33 +116,39 @@ def reference(q, k, halo, sink, start: int, local: int, scale: float) -> torch.T
 
     q [B, Hq, n, D], k [B, Hkv, n, D] of the same positions, halo [B, Hkv, local, D] the keys before them (anything when
     start is 0), sink [B, Hkv, sinks, D] the sequence's first keys."""
-    batch, heads, rows, d = q.shape
-    kv_heads, sinks = k.shape[1], sink.shape[2]
-    group, tiles = heads // kv_heads, rows // TILE
-    queries = q.reshape(batch, kv_heads, group, tiles, TILE, d)
-    windows = torch.cat([halo, k], 2).unfold(2, local + TILE, TILE)[:, :, :tiles]  # [B, Hkv, tiles, D, window]
-    row = start + torch.arange(rows, device=q.device).reshape(tiles, TILE, 1)
-    key = start - local + TILE * torch.arange(tiles, device=q.device)[:, None, None] + torch.arange(local + TILE, device=q.device)
-    near = (key <= row) & (key >= sinks)  # the sink counts once
-    far = torch.arange(sinks, device=q.device) <= row
+    windows = torch.cat([halo, k], 2).unfold(2, local + TILE, TILE).mT  # [B, Hkv, tiles, local + TILE, D]
+    tiles, sinks = q.shape[2] // TILE, sink.shape[2]
+    edge = min(tiles, -(-max(0, sinks + local - start) // TILE))  # from there on sink and local keys are apart
     made = []
-    for t in range(0, tiles, 64):  # bounds what is held at once
-        some = queries[:, :, :, t : t + 64].transpose(2, 3)  # [B, Hkv, tiles, group, TILE, D]
-        n = some.shape[2]
-        a = _products(some.reshape(-1, group * TILE, d), windows[:, :, t : t + 64].reshape(-1, d, local + TILE))
-        b = _products(some.reshape(batch * kv_heads, -1, d), sink.mT.reshape(-1, d, sinks))
-        a = a.reshape(batch, kv_heads, n, group, TILE, -1).mul_(scale)
-        b = b.reshape(batch, kv_heads, n, group, TILE, -1).mul_(scale)
-        a.masked_fill_(~near[t : t + 64, None], -torch.inf), b.masked_fill_(~far[t : t + 64, None], -torch.inf)
-        made.append(torch.cat([a, b], -1).logsumexp(-1).transpose(2, 3))
-    return torch.cat(made, 3).reshape(batch, heads, rows)
+    if edge:
+        made.append(_reference_at_edge(q[:, :, : edge * TILE], windows[:, :, :edge], sink, start, local, scale))
+    if edge < tiles:
+        made.append(_reference_apart(q[:, :, edge * TILE :], windows[:, :, edge:tiles], sink, scale))
+    return torch.cat(made, 2)
 
 
-def _products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a @ b in float32."""
-    if a.is_cuda and a.dtype != torch.float32:  # by tensor cores, with sums of float32
-        return torch.bmm(a, b, out_dtype=torch.float32)
-    return torch.bmm(a.float(), b.float())
+def _reference_at_edge(q, windows, sink, start: int, local: int, scale: float) -> torch.Tensor:
+    batch, heads, rows, d = q.shape
+    kv_heads, sinks, tiles = sink.shape[1], sink.shape[2], rows // TILE
+    queries = q.float().reshape(batch, kv_heads, heads // kv_heads, tiles, TILE, d)
+    row = start + torch.arange(rows, device=q.device).reshape(tiles, TILE, 1)
+    key = start - local + TILE * torch.arange(tiles, device=q.device)[:, None, None]
+    key = key + torch.arange(local + TILE, device=q.device)
+    near = torch.einsum("bhgtrd,bhtwd->bhgtrw", queries, windows.float()).mul_(scale)
+    near.masked_fill_((key > row) | (key < sinks), -torch.inf)  # the sink counts once
+    far = torch.einsum("bhgtrd,bhsd->bhgtrs", queries, sink.float()).mul_(scale)
+    far.masked_fill_(torch.arange(sinks, device=q.device) > row, -torch.inf)
+    return torch.cat([near, far], -1).logsumexp(-1).reshape(batch, heads, rows)
+
+
+def _reference_apart(q, windows, sink, scale: float) -> torch.Tensor:
+    """Every tile as a sequence of its own, all of whose keys count."""
+    batch, heads, rows, d = q.shape
+    tiles = rows // TILE
+    keys = torch.cat([sink[:, :, None].expand(-1, -1, tiles, -1, -1), windows], 3).transpose(1, 2).flatten(0, 1)
+    queries = q.unflatten(2, (tiles, TILE)).transpose(1, 2).flatten(0, 1)
+    _, lse = attention(queries, keys, keys, thresholds=0.0, scale=scale, return_lse=True)
+    return lse.unflatten(0, (batch, tiles)).transpose(1, 2).reshape(batch, heads, rows)
 
 
 def _index(k: torch.Tensor, smoothing, options: Options) -> KeyIndex:
