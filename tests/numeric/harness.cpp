@@ -2,7 +2,9 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <csignal>
 #include <cstring>
 #include <limits>
@@ -179,7 +181,13 @@ sale_oracle::Head head_of(const Instance& in, int64_t b, int64_t h) {
 void give_reference(Instance& in) {
   Random random(in.c.seed + 5);
   in.reference.resize(static_cast<size_t>(in.c.batch * in.c.q_heads * in.longest_q()));
-  for (float& x : in.reference) x = static_cast<float>(random.between(-1000, 5000)) / 1000;
+  // Thresholds up to 10, alike in a tile: else its lowest row would keep nearly everything.
+  for (size_t i = 0; i < in.reference.size(); i += 64) {
+    const float tau = in.tau(static_cast<int64_t>(i) / in.longest_q() % in.c.q_heads);
+    const float tile = static_cast<float>(random.between(-1000, 10000)) / 1000 - (tau > 0 ? std::log(tau) : 0);
+    for (size_t r = i; r < std::min(i + 64, in.reference.size()); ++r)
+      in.reference[r] = tile + static_cast<float>(random.between(0, 1000)) / 1000;
+  }
   if (random.one_in(4)) in.reference[in.reference.size() / 2] = -std::numeric_limits<float>::infinity();
   if (random.one_in(8)) in.reference[in.reference.size() / 3] = std::numeric_limits<float>::quiet_NaN();
   in.problem.reference = in.reference.data();
