@@ -355,10 +355,11 @@ __device__ __forceinline__ float* lse_of(const AttendCall& call, const Work& wor
 template <int D>
 __device__ void store_nothing(const AttendCall& call, const Work& work, int group) {
   const int t = threadIdx.x % 128, left = min(work.rows - group * 64, 64);
-  uint16_t* out = out_of(call, work, group);
-  for (int i = t; i < left * (D / 8); i += 128)
-    *reinterpret_cast<uint4*>(out + i / (D / 8) * call.out_token + i % (D / 8) * 8) = uint4{};
-  if (call.lse != nullptr && t < left) lse_of(call, work, group)[t] = -INFINITY;
+  if (t >= left) return;
+  uint16_t* out = out_of(call, work, group) + t * call.out_token;
+#pragma unroll 1
+  for (int i = 0; i < D; i += 8) *reinterpret_cast<uint4*>(out + i) = uint4{};
+  if (call.lse != nullptr) lse_of(call, work, group)[t] = -INFINITY;
 }
 
 // add_lse: what its logarithm lacks. Rows r and r + 8.
