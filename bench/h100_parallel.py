@@ -3,7 +3,8 @@
 
     torchrun --nproc-per-node 2 bench/h100_parallel.py [--tokens 32k 128k] [--json FILE]
 
-1  ulysses, gather: the same bits as one GPU (sale.attention of the whole sequence)
+1  ulysses, gather: the same bits as one GPU (sale.attention of the whole sequence); ring: as near to dense attention as one
+   GPU's sparse one is
 2  their time against one GPU's, 32 query and 8 kv heads of 128, bf16, thresholds that keep about 7 % of the blocks
 3  tensor parallel transformers: the bundled model's answers and logits against one GPU's
 
@@ -80,7 +81,33 @@ def sequences(rank: int, n: int, tokens: int) -> dict:
         dist.all_reduce(far, dist.ReduceOp.MAX)
         row |= {f"{form}_same_bits": bool(same), f"{form}_largest_difference": far.item(),
                 f"{form}_ms": milliseconds(lambda: run(*shard, options=options))}  # fmt: skip
-    return row
+    exact = sale.attention(q, k, v, thresholds=0.0)[:, :, mine]
+    out = sale.parallel.ring(*shard, options=options)
+    one = whole[:, :, mine]
+    pairs = ((out, one), (out, exact), (one, exact), (exact, torch.zeros_like(exact)))
+    sums = torch.stack([(a - b).abs().sum(dtype=torch.float32) for a, b in pairs])
+    dist.all_reduce(sums)
+    row |= {"ring_from_one": (sums[0] / sums[3]).item(), "ring_from_exact": (sums[1] / sums[3]).item(),
+            "one_from_exact": (sums[2] / sums[3]).item()}  # fmt: skip
+    return row | {"ring_ms": milliseconds(lambda: sale.parallel.ring(*shard, options=options)),
+                  "ring_parts_ms": ring_parts(rank, n, shard, options)}  # fmt: skip
+
+
+def ring_parts(rank: int, n: int, shard, options: sale.Options) -> list[float]:
+    """This process's reference, and each of its shards' attention by itself. The last process's are the longest."""
+    q, k, v = shard
+    tokens, scale = q.shape[2], D**-0.5
+    halo, sink = k[:, :, -options.local :], k[:, :, : options.sink]
+
+    def make():
+        return sale.parallel.reference(q, k, halo, sink, rank * tokens, options.local, scale)
+
+    given, times = make(), [milliseconds(make)]
+    for step in range(n):
+        here = (options if step == rank else options.replace(sink=0)).replace(dense_below=0)
+        times.append(milliseconds(lambda: sale.attention(q, k, v, options=here, q_offset=step * tokens, reference=given,
+                                                         return_lse=True)))  # fmt: skip
+    return times
 
 
 def tensor_parallel(rank: int) -> dict:
@@ -119,6 +146,7 @@ def main() -> int:
             print(json.dumps(row), flush=True)
     result |= tensor_parallel(rank)
     good = all(r[f"{f}_same_bits"] for r in result["rows"] for f in ("ulysses", "gather"))
+    good &= all(r["ring_from_exact"] < 1.05 * r["one_from_exact"] for r in result["rows"])
     good &= result["tp_answers"] == result["tp_asked"]
     if rank == 0:
         print(json.dumps({k: v for k, v in result.items() if k != "rows"}), flush=True)

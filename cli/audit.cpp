@@ -6,6 +6,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "adapter.hpp"
 #include "answers.hpp"
 #include "command.hpp"
 #include "progress.hpp"
@@ -45,41 +46,44 @@ struct Sample {                    // one number of rows
 
 class AuditBench : public lm::Attention {
 public:
-  AuditBench(AttentionSettings settings, const Arguments& a)
-      : settings_(std::move(settings)), a_(a), samples(a.rows.size()) {}
+  AuditBench(const lm::Config& config, AttentionSettings settings, const Arguments& a, int64_t capacity)
+      : settings_(std::move(settings)),
+        a_(a),
+        placement_(config, uses_device(settings_.backend), capacity),
+        workspace_(placement_.device()),
+        samples(a.rows.size()) {}
 
   void run(const lm::AttentionCall& call) override {
-    const Stats all = audit(call, most_rows, 0);
+    const Placement::Call placed = placement_.place(call);
+    const auto audit = [&](int32_t rows, uint64_t seed) { return audited(placed, call.layer, rows, seed); };
+    const Stats all = audit(most_rows, 0);
     attention_s += all.index_s + all.select_s + all.attend_s;
     for (const sale_head_audit& h : all.audits) measured.push_back(relative_l1(h));
     for (size_t i = 0; i < samples.size(); ++i)
       for (int seed = 1; seed <= a_.seeds; ++seed) {
-        const Stats some = audit(call, a_.rows[i], static_cast<uint64_t>(seed * 1000 + call.layer));
+        const Stats some = audit(a_.rows[i], static_cast<uint64_t>(seed * 1000 + call.layer));
         samples[i].seconds += some.audit_s / a_.seeds;
         for (size_t h = 0; h < some.audits.size(); ++h)
           if (const double full = relative_l1(all.audits[h]); full >= least_error)
             samples[i].deviations.push_back(std::fabs(relative_l1(some.audits[h]) / full - 1));
       }
+    placement_.fetch(call);
   }
 
 private:
-  Stats audit(const lm::AttentionCall& call, int32_t rows, uint64_t seed) {
-    Problem problem(1, call.q_heads, call.kv_heads, call.q_len, call.k_len, call.head_dim, SALE_BF16);
-    const sale_strides kv{0, call.kv_head_stride, call.kv_token_stride};
-    problem.scale(call.scale)
-        .strides({0, call.q_head_stride, call.q_token_stride}, kv, kv,
-                 {0, call.out_head_stride, call.out_token_stride});
-    const Plan plan(problem, settings_.options(call.layer).audit(rows, seed));
+  Stats audited(const Placement::Call& placed, int layer, int32_t rows, uint64_t seed) {
+    const Plan plan(placed.problem, settings_.options(layer).audit(rows, seed));
     workspace_.need(plan.workspace().total);
     Stats stats;
-    plan.run({call.q, call.k, call.v, call.out, nullptr}, workspace_, {}, &stats);
+    plan.run(placed.tensors, workspace_.bytes(), {}, &stats);
     backend = plan.backend();
     return stats;
   }
 
   AttentionSettings settings_;
   const Arguments& a_;
-  Workspace workspace_;
+  Placement placement_;
+  Scratch workspace_;
 
 public:
   std::vector<Sample> samples;   // one per number of rows
@@ -102,10 +106,6 @@ void print_table(const AuditBench& b, const Arguments& a) {
 }
 
 int run(Arguments& a) {
-  if (on_device(a.sparse.backend))
-    throw Error(SALE_UNSUPPORTED,
-                fmt::format("--backend: {} audits in sale run; how well audits tell is measured on CPU backends",
-                            a.sparse.backend));
   LoadedModel m = load_model(a.model, a.sparse.threads);
   a.sparse.calibration = calibration_for(a.sparse.calibration, a.model, a.sparse.backend);
   Sparse sparse;
@@ -115,7 +115,7 @@ int run(Arguments& a) {
   spec.facts = 5;
   const lm::Prompt prompt = lm::needle_prompt(m.tokenizer, read_text(a.text), spec);
   lm::KVCache cache(m.model.config(), static_cast<int64_t>(prompt.context.size()));
-  AuditBench bench(sparse.settings, a);
+  AuditBench bench(m.model.config(), sparse.settings, a, static_cast<int64_t>(prompt.context.size()));
   {
     Progress progress("auditing", a.quiet);
     lm::ForwardOptions options;
@@ -146,8 +146,8 @@ int run(Arguments& a) {
 }  // namespace
 
 void add_audit(CLI::App& program, Action& action) {
-  CLI::App* command = program.add_subcommand(
-      "audit", "How well a few audited rows tell each head's output error, and what they cost (CPUs)");
+  CLI::App* command =
+      program.add_subcommand("audit", "How well a few audited rows tell each head's output error, and what they cost");
   auto a = std::make_shared<Arguments>();
   command->add_option("--model", a->model, "folder with config.json, tokenizer.json and safetensors")
       ->capture_default_str();

@@ -91,7 +91,7 @@ typedef struct sale_strides {
  * Paged keys and values (devices only): key j of sequence b is token j % page_size of page page_table[b * pages +
  * j / page_size]; k.batch and v.batch are then the strides between pages, the same page numbers serve both tensors, and
  * k_starts stays NULL.
- * Keys that are a part of a sequence's (CPUs): what decides on a block is a row's weight on the sink and local keys,
+ * Keys that are a part of a sequence's: what decides on a block is a row's weight on the sink and local keys,
  * and those may be in other parts. reference, [batch, q_heads, longest q_len] like lse, is then the natural logarithm
  * of the sum of exp of each row's scaled scores over the sink and local keys of the whole sequence. The sink option is
  * that of this part, 0 where it does not begin the sequence, and q_offset may put rows beyond the part's end: local

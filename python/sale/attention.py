@@ -138,7 +138,7 @@ def attention(
     attn_mask    padded form: which keys are visible, bool [batch, Lk] or [batch, 1, 1, Lk]; one range for each sequence
                  (left or right padding, a static cache). Rows at invisible positions are 0
     reference    k and v are a part of each sequence's keys: of every row the logarithm of the sum of exp of scores over the
-                 sink and local keys of the whole, float32 [batch, q_heads, Lq] (CPUs; see sale.parallel.ring)
+                 sink and local keys of the whole, float32 [batch, q_heads, Lq] (see sale.parallel.ring)
     index        KeyIndex of each sequence, up to date with its k, instead of an index made and forgotten
     return_lse   also the natural logarithm of the sum of exp of scores over the keys attended to, float32
                  [batch, q_heads, Lq], packed: [q_heads, tokens]

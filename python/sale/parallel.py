@@ -8,7 +8,7 @@ hold the tensors: gloo for the CPU, NCCL for CUDA devices.
               divisible by the processes. What a single process would compute, bit for bit
     gather    every process gets all keys and values. Any heads; memory of the whole K and V. Each process codes all keys
     ring      keys and values go round; each process attends to one shard at a time and merges by log-sum-exp. Memory
-              of two shards (CPU backends)
+              of two shards
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .attention import attention
 from .index import KeyIndex
 from .options import Options
 
-TILE = 64  # rows of a query tile: shards are cut at its multiples
+TILE = 64  # rows that share their local keys
 
 
 def _world(group) -> tuple[int, int]:
@@ -116,49 +116,75 @@ def reference(q, k, halo, sink, start: int, local: int, scale: float) -> torch.T
 
     q [B, Hq, n, D], k [B, Hkv, n, D] of the same positions, halo [B, Hkv, local, D] the keys before them (anything when
     start is 0), sink [B, Hkv, sinks, D] the sequence's first keys."""
-    batch, heads, rows, d = q.shape
-    kv_heads, sinks = k.shape[1], sink.shape[2]
-    group, tiles = heads // kv_heads, rows // TILE
-    queries = q.float().reshape(batch, kv_heads, group, tiles, TILE, d)
-    windows = torch.cat([halo, k], 2).float().unfold(2, local + TILE, TILE)[:, :, :tiles]  # [B, Hkv, tiles, D, window]
-    row = start + torch.arange(rows, device=q.device).reshape(tiles, TILE, 1)
-    key = start - local + TILE * torch.arange(tiles, device=q.device)[:, None, None] + torch.arange(local + TILE, device=q.device)
-    near = (key <= row) & (key >= sinks)  # the sink counts once
-    far = torch.arange(sinks, device=q.device) <= row
+    windows = torch.cat([halo, k], 2).unfold(2, local + TILE, TILE).mT  # [B, Hkv, tiles, local + TILE, D]
+    tiles, sinks = q.shape[2] // TILE, sink.shape[2]
+    edge = min(tiles, -(-max(0, sinks + local - start) // TILE))  # from there on sink and local keys are apart
     made = []
-    for t in range(0, tiles, 64):  # bounds what is held at once
-        some = queries[:, :, :, t : t + 64]
-        a = torch.einsum("bhgtrd,bhtdw->bhgtrw", some, windows[:, :, t : t + 64]).mul_(scale)
-        b = torch.einsum("bhgtrd,bhsd->bhgtrs", some, sink.float()).mul_(scale)
-        a.masked_fill_(~near[t : t + 64], -torch.inf), b.masked_fill_(~far[t : t + 64], -torch.inf)
-        made.append(torch.cat([a, b], -1).logsumexp(-1))
-    return torch.cat(made, 3).reshape(batch, heads, rows)
+    if edge:
+        made.append(_reference_at_edge(q[:, :, : edge * TILE], windows[:, :, :edge], sink, start, local, scale))
+    if edge < tiles:
+        made.append(_reference_apart(q[:, :, edge * TILE :], windows[:, :, edge:tiles], sink, scale))
+    return torch.cat(made, 2)
+
+
+def _reference_at_edge(q, windows, sink, start: int, local: int, scale: float) -> torch.Tensor:
+    batch, heads, rows, d = q.shape
+    kv_heads, sinks, tiles = sink.shape[1], sink.shape[2], rows // TILE
+    queries = q.float().reshape(batch, kv_heads, heads // kv_heads, tiles, TILE, d)
+    row = start + torch.arange(rows, device=q.device).reshape(tiles, TILE, 1)
+    key = start - local + TILE * torch.arange(tiles, device=q.device)[:, None, None]
+    key = key + torch.arange(local + TILE, device=q.device)
+    near = torch.einsum("bhgtrd,bhtwd->bhgtrw", queries, windows.float()).mul_(scale)
+    near.masked_fill_((key > row) | (key < sinks), -torch.inf)  # the sink counts once
+    far = torch.einsum("bhgtrd,bhsd->bhgtrs", queries, sink.float()).mul_(scale)
+    far.masked_fill_(torch.arange(sinks, device=q.device) > row, -torch.inf)
+    return torch.cat([near, far], -1).logsumexp(-1).reshape(batch, heads, rows)
+
+
+def _reference_apart(q, windows, sink, scale: float) -> torch.Tensor:
+    """Every tile as a sequence of its own, all of whose keys count."""
+    batch, heads, rows, d = q.shape
+    tiles = rows // TILE
+    keys = torch.cat([sink[:, :, None].expand(-1, -1, tiles, -1, -1), windows], 3).transpose(1, 2).flatten(0, 1)
+    queries = q.unflatten(2, (tiles, TILE)).transpose(1, 2).flatten(0, 1)
+    _, lse = attention(queries, keys, keys, thresholds=0.0, scale=scale, return_lse=True)
+    return lse.unflatten(0, (batch, tiles)).transpose(1, 2).reshape(batch, heads, rows)
+
+
+def _index(k: torch.Tensor, smoothing, options: Options) -> KeyIndex:
+    index = KeyIndex(like=k, capacity=k.shape[1], options=options)
+    index.set_smoothing(smoothing)
+    index.update(k)
+    return index
 
 
 def ring(q, k, v, *, options: Options | None = None, scale: float | None = None, group=None, return_lse: bool = False):
     """Sparse causal attention of this process's rows; keys and values go round the processes.
 
     Per row the sink and local keys decide what is kept, as in a single process: the first process's sink keys are sent to
-    all, each shard's last keys to the next, and from them every process works out its rows' reference once. The keys'
-    mean is that of the whole sequence. So the same blocks are kept as by one process, but where an estimate lies within
-    rounding of its threshold; outputs differ by rounding.
+    all, each shard's last keys to the next, and from them every process works out its rows' reference once. INT codes are
+    of keys less the mean of the whole sequence, so the same blocks are kept as by one process, but where an estimate lies
+    within rounding of its threshold. FP8 has a mean and a scale a shard: the same but where it lies within the codes' own
+    rounding. Outputs differ by the blocks decided otherwise and by rounding.
 
-    ValueError: shards that are no multiple of 64 tokens, or shorter than sink and local keys together. CPU backends
-    (NotImplementedError says so elsewhere). Process r has r + 1 shards to attend to, so the last one sets the time."""
+    ValueError: shards that are no multiple of 64 tokens (128 on CUDA devices, the rows of a tile there), or shorter than
+    sink and local keys together. Process r has r + 1 shards to attend to, so the last one sets the time."""
     _check(q, k, v)
     rank, n = _world(group)
     options = Options() if options is None else options
-    tokens = q.shape[2]
-    if tokens % TILE or tokens < options.sink + options.local:
-        raise ValueError(f"q: a shard of {tokens} tokens is no multiple of {TILE}, or shorter than sink and local keys, "
+    tokens, tile = q.shape[2], 2 * TILE if q.is_cuda else TILE
+    if tokens % tile or tokens < options.sink + options.local:
+        raise ValueError(f"q: a shard of {tokens} tokens is no multiple of {tile}, or shorter than sink and local keys, "
                          f"{options.sink + options.local}")  # fmt: skip
     scale = q.shape[3] ** -0.5 if scale is None else scale
     options = options.dense() if tokens * n < options.dense_below else options.replace(dense_below=0)
     first = dist.get_global_rank(group, 0) if group is not None else 0
 
-    mean = k.double().sum(2)
-    dist.all_reduce(mean, group=group)
-    mean = (mean / (tokens * n)).float().cpu().numpy()
+    smoothing = None
+    if options.format != "fp8" and (options.format != "auto" or not q.is_cuda):
+        mean = k.sum(2, dtype=torch.float64)
+        dist.all_reduce(mean, group=group)
+        smoothing = (mean / (tokens * n)).float().cpu().numpy()
     sink = k[:, :, : options.sink].clone(memory_format=torch.contiguous_format)
     dist.broadcast(sink, first, group)
     after = [rank + 1] if rank + 1 < n else []
@@ -176,10 +202,7 @@ def ring(q, k, v, *, options: Options | None = None, scale: float | None = None,
         transfer = _Transfer({r: shard for r in after}, {r: coming for r in before if step < rank}, group)
         k, v = shard
         here = options if step == rank else options.replace(sink=0)
-        indexes = [KeyIndex(like=k, capacity=tokens, options=here) for _ in range(k.shape[0])]
-        for index, keys, smoothing in zip(indexes, k, mean):
-            index.set_smoothing(smoothing)
-            index.update(keys)
+        indexes = None if smoothing is None else [_index(keys, mean, here) for keys, mean in zip(k, smoothing)]
         part, part_lse = attention(q, k, v, options=here, scale=scale, q_offset=step * tokens, reference=given,
                                    index=indexes, return_lse=True)  # fmt: skip
         part = part.float()

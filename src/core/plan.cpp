@@ -35,6 +35,17 @@ void lay_out_bits(Plan& plan) {
   plan.bits_words = at;
 }
 
+// A pseudo-key stands for a whole block. Of a part of a sequence's keys the last one may be dropped too.
+void check_stand_ins(const Plan& plan) {
+  if (!plan.compensate || plan.problem.reference == nullptr) return;
+  for (const Sequence& s : plan.sequences) {
+    const int64_t last_tile = (s.tiles - 1) * s.q_block + s.q_offset;
+    require(s.k_len % k_block == 0 || last_tile + 1 - plan.local < round_up(s.k_len, k_block),
+            "compensate: with a reference, rows beyond ", s.k_len,
+            " keys: their last block may be dropped and holds fewer than ", k_block, "; cut parts at multiples of it");
+  }
+}
+
 void choose_audited(Plan& plan, const sale_options& o) {
   Checked rows = 0;
   for (const Sequence& s : plan.sequences) rows = rows + std::min<int64_t>(o.audit, s.q_len);
@@ -127,6 +138,7 @@ std::unique_ptr<Plan> make_plan(const sale_problem& p, const sale_options& o, bo
   plan->backend = &choose_backend(p, o, notes);
   choose_audited(*plan, o);
   lay_out_bits(*plan);
+  check_stand_ins(*plan);
   lay_out_workspace(*plan, o);
   plan->explanation = explain(*plan, notes);
   return plan;

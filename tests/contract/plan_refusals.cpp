@@ -238,6 +238,11 @@ TEST(Plan, Regions) {
       g.options.sink = n;
       g.problem.reference = &reference;
     });
+  refuse_plan("a pseudo-key for a part's last block", "compensate: with a reference", [](Good& g) {
+    g.problem.reference = &reference;
+    g.problem.k_len = 500, g.problem.q_offset = 2000;
+    g.options.compensate = 1;
+  });
   for (const int32_t n : {0, 16, 100, 1056, -32, INT32_MAX})
     refuse_plan("local " + std::to_string(n), "local", [&](Good& g) { g.options.local = n; });
   for (const int64_t n : {int64_t{-1}, INT64_MIN})

@@ -50,6 +50,10 @@ Copy::Copy(Instance& instance)
   problem.device = 0;
   options.backend = "sm90";
   if (paged()) make_pages();
+  if (!in.reference.empty()) {
+    reference_ = Buffer(in.reference.data(), in.reference.size() * 4);
+    problem.reference = reinterpret_cast<const float*>(reference_.data());
+  }
   send();
 }
 

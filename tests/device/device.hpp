@@ -83,7 +83,7 @@ private:
   static std::byte* at(const Buffer& b, const sale_case::Tensor& t) { return b.data() + t.first; }
   void make_pages();
   bool fused_;
-  Buffer q_, k_, v_, out_, lse_, k_pages_, v_pages_, table_;
+  Buffer q_, k_, v_, out_, lse_, k_pages_, v_pages_, table_, reference_;
 };
 
 // sale_run, then select and attend on their own with the other kind of plan (with and without key indexes): all must
@@ -94,6 +94,7 @@ Lists read_wide_lists(const Instance& in, const sale_blocks* blocks);
 Lists narrow(const Lists& wide, const Instance& in);
 
 // Everything against the oracle. Throws Failed.
+Tally check_device_instance(Instance& in);
 Tally check_device_case(const Case& c);
 void check_device_codes(const Instance& in, int64_t b, int64_t kv, const sale_index* index, int64_t first);
 

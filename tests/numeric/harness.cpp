@@ -2,13 +2,20 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <csignal>
 #include <cstring>
+#include <limits>
 #include <mutex>
 #include <thread>
 
+#include "case/random.hpp"
+
 namespace sale_test {
+
+using sale_case::Random;
 
 void expect(bool condition, const std::string& what) {
   if (!condition) throw Failed(what);
@@ -163,12 +170,45 @@ Result run(Instance& in, const std::string& backend) {
 sale_oracle::Head head_of(const Instance& in, int64_t b, int64_t h) {
   const sale_case::Sequence& s = in.sequences[static_cast<size_t>(b)];
   const int64_t kv = h / (in.c.q_heads / in.c.kv_heads);
-  return {in.c.head_dim,    s.q_len,          s.k_len,    s.q_offset, in.q.head(b, h),
-          in.k.head(b, kv), in.v.head(b, kv), in.scale(), {}};
+  sale_oracle::Head head{in.c.head_dim,    s.q_len,          s.k_len,    s.q_offset, in.q.head(b, h),
+                         in.k.head(b, kv), in.v.head(b, kv), in.scale(), {}};
+  if (in.reference.empty()) return head;
+  const auto first = in.reference.begin() + (b * in.c.q_heads + h) * in.longest_q();
+  head.reference = {first, first + s.q_len};
+  return head;
 }
 
-sale_oracle::Form form_of(const Instance& in) {
-  return {in.c.compute, in.c.compensate, in.c.local, in.c.dtype, sale_oracle::tile_rows};
+void give_reference(Instance& in) {
+  Random random(in.c.seed + 5);
+  in.reference.resize(static_cast<size_t>(in.c.batch * in.c.q_heads * in.longest_q()));
+  // Thresholds up to 10, alike in a tile: else its lowest row would keep nearly everything.
+  for (size_t i = 0; i < in.reference.size(); i += 64) {
+    const float tau = in.tau(static_cast<int64_t>(i) / in.longest_q() % in.c.q_heads);
+    const float tile = static_cast<float>(random.between(-1000, 10000)) / 1000 - (tau > 0 ? std::log(tau) : 0);
+    for (size_t r = i; r < std::min(i + 64, in.reference.size()); ++r)
+      in.reference[r] = tile + static_cast<float>(random.between(0, 1000)) / 1000;
+  }
+  if (random.one_in(4)) in.reference[in.reference.size() / 2] = -std::numeric_limits<float>::infinity();
+  if (random.one_in(8)) in.reference[in.reference.size() / 3] = std::numeric_limits<float>::quiet_NaN();
+  in.problem.reference = in.reference.data();
+}
+
+Case make_part(Case c) {
+  Random random(c.seed + 6);
+  c.q_offsets.clear();
+  const int64_t far = std::max(c.k_len, c.q_len) + 2 * c.local;
+  c.q_offset = random.one_in(4) ? random.between(0, 300) : random.between(0, 2 * far);
+  if (!random.one_in(3)) c.sink = 0;
+  c.dense_below = std::min<int64_t>(c.dense_below, 100);
+  if (!c.compensate) return c;
+  // A pseudo-key stands for a whole block.
+  c.k_len = (c.k_len + 31) / 32 * 32;
+  for (int64_t& k : c.k_lens) k = (k + 31) / 32 * 32;
+  return c;
+}
+
+sale_oracle::Form form_of(const Instance& in, int64_t tile) {
+  return {in.c.compute, in.c.compensate, in.c.local, in.c.dtype, tile};
 }
 
 sale_oracle::Estimator estimator_of(const Instance& in, int64_t h) {

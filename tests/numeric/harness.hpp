@@ -65,7 +65,13 @@ Result run(Instance& in, const std::string& backend);
 // One head as the oracle wants it.
 sale_oracle::Head head_of(const Instance& in, int64_t b, int64_t h);
 sale_oracle::Estimator estimator_of(const Instance& in, int64_t h);
-sale_oracle::Form form_of(const Instance& in);
+// tile: rows that share a list.
+sale_oracle::Form form_of(const Instance& in, int64_t tile = sale_oracle::tile_rows);
+
+// Some numbers as every row's reference, before a run. They define lists, whatever a row's scores come to.
+void give_reference(Instance& in);
+// The same problem with its keys as a part of a sequence's: rows that stand in it, behind it or far behind it.
+Case make_part(Case c);
 
 struct Tally {
   int64_t cases = 0, backend_runs = 0, candidates = 0, kept = 0, visible = 0, exempted = 0;
@@ -73,6 +79,7 @@ struct Tally {
   void add(const Tally& t);
 };
 // Everything against the oracle and all backends against each other. Throws Failed.
+Tally check_instance(Instance& in);
 Tally check_case(const Case& c);
 // What one head's attention over given lists must be, and how far from it the outputs in `in` are: the worst share of
 // the limit; throws Failed beyond it.
@@ -82,7 +89,8 @@ struct Expected {
   double relative;                         // limit, as a share of sum p|v|
   std::vector<std::vector<bool>> tainted;  // [tile][column]: V holds NaN or infinity in a kept block
 };
-Expected expected_attention(const Instance& in, int64_t b, int64_t h, const sale_oracle::BlockLists& lists);
+Expected expected_attention(const Instance& in, int64_t b, int64_t h, const sale_oracle::BlockLists& lists,
+                            int64_t tile = sale_oracle::tile_rows);
 double check_attention(const Instance& in, int64_t b, int64_t h, const Expected& e, const std::string& who);
 
 // The line being worked on by this thread: printed when the process dies.

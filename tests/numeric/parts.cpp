@@ -161,6 +161,27 @@ TEST(Parts, MergeToAttentionOverTheBlocksOfBoth) {
   EXPECT_TRUE(failures.empty()) << failures;
 }
 
+// Rows that stand in a part's keys, behind them or far behind, in every form; tiles that keep nothing, and last blocks
+// that are candidates.
+TEST(Parts, AgreeWithTheOracle) {
+  Tally total;
+  const std::string failures = in_parallel(
+      150,
+      [](int64_t i) {
+        Case c = sale_case::random_case(320'000 + static_cast<uint64_t>(i), {1200, 12'000'000});
+        c.compensate = i % 3 == 0 && c.compute == SALE_COMPUTE_EXACT;
+        return make_part(c);
+      },
+      [](const Case& c) {
+        Instance in(c);
+        give_reference(in);
+        return check_instance(in);
+      },
+      total);
+  EXPECT_TRUE(failures.empty()) << failures;
+  EXPECT_LT(total.kept, total.visible * 9 / 10);
+}
+
 // The reference of a row is the lse of attention to the sink and local keys alone: given that, one part that is the
 // whole decides as without it, but for rounding.
 TEST(Parts, AReferenceOfItsOwnChangesNothing) {

@@ -28,10 +28,9 @@ std::vector<Term> terms_of(const Head& h, const Operands& x, const Form& form, c
                            int64_t row) {
   std::vector<Term> terms;
   for (int64_t j : seen_keys(h, blocks, row)) terms.push_back({x.k.data() + j * h.d, x.v.data() + j * h.d, 0, j});
-  if (!form.compensate || blocks.empty()) return terms;
-  const int64_t leader = row / form.tile * form.tile, position = std::min(leader + h.q_offset, h.k_len - 1);
-  const int64_t first_local = std::max<int64_t>(0, position + 1 - form.local) / block_keys;
-  for (int64_t b = 0; b < first_local; ++b)
+  if (!form.compensate) return terms;
+  const int64_t first_local = h.first_local(row / form.tile * form.tile, form.local), all = h.k_len / block_keys;
+  for (int64_t b = 0; b < std::min(first_local, all); ++b)
     if (!std::binary_search(blocks.begin(), blocks.end(), static_cast<int32_t>(b)))
       terms.push_back({x.k_means.data() + b * h.d, x.v_means.data() + b * h.d, std::log(32.0), -1});
   return terms;

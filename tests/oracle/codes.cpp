@@ -96,6 +96,11 @@ int64_t Head::visible_keys(int64_t row) const { return std::min(k_len, row + q_o
 int64_t Head::visible_blocks(int64_t tile) const {
   return (visible_keys(last_row(tile)) + block_keys - 1) / block_keys;
 }
+int64_t Head::first_local(int64_t row, int64_t local) const {
+  int64_t position = row + q_offset;
+  if (reference.empty()) position = std::min(position, k_len - 1);
+  return std::max<int64_t>(0, position + 1 - local) / block_keys;
+}
 
 Floats mean(const Floats& x, int64_t rows, int64_t d) {
   std::vector<double> sum(static_cast<size_t>(d), 0.0);

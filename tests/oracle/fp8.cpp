@@ -75,14 +75,13 @@ void code_row(const float* q, int64_t d, const Estimator& e, sale_dtype dtype, R
   }
 }
 
-// Reference keys: of the always kept blocks of the row's half, those it sees.
-void limit_row(const Head& h, int64_t i, const Floats& smoothing, double key_scale, const Regions& r, float tau,
-               Row& row) {
+// Logarithm of the weight on the reference keys: of the always kept blocks of the row's half, those it sees. farthest:
+// the largest sum of |q||k| among them.
+double reference_of(const Head& h, int64_t i, const Regions& r, double& farthest) {
+  if (!h.reference.empty()) return double{h.reference[static_cast<size_t>(i)]};
   const float* q = h.q.data() + i * h.d;
-  const int64_t position = std::min(i / tile_rows * tile_rows + h.q_offset, h.k_len - 1);
-  const int64_t first = r.sink / block_keys,
-                last = std::max(first, (std::max<int64_t>(0, position + 1 - r.local)) / block_keys);
-  double m = -infinity, l = 0, farthest = 0;
+  const int64_t first = r.sink / block_keys, last = std::max(first, h.first_local(i / tile_rows * tile_rows, r.local));
+  double m = -infinity, l = 0;
   std::vector<double> scores;
   for (int64_t j = 0; j < h.visible_keys(i); ++j) {
     if (j / block_keys >= first && j / block_keys < last) continue;
@@ -92,8 +91,15 @@ void limit_row(const Head& h, int64_t i, const Floats& smoothing, double key_sca
     m = std::max(m, scores.back());
   }
   for (double s : scores) l += std::exp(s - m);
+  return m + std::log(l);
+}
+
+void limit_row(const Head& h, int64_t i, const Floats& smoothing, double key_scale, const Regions& r, float tau,
+               Row& row) {
+  const float* q = h.q.data() + i * h.d;
+  double farthest = 0;
   const double mean_score = double{h.scale} * dot(q, smoothing.data(), h.d);
-  row.threshold = m + std::log(double{tau}) + std::log(l) - mean_score;
+  row.threshold = reference_of(h, i, r, farthest) + std::log(double{tau}) - mean_score;
   row.finite = row.finite && std::isfinite(row.threshold);
   row.near = 0x1p-10 * std::max(1.0, std::fabs(row.threshold)) + sum_error * farthest +
              0x1p-16 * double{h.scale} * reach(q, smoothing.data(), h.d);
@@ -144,9 +150,10 @@ std::vector<Fp8Tile> fp8_select(const Head& h, const Floats& smoothing, const Fp
                                 const Regions& r, float tau, sale_dtype dtype) {
   const int64_t rank = e.rank;
   const double terms = static_cast<double>(e.q_projection == nullptr ? rank : rank <= 28 ? 32 : 64);
-  std::vector<double> k(keys.codes.size());
-  for (size_t i = 0; i < k.size(); ++i) k[i] = from_e4m3(keys.codes[i]);
-  std::vector<double> largest(static_cast<size_t>(h.k_len), 0.0);
+  // Keys beyond the end of a last block that is a candidate, in a part of a sequence, have code 0.
+  const auto padded = static_cast<size_t>((h.k_len + block_keys - 1) / block_keys * block_keys);
+  std::vector<double> k(padded * static_cast<size_t>(rank), 0.0), largest(padded, 0.0);
+  for (size_t i = 0; i < keys.codes.size(); ++i) k[i] = from_e4m3(keys.codes[i]);
   for (int64_t j = 0; j < h.k_len; ++j)
     for (int64_t c = 0; c < rank; ++c)
       largest[static_cast<size_t>(j)] =

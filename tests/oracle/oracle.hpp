@@ -26,6 +26,8 @@ struct Head {
   int64_t last_row(int64_t tile) const;     // of the tile, within q_len
   int64_t visible_keys(int64_t row) const;  // keys 0 .. this - 1 are seen
   int64_t visible_blocks(int64_t tile) const;
+  // First block of the local region of a tile that begins at `row`; of a part of a sequence maybe beyond its keys.
+  int64_t first_local(int64_t row, int64_t local) const;
 };
 
 struct Estimator {

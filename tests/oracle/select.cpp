@@ -14,11 +14,8 @@ constexpr double infinity = std::numeric_limits<double>::infinity();
 
 // Blocks of tile t that everyone keeps are those outside [first, last).
 void candidate_range(const Head& h, int64_t tile, const Regions& r, int64_t& first, int64_t& last) {
-  int64_t position = tile_rows * tile + h.q_offset;  // p0
-  if (h.reference.empty()) position = std::min(position, h.k_len - 1);
-  const int64_t local_key = std::max<int64_t>(0, position + 1 - r.local);
   first = r.sink / block_keys;
-  last = std::max(first, std::min(local_key / block_keys, h.visible_blocks(tile)));
+  last = std::max(first, std::min(h.first_local(tile_rows * tile, r.local), h.visible_blocks(tile)));
   first = std::min(first, last);
 }
 
@@ -278,6 +275,10 @@ std::vector<Tile> select(const Head& h, const Floats& smoothing, const Estimator
     vote.k = key_codes(h.k, h.k_len, h.d, smoothing, e);
     vote.t = thresholds(h, keys, smoothing, tau, r, true);
     if (e.format == SALE_INT4) vote.bias = key_bias(h, keys, q_mean);
+    // Keys beyond the end of a last block that is a candidate, in a part of a sequence, have code 0.
+    const auto padded = static_cast<size_t>((h.k_len + block_keys - 1) / block_keys * block_keys);
+    vote.k.codes.resize(padded * static_cast<size_t>(e.rank));
+    vote.bias.resize(padded);
   }
   for (int64_t t = 0; t < h.tiles(); ++t) {
     Tile tile;

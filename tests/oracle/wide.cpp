@@ -6,11 +6,11 @@
 namespace sale_oracle {
 
 Range wide_range(const Head& h, int64_t tile, const Regions& r) {
-  const int64_t rows = 2 * tile_rows, position = std::min(rows * tile + h.q_offset, h.k_len - 1);
+  const int64_t rows = 2 * tile_rows;
   Range range{};
-  range.first = r.sink / block_keys;
-  range.last = std::max(range.first, std::max<int64_t>(0, position + 1 - r.local) / block_keys);
   range.visible = (h.visible_keys(std::min(h.q_len, (tile + 1) * rows) - 1) + block_keys - 1) / block_keys;
+  range.first = r.sink / block_keys;
+  range.last = std::max(range.first, std::min(h.first_local(rows * tile, r.local), range.visible));
   return range;
 }
 

@@ -45,7 +45,8 @@ public:
   Tensor q, k, v, out;
   std::unique_ptr<Memory> lse;  // [batch, q_heads, longest q_len]
   std::vector<float> q_projection, k_projection;
-  sale_problem problem{};  // points into this
+  std::vector<float> reference;  // [batch, q_heads, longest q_len], where tests give one; else empty
+  sale_problem problem{};        // points into this
   sale_options options{};
 
   int64_t longest_q() const { return longest_q_; }

@@ -108,6 +108,10 @@ __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
   const float mean_bonus = 5.0f / softmax.scale;  // a pseudo-key stands for 2^5 keys
   Work work;
   while (read_item(sh, slot, work)) {
+    if (work.steps == 0) {
+      store_nothing<D>(call, work, group);
+      continue;
+    }
     // What rows r and r + 8 see; blocks below `whole` are seen whole by every row of the group.
     const int32_t limit[2] = {work.visible(group * 64 + row), work.visible(group * 64 + row + 8)};
     const int32_t whole = work.visible(group * 64) / static_cast<int32_t>(block_keys);
@@ -132,10 +136,14 @@ __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
       wgmma_touch(scores);
       release(&sh.k_empty[kr.index]);
       kr.next();
-      hide(scores, ids);
-      softmax.step(scores, shrink);
+      const bool means = work.kept == 0;
+      if (means)
+        mask_means(scores, ids);
+      else
+        hide(scores, ids);
+      softmax.step(scores, shrink, means ? mean_bonus : 0.0f);
       round_p<T>(scores, prob);
-      if (ids.w >= work.k_len / static_cast<int32_t>(block_keys)) {
+      if (!means && ids.w >= work.k_len / static_cast<int32_t>(block_keys)) {
         barrier_wait(&sh.v_full[vr.index], vr.parity);
         clear_rows<D>(sh.v[vr.index], ids, work.k_len);
       }

@@ -28,7 +28,7 @@ constexpr float log2e = 1.4426950408889634f;
 
 // One item as everyone sees it. The K warp alone looks it up: a Sequence is among the kernel's parameters, at an index
 // only known now, and whoever reads one waits. The first `kept` steps are four blocks of the list each, the rest 128
-// pseudo-keys each; there is at least one, for a list is never empty.
+// pseudo-keys each. There is none at all where a part of a sequence's keys has nothing that a tile keeps.
 struct Work {
   int32_t sequence, tile, head;  // sequence < 0: no more work
   int32_t steps, kept;
@@ -196,6 +196,7 @@ __device__ void produce(const AttendCall& call, Shared<P>& sh) {
   Ring<2> qr, slot;
   Work work{};
   while (keys ? take_item(call, sh, slot, work) : read_item(sh, slot, work)) {
+    if (work.steps == 0) continue;
     const Sequence s = c.sequences[work.sequence];  // by value: behind every copy it would be read anew
     const int32_t kv_head = work.head / c.group, local = local_block(s, int64_t{work.tile} * tile_rows, c.local);
     const uint64_t* row = tile_bits(c, s, work.tile, work.head);
@@ -340,6 +341,27 @@ __device__ __forceinline__ void mask_means(float (&s)[64], const int4& dropped) 
   }
 }
 
+// Where the rows of a group go.
+__device__ __forceinline__ uint16_t* out_of(const AttendCall& call, const Work& work, int group) {
+  return static_cast<uint16_t*>(call.out) + work.batch * call.out_batch + work.head * call.out_head +
+         (work.q_start + group * 64) * call.out_token;
+}
+__device__ __forceinline__ float* lse_of(const AttendCall& call, const Work& work, int group) {
+  return call.lse + (int64_t{work.batch} * call.common.q_heads + work.head) * call.lse_rows +
+         int64_t{work.tile} * tile_rows + group * 64;
+}
+
+// Of a tile without a step: no key, no weight.
+template <int D>
+__device__ void store_nothing(const AttendCall& call, const Work& work, int group) {
+  const int t = threadIdx.x % 128, left = min(work.rows - group * 64, 64);
+  if (t >= left) return;
+  uint16_t* out = out_of(call, work, group) + t * call.out_token;
+#pragma unroll 1
+  for (int i = 0; i < D; i += 8) *reinterpret_cast<uint4*>(out + i) = uint4{};
+  if (call.lse != nullptr) lse_of(call, work, group)[t] = -INFINITY;
+}
+
 // add_lse: what its logarithm lacks. Rows r and r + 8.
 template <int D, class T, int shift>
 __device__ void store(const AttendCall& call, const Work& work, uint16_t (&tile)[D / 64][tile_rows * 64], int group,
@@ -368,13 +390,10 @@ __device__ void store(const AttendCall& call, const Work& work, uint16_t (&tile)
   if (call.lse != nullptr && column == 0) {
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-      if (row + 8 * r < left)
-        call.lse[(int64_t{work.batch} * call.common.q_heads + work.head) * call.lse_rows +
-                 int64_t{work.tile} * tile_rows + group * 64 + row + 8 * r] = lse[r];
+      if (row + 8 * r < left) lse_of(call, work, group)[row + 8 * r] = lse[r];
   }
   named_sync(4 + group, 128);
-  uint16_t* out = static_cast<uint16_t*>(call.out) + work.batch * call.out_batch + work.head * call.out_head +
-                  (work.q_start + group * 64) * call.out_token;
+  uint16_t* out = out_of(call, work, group);
 #pragma unroll
   for (int i = 0; i < D / 16; ++i) {
     const int at = i * 128 + t, r = at / (D / 8), piece = at % (D / 8);  // D / 8 pieces of 16 bytes a row

@@ -212,6 +212,10 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
   const uint64_t q = row_descriptor(shared_address(sh.own.q + group * 64 * D), D);
   Work work;
   while (read_item(sh, slot, work)) {
+    if (work.steps == 0) {
+      store_nothing<D>(call, work, group);
+      continue;
+    }
     // What rows r and r + 8 see; blocks below `whole` are seen whole by every row of the group.
     const int32_t limit[2] = {work.visible(group * 64 + row), work.visible(group * 64 + row + 8)};
     const int32_t whole = work.visible(group * 64) / static_cast<int32_t>(block_keys);

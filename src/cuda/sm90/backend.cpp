@@ -35,7 +35,6 @@ std::string why_not_strides(const char* name, const sale_strides& s) {
 
 std::string why_not(const sale_problem& p, const sale_options& o) {
   if (p.device == SALE_HOST) return "the tensors are in host memory (device SALE_HOST)";
-  if (p.reference != nullptr) return "reference: given ones are read by CPUs only";
   if (p.dtype == SALE_F32) return "dtype SALE_F32: its tensor cores multiply 16-bit tensors";
   if (p.head_dim != 64 && p.head_dim != 128) return text("head_dim ", p.head_dim, " is neither 64 nor 128");
   if (p.q_heads > 65535) return text("q_heads ", p.q_heads, " exceeds 65535");

@@ -25,10 +25,10 @@ __device__ __forceinline__ int64_t last_row(const Sequence& s, int64_t tile) {
 __device__ __forceinline__ int32_t visible_blocks(const Sequence& s, int64_t tile) {
   return static_cast<int32_t>((visible_keys(s, last_row(s, tile)) + block_keys - 1) / block_keys);
 }
-// First local block of the rows that begin at `row`.
+// First local block of the rows that begin at `row`: the end of the keys where these are a part that lies far behind.
 __device__ __forceinline__ int32_t local_block(const Sequence& s, int64_t row, int32_t local) {
-  const int64_t key = least(row + s.q_offset, s.k_len - 1) + 1 - local;
-  return key <= 0 ? 0 : static_cast<int32_t>(key / block_keys);
+  const int64_t key = least(row + s.q_offset, s.last_position) + 1 - local;
+  return key <= 0 ? 0 : static_cast<int32_t>(least(key / block_keys, (s.k_len + block_keys - 1) / block_keys));
 }
 __device__ __forceinline__ uint64_t* tile_bits(const Common& c, const Sequence& s, int32_t tile, int32_t head) {
   return c.bits + s.bits_at + head * s.words + c.row_word[s.row_word_at + tile];

@@ -148,6 +148,27 @@ __device__ __forceinline__ float score(const uint32_t (&high)[D / 4], const uint
   return __fmul_rn(sum, __fmul_rn(row_factor, sh.rho[key]));
 }
 
+// T of a row whose reference is given, for scores of smoothed keys: those are lower by scale q k_mean. raw: the row.
+template <int D>
+__device__ float given_threshold(const Common& c, const Sequence& s, const uint4 (&raw)[D / 8], int32_t head,
+                                 bool finite, float reference) {
+  const float* mean = s.smoothing + head / c.group * D;
+  const bool bf16 = c.dtype == SALE_BF16;
+  double mean_score = 0;
+#pragma unroll
+  for (int i = 0; i < D / 8; ++i) {
+    const uint32_t pairs[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
+    for (int e = 0; e < 8; ++e) {
+      const float q = e % 2 == 0 ? low_element(pairs[e / 2], bf16) : high_element(pairs[e / 2], bf16);
+      mean_score = __dadd_rn(mean_score, __dmul_rn(static_cast<double>(q), static_cast<double>(mean[8 * i + e])));
+    }
+  }
+  const double log_tau = defined_ln(static_cast<double>(c.thresholds[head]));
+  const double threshold = __dsub_rn(__dadd_rn(log_tau, static_cast<double>(reference)),
+                                     __dmul_rn(static_cast<double>(c.scale), mean_score));
+  return finite && isfinite(reference) ? static_cast<float>(threshold) : not_a_number();
+}
+
 template <int D>
 __global__ void __launch_bounds__(threads) exact_kernel(const __grid_constant__ SelectCall call, int32_t first_item) {
   __shared__ Shared<D> sh;
@@ -222,6 +243,15 @@ __global__ void __launch_bounds__(threads) exact_kernel(const __grid_constant__ 
   if (threadIdx.x == 0) {
     const float scale = !tile_finite ? not_a_number() : zero ? 0.0f : __fdiv_rn(of_tile, 127.0f);
     place.limits[tile_rows + half] = __fmul_rn(scale, c.scale);
+  }
+
+  if (call.reference != nullptr) {
+    if (part != 0) return;
+    float threshold = INFINITY;
+    if (present)
+      threshold = given_threshold<D>(c, s, raw, head, finite, given_reference(call, s, head, first_row + row));
+    place.limits[half * half_rows + row] = threshold;
+    return;
   }
 
   // The reference.

@@ -26,6 +26,7 @@ constexpr int64_t max_keys = int64_t{1} << 21;  // of a sequence: a row of block
 // One sequence of the batch. Positions as in sale_problem.
 struct Sequence {
   int64_t q_len, k_len, q_offset;
+  int64_t last_position;     // up to which local keys are counted back from a row: k_len - 1, of a part no end
   int64_t q_start, k_start;  // first token in q and out, k and v
   int64_t bits_at, words;    // block list: head h's rows at bits + bits_at + h * words
   int64_t row_word_at;       // tile t's words begin row_word[row_word_at + t] after that
@@ -141,6 +142,9 @@ struct SelectCall {
   Estimator estimator;
   ExactCall exact;
   CUtensorMap q64, k32;  // boxes of 64 and 32 rows (paged: min(32, page_size) rows)
+  // Or null: given for every row, [batch, q_heads, reference_rows]. The keys are a part of a sequence's.
+  const float* reference;
+  int64_t reference_rows;
   // Scratch, device. Rows of head h, tile t of item i: see select_scratch().
   uint8_t* q_codes;   // coded queries of a slice of the items
   float* row_limits;  // their thresholds in code units

@@ -3,7 +3,8 @@
 // One thread block owns 64 rows (half a tile) of up to four query heads that share a kv head, a warpgroup a head. A
 // producer warp brings Q (once) and the reference keys, sink and local, block by block:
 //
-//   S = Q K_refᵀ (64 x 32, 16-bit products, f32 sums) ─▶ running maximum m and sum l of every row
+//   S = Q K_refᵀ (64 x 32, 16-bit products, f32 sums) ─▶ running maximum m and sum l of every row; given references
+//   stand for m + ln l
 //   Y = Q A      (projected: A as one more block of 32 columns)  ─▶ e4m3 codes, one scale a row
 //   T = m + ln(tau l) - q k̄: the codes are of smoothed keys, whose scores are lower by that. k̄ takes two spare columns
 //   of A, its 16-bit value and what that leaves. last coordinates of the row ─▶ -T in code units, in three e4m3 pieces:
@@ -42,10 +43,12 @@ struct Shared {
   alignas(1024) uint16_t q[max_heads][pieces][half_rows * 64];  // only as many heads as a thread block has are there
 };
 
-// The reference blocks of a half: the sink, then from the first local block on to the last one seen.
+// The reference blocks of a half: the sink, then from the first local block on to the last one seen. None where every
+// row's reference is given.
 struct Reference {
   int32_t sink, first, last;  // blocks [0, sink) and [first, last)
-  __device__ Reference(const Common& c, const Sequence& s, int64_t row) {
+  __device__ Reference(const Common& c, const Sequence& s, int64_t row, bool given) : sink(0), first(0), last(0) {
+    if (given) return;
     const int64_t end = least(row + half_rows, s.q_len) - 1;
     last = static_cast<int32_t>((visible_keys(s, end) + block_keys - 1) / block_keys);
     sink = min(c.sink / static_cast<int32_t>(block_keys), last);
@@ -289,7 +292,7 @@ __global__ void __launch_bounds__(128 * max_heads + 32)
   const int64_t first_row = int64_t{c.items[item].tile} * tile_rows + half * half_rows;
   if (s.dense) return;
   const bool any = first_row < s.q_len;
-  const Reference reference(c, s, any ? first_row : first_row - half_rows);
+  const Reference reference(c, s, any ? first_row : first_row - half_rows, call.reference != nullptr);
   if (threadIdx.x == 0) {
     barrier_init(&sh.q_full, 1);
     for (int i = 0; i < ring; ++i) {
@@ -340,8 +343,17 @@ __global__ void __launch_bounds__(128 * max_heads + 32)
       rows[1].add<true>(scores, 2, scale2, seen1 - first);
     }
   }
-  float threshold[2] = {rows[0].threshold(tau, scale2), rows[1].threshold(tau, scale2)};
   const bool present[2] = {first_row + row < s.q_len, first_row + row + 8 < s.q_len};
+  float threshold[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    if (call.reference == nullptr)
+      threshold[r] = rows[r].threshold(tau, scale2);
+    else if (present[r])
+      threshold[r] = logf(tau) + given_reference(call, s, head, first_row + row + 8 * r);
+    else
+      threshold[r] = 0;
+  }
   const QueryPlace place = query_place(call, item - first_item, head);
   if constexpr (projected) {
     float y[width / 32][16];

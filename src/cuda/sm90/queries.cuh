@@ -17,6 +17,11 @@ __device__ __forceinline__ QueryPlace query_place(const SelectCall& c, int64_t i
   return {c.q_codes + at * tile_rows * c.estimator.width, c.row_limits + at * limits_per_item};
 }
 
+// A given reference of a row that exists.
+__device__ __forceinline__ float given_reference(const SelectCall& c, const Sequence& s, int32_t head, int64_t row) {
+  return c.reference[(int64_t{s.batch} * c.common.q_heads + head) * c.reference_rows + row];
+}
+
 // FP8's scale of a query row: `top`, the code of its largest coordinate, keeps sums of coded products within the range
 // that three e4m3 pieces of a threshold cover; and where sums in f16 take two products (32 coordinates each), the first
 // one's within f16.

@@ -22,6 +22,7 @@ Common common_of(const Call& call, const Group& group) {
     s.q_len = from.q_len;
     s.k_len = from.k_len;
     s.q_offset = from.q_offset;
+    s.last_position = x.reference != nullptr ? INT64_MAX : from.k_len - 1;
     s.q_start = from.q_start;
     s.k_start = from.k_start;
     s.bits_at = from.bits_at;
@@ -159,6 +160,8 @@ void select_blocks(const Call& call) {
   c.q_codes = reinterpret_cast<uint8_t*>(call.workspace + tables.q_codes_at);
   c.row_limits = reinterpret_cast<float*>(call.workspace + tables.row_limits_at);
   c.slice = tables.slice;
+  c.reference = x.reference;
+  c.reference_rows = p.sequences.front().lse_rows;
   for (const Group& g : tables.groups) {
     c.common = common_of(call, g);
     must(launch_select(c, tables.device.multiprocessors, stream_of(call)), "launching the selection");
