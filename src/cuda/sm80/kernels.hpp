@@ -1,9 +1,9 @@
 // What the host sees of the Ampere and Ada kernels, beside those that all GPU backends share (cuda/common/kernels.hpp,
 // where the rules are).
 //
-//     mean ─▶ index                 keys: smoothing vector, codes                                common/mean.cu, index.cu
-//     mean ─▶ bias                  queries: smoothing vectors (INT4); what those add per key    bias.cu
-//     code, reference ─▶ scan       queries: codes, thresholds; then the vote per block          queries.cu, reference.cu,
+//     mean ─▶ index                 keys: smoothing vector, codes                                common/mean.cu,
+//     index.cu mean ─▶ bias                  queries: smoothing vectors (INT4); what those add per key    bias.cu code,
+//     reference ─▶ scan       queries: codes, thresholds; then the vote per block          queries.cu, reference.cu,
 //                                                                                                scan.cu
 //     attend                        attention over the kept blocks                               attend*.cu
 //     audit                         sampled rows over all keys                                   audit.cu
