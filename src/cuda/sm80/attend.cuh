@@ -1,0 +1,300 @@
+// Attention over the kept blocks of every (sequence, 64-row tile, query head), whatever its products are. Ampere, Ada.
+//
+// A thread block of 4 warps takes one item, 16 rows a warp; the grid is in the order of the items, longest first. It
+// walks the tile's block bits, last block first, two blocks of 32 keys a step, then, with compensation, 64 pseudo-keys
+// a step. All warps walk alike: the list is in registers, nothing is handed over.
+//
+//   shared memory   a ring of three tiles of 64 keys:   K(n)  V(n)  K(n+1) │ V(n+1) where K(n) was │ ...
+//
+//   wait K(n)   copy K(n+1) ─▶   S = Q Kᵀ ─▶ softmax ─▶ P, shrink
+//   wait V(n)   copy V(n+1) ─▶   look up step n+2;  O = O shrink + P V
+//
+// One __syncthreads() a wait: it says that the tile is there for all and that the one before is done with. Copies are
+// cp.async of 16 bytes by every thread; rows that are not there (beyond k_len, a missing block) are written as zeros,
+// for a weight of 0 does not silence NaN. Q, S, P and O never leave registers.
+//
+// A policy Keys says how Q and K are stored and multiplied, Values how P and V are: attend.cu, attend8.cu.
+#pragma once
+
+#include "cuda/common/blocks.cuh"
+#include "cuda/common/softmax.cuh"
+#include "cuda/ptx/mma.cuh"
+#include "cuda/sm80/launch.hpp"
+
+namespace sale::sm80 {
+
+using namespace ptx;
+using namespace cuda;
+
+constexpr int attend_threads = 128;
+constexpr int step_blocks = 2, step_keys = 64;
+
+// One item as every thread sees it. Registers are what the kernels have least of: what is needed once is looked up
+// anew.
+struct Work {
+  const Sequence& s;  // among the kernel's parameters
+  int32_t tile, head, kv_head;
+  int32_t k_len, seen;  // seen: keys that the tile's first row sees, if there are as many
+
+  __device__ Work(const Common& c, const Place& at)
+      : s(*at.sequence), tile(at.tile), head(at.head), kv_head(at.head / c.group) {
+    k_len = static_cast<int32_t>(s.k_len);
+    seen = static_cast<int32_t>(least(s.q_offset + first_row() + 1, INT32_MAX - tile_rows));
+  }
+  __device__ int64_t first_row() const { return int64_t{tile} * tile_rows; }
+  __device__ int32_t rows() const { return static_cast<int32_t>(least(s.q_len - first_row(), tile_rows)); }
+  __device__ int32_t visible(int row) const { return min(k_len, seen + row); }
+};
+
+// What a step works on: two blocks of keys, or two blocks of 32 means.
+struct Step {
+  int32_t id[step_blocks];        // ascending; a missing block is -1 and the first; both: there is no such step
+  uint32_t dropped[step_blocks];  // means: of which blocks, a bit each; keys: 0
+  int32_t page, in_page;          // paged: of 16 keys, by lane: the (lane % 4)-th of the step
+  float scale[step_blocks];       // low-bit: of the codes
+
+  __device__ bool some() const { return id[1] >= 0; }
+  __device__ bool means() const { return (dropped[0] | dropped[1]) != 0; }
+  // Keys of block b that are there.
+  __device__ int32_t present(int b, int32_t end) const { return id[b] < 0 ? 0 : end - id[b] * 32; }
+};
+
+// Steps of the tile's list, last block first, then of its pseudo-keys.
+class Walk {
+public:
+  __device__ Walk(const AttendCall& call, const Work& work)
+      : row_(tile_bits(call.common, work.s, work.tile, work.head)),
+        at_((visible_blocks(work.s, work.tile) + 63) / 64) {}
+  __device__ __forceinline__ Step next(const AttendCall& call, const Work& work) {
+    Step step{};
+    step.id[1] = next_block();
+    step.id[0] = next_block();
+    if (step.id[1] >= 0) {
+      any_ = true;
+    } else if (call.compensate != 0 && any_) {
+      const int32_t end = mean_end(call, work);
+      for (; !step.means() && mean_ * 32 < end; mean_ += step_blocks) {
+#pragma unroll
+        for (int b = 0; b < step_blocks; ++b) step.dropped[b] = dropped_bits(row_, (mean_ + b) * 32, end);
+        if (step.means()) step.id[0] = mean_, step.id[1] = mean_ + 1;
+      }
+    }
+    return step;
+  }
+  // Means are of the blocks below it.
+  __device__ static int32_t mean_end(const AttendCall& call, const Work& work) {
+    return local_block(work.s, work.first_row(), call.common.local);
+  }
+
+private:
+  __device__ __forceinline__ int32_t next_block() {
+    while (left_ == 0) {
+      if (at_ == 0) return -1;
+      left_ = row_[--at_];
+    }
+    const int bit = 63 - __clzll(static_cast<int64_t>(left_));
+    left_ ^= uint64_t{1} << bit;
+    return at_ * 64 + bit;
+  }
+  const uint64_t* row_;
+  uint64_t left_ = 0;  // of word at_
+  int32_t at_, mean_ = 0;
+  bool any_ = false;
+};
+
+// The page of this lane's 16 keys of a step.
+__device__ __forceinline__ void look_up_page(const Common& c, const Work& work, Step& step) {
+  if (c.page_size == 0 || step.means() || !step.some()) return;
+  const int32_t lane = threadIdx.x % 4, id = max(lane < 2 ? step.id[0] : step.id[1], 0);
+  const auto at = static_cast<uint32_t>(min(id * 32 + lane % 2 * 16, (work.k_len - 1) / 16 * 16));
+  const uint32_t page = at / static_cast<uint32_t>(c.page_size);
+  step.page = c.page_table[work.s.batch * c.pages + page];
+  step.in_page = static_cast<int32_t>(at - page * static_cast<uint32_t>(c.page_size));
+}
+
+// Byte of a tile of rows of `width` bytes where a row's 16-byte piece is: permuted, so that eight neighbouring rows'
+// same pieces are in different banks.
+__device__ __forceinline__ uint32_t swizzled(int row, int piece, int width) {
+  const int by = width == 64 ? row / 2 % 4 : row % 8;
+  return static_cast<uint32_t>(row * width + (piece ^ by) * 16);
+}
+
+// The first of this lane's two rows of the tile, and of its warp's.
+__device__ __forceinline__ int warp_row() { return static_cast<int>(threadIdx.x) / 32 * 16; }
+__device__ __forceinline__ int lane_row() { return warp_row() + static_cast<int>(threadIdx.x) % 32 / 4; }
+
+// Scores of keys that a row does not see become -inf.
+__device__ __forceinline__ void hide(float (&s)[step_keys / 2], const Step& step, const Work& work) {
+  if (step.id[0] < 0 || step.id[1] >= work.visible(warp_row()) / 32)
+    mask(s, step.id, work.visible(lane_row()), work.visible(lane_row() + 8));
+}
+
+// Row `row` of the tile's queries.
+__device__ __forceinline__ const uint16_t* query_row(const AttendCall& call, const Work& work, int row) {
+  return static_cast<const uint16_t*>(call.q.base) + work.s.batch * call.q.batch + work.head * call.q.head +
+         (work.s.q_start + work.first_row() + row) * call.q.token;
+}
+
+// 64 rows of 16-bit numbers, of keys or of means.
+template <int D>
+__device__ __forceinline__ void copy_rows(uint32_t to, const Rows& rows, const uint16_t* means, const AttendCall& call,
+                                          const Work& work, const Step& step) {
+  constexpr int pieces = D / 8, pass = attend_threads / pieces;  // rows of a pass: 8 or 16
+  const int row = static_cast<int>(threadIdx.x) / pieces, piece = static_cast<int>(threadIdx.x) % pieces;
+  to += swizzled(row, piece, 2 * D);
+  const auto* base = static_cast<const uint16_t*>(rows.base) + work.kv_head * rows.head + piece * 8;
+  int64_t token = rows.token;
+  const bool paged = call.common.page_size != 0 && !step.means();
+  if (step.means()) {
+    base = means + work.kv_head * call.means_head + work.s.block_at * D + piece * 8;
+    token = D;
+  } else if (!paged) {
+    base += work.s.batch * rows.batch + work.s.k_start * token;
+  }
+  const int32_t end = step.means() ? Walk::mean_end(call, work) : work.k_len;
+#pragma unroll
+  for (int g = 0; g < 4; ++g) {  // 16 rows
+    const int32_t left = step.present(g / 2, end) - g % 2 * 16;
+    const uint16_t* from = base;
+    if (paged)
+      from +=
+          __shfl_sync(0xffffffff, step.page, g) * rows.batch + (__shfl_sync(0xffffffff, step.in_page, g) + row) * token;
+    else
+      from += (max(step.id[g / 2], 0) * 32 + g % 2 * 16 + row) * token;
+#pragma unroll
+    for (int r = 0; r < 16; r += pass) copy_16(to + (16 * g + r) * 2 * D, from + r * token, r + row < left);
+  }
+}
+
+// O += P V of 64 keys, products of the tensors' own type.
+template <int dim, class T>
+struct Values16 {
+  static constexpr int D = dim, tile_bytes = step_keys * D * 2, shift = shift_of<T>;
+  uint32_t p[step_keys / 16][4];
+
+  __device__ static void copy(uint32_t to, const AttendCall& call, const Work& work, const Step& step) {
+    copy_rows<D>(to, call.v, call.v_means, call, work, step);
+  }
+  __device__ __forceinline__ void round(const float (&s)[step_keys / 2]) {
+#pragma unroll
+    for (int i = 0; i < step_keys / 16; ++i)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) p[i][e] = pack<T>(s[8 * i + 2 * e], s[8 * i + 2 * e + 1]);
+  }
+  __device__ __forceinline__ void mix(float (&o)[D / 2], const float (&shrink)[2], uint32_t tile) const {
+    if (__any_sync(0xffffffff, shrink[0] != 1 || shrink[1] != 1)) {
+#pragma unroll
+      for (int i = 0; i < D / 2; ++i) o[i] *= shrink[i / 2 % 2];
+    }
+    // Matrices of a load: keys 0 .. 7, 8 .. 15 of a piece, then of the next.
+    const int lane = threadIdx.x % 32, row = lane % 16, piece = lane / 16;
+#pragma unroll
+    for (int i = 0; i < D / 16; ++i) {
+      const uint32_t at = tile + swizzled(row, 2 * i + piece, 2 * D);
+#pragma unroll
+      for (int k = 0; k < step_keys / 16; ++k) {
+        uint32_t v[4];
+        load_transposed(v, at + k * 16 * 2 * D);
+        mma(o + 8 * i, p[k], v[0], v[1], T{});
+        mma(o + 8 * i + 4, p[k], v[2], v[3], T{});
+      }
+    }
+  }
+  __device__ void finish(float (&)[D / 2], const AttendCall&, const Work&) const {}
+};
+
+// The tile's rows of O and their log-sum-exps on their way out, by warps: O through shared memory, for whole lines.
+template <int D, class T, int shift>
+__device__ void store(const AttendCall& call, const Work& work, uint16_t* rows, const float (&o)[D / 2],
+                      const Softmax<shift>& softmax, const float (&add_lse)[2]) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4, column = lane % 4;
+  const int left = work.rows() - warp * 16;  // rows of the warp that exist, or less than none
+  rows += warp * 16 * D;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float inverse, lse;
+    softmax.finish(r, add_lse[r], inverse, lse);
+    const int at = row + 8 * r;
+#pragma unroll
+    for (int i = 0; i < D / 8; ++i)
+      *reinterpret_cast<uint32_t*>(rows + swizzled(at, i, 2 * D) / 2 + column * 2) =
+          pack<T>(o[4 * i + 2 * r] * inverse, o[4 * i + 2 * r + 1] * inverse);
+    if (call.lse != nullptr && column == 0 && at < left)
+      call.lse[(int64_t{work.s.batch} * call.common.q_heads + work.head) * call.lse_rows + work.first_row() +
+               warp * 16 + at] = lse;
+  }
+  __syncwarp();
+  uint16_t* out = static_cast<uint16_t*>(call.out) + work.s.batch * call.out_batch + work.head * call.out_head +
+                  (work.s.q_start + work.first_row() + warp * 16) * call.out_token;
+#pragma unroll
+  for (int i = 0; i < D / 16; ++i) {
+    const int at = i * 32 + lane, r = at / (D / 8), piece = at % (D / 8);  // D / 8 pieces of 16 bytes a row
+    if (r < left)
+      *reinterpret_cast<uint4*>(out + r * call.out_token + piece * 8) =
+          *reinterpret_cast<const uint4*>(rows + swizzled(r, piece, 2 * D) / 2);
+  }
+}
+
+template <class Keys, class Values>
+constexpr int slot_bytes = Keys::tile_bytes > Values::tile_bytes ? Keys::tile_bytes : Values::tile_bytes;
+
+template <class Keys, class Values, class T>
+__device__ __forceinline__ void attend(const AttendCall& call, uint8_t* shared) {
+  constexpr int D = Keys::D;
+  const Common& c = call.common;
+  const Work work(c, place_of(c, static_cast<int32_t>(blockIdx.x)));
+
+  Walk walk(call, work);
+  const auto look_ahead = [&] {
+    Step step = walk.next(call, work);
+    look_up_page(c, work, step);
+    Keys::look_up(call, work, step);
+    return step;
+  };
+  constexpr uint32_t slot = slot_bytes<Keys, Values>;
+  uint32_t key_slot = shared_address(shared), value_slot = key_slot + slot, free_slot = value_slot + slot;
+  Step now = look_ahead();
+  if (now.some()) Keys::copy(key_slot, call, work, now);
+  copies_commit();
+  if (now.some()) Values::copy(value_slot, call, work, now);
+  copies_commit();
+  Step next = look_ahead();
+
+  Keys keys;
+  keys.load_queries(call, work);
+  Values values;
+  Softmax<Values::shift> softmax;
+  softmax.scale = Keys::softmax_scale(c);
+  softmax.start();
+  float o[D / 2];
+#pragma unroll
+  for (int i = 0; i < D / 2; ++i) o[i] = 0;
+
+#pragma unroll 1
+  while (now.some()) {
+    copies_wait<1>();
+    __syncthreads();
+    if (next.some()) Keys::copy(free_slot, call, work, next);
+    copies_commit();
+    float shrink[2];
+    {
+      float s[step_keys / 2];
+      keys.weigh(s, shrink, softmax, key_slot, now, work);
+      values.round(s);
+    }
+    copies_wait<1>();
+    __syncthreads();
+    if (next.some()) Values::copy(key_slot, call, work, next);
+    copies_commit();
+    now = next;
+    next = look_ahead();
+    values.mix(o, shrink, value_slot);
+    const uint32_t old = value_slot;
+    value_slot = key_slot, key_slot = free_slot, free_slot = old;
+  }
+  values.finish(o, call, work);
+  __syncthreads();
+  store<D, T>(call, work, reinterpret_cast<uint16_t*>(shared), o, softmax, keys.add_lse);
+}
+
+}  // namespace sale::sm80
