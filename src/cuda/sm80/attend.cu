@@ -53,7 +53,7 @@ struct Keys16 {
       mask_means(s, step.dropped);
       softmax.step(s, shrink, 5.0f / softmax.scale);  // a pseudo-key stands for 2^5 keys
     } else {
-      hide(s, step, work);
+      if (!seen_whole(step, work)) mask(s, step.id, work.visible(lane_row()), work.visible(lane_row() + 8));
       softmax.step(s, shrink);
     }
   }
@@ -80,7 +80,7 @@ cudaError_t with_kernel(int32_t dim, int32_t dtype, F&& f) {
 
 }  // namespace
 
-cudaError_t launch_attend(const AttendCall& call, cudaStream_t stream) {
+cudaError_t launch_attend(const AttendCall& call, int32_t, cudaStream_t stream) {
   if (call.low.k != nullptr) return launch_attend8(call, stream);
   const Common& c = call.common;
   return with_kernel(c.head_dim, c.dtype, [&](auto kernel) {
@@ -97,7 +97,7 @@ cudaError_t allow_attend() {
       });
       if (e != cudaSuccess) return e;
     }
-  return cudaSuccess;
+  return allow_attend8();
 }
 
 }  // namespace sale::sm80

@@ -19,15 +19,25 @@
 #include "cuda/common/blocks.cuh"
 #include "cuda/common/softmax.cuh"
 #include "cuda/ptx/mma.cuh"
-#include "cuda/sm80/launch.hpp"
+#include "cuda/sm80/kernels.hpp"
 
 namespace sale::sm80 {
 
 using namespace ptx;
 using namespace cuda;
 
+cudaError_t launch_attend8(const AttendCall& call, cudaStream_t stream);  // low-bit
+cudaError_t allow_attend8();
+
 constexpr int attend_threads = 128;
 constexpr int step_blocks = 2, step_keys = 64;
+
+// All items of one kv head before the next: what the multiprocessors read at a time then fits L2.
+__device__ inline Place place_of(const Common& c, int32_t number) {
+  const int32_t per_head = c.n_items * c.group, kv_head = number / per_head, rest = number % per_head;
+  const Item& i = c.items[rest / c.group];
+  return {&c.sequences[i.sequence], i.tile, kv_head * c.group + rest % c.group};
+}
 
 // One item as every thread sees it. Registers are what the kernels have least of: what is needed once is looked up
 // anew.
@@ -64,14 +74,14 @@ class Walk {
 public:
   __device__ Walk(const AttendCall& call, const Work& work)
       : row_(tile_bits(call.common, work.s, work.tile, work.head)),
-        at_((visible_blocks(work.s, work.tile) + 63) / 64) {}
+        at_((visible_blocks<tile_rows>(work.s, work.tile) + 63) / 64) {}
   __device__ __forceinline__ Step next(const AttendCall& call, const Work& work) {
     Step step{};
     step.id[1] = next_block();
     step.id[0] = next_block();
     if (step.id[1] >= 0) {
       any_ = true;
-    } else if (call.compensate != 0 && any_) {
+    } else if (call.k_means != nullptr && any_) {
       const int32_t end = mean_end(call, work);
       for (; !step.means() && mean_ * 32 < end; mean_ += step_blocks) {
 #pragma unroll
@@ -123,22 +133,21 @@ __device__ __forceinline__ uint32_t swizzled(int row, int piece, int width) {
 __device__ __forceinline__ int warp_row() { return static_cast<int>(threadIdx.x) / 32 * 16; }
 __device__ __forceinline__ int lane_row() { return warp_row() + static_cast<int>(threadIdx.x) % 32 / 4; }
 
-// Scores of keys that a row does not see become -inf.
-__device__ __forceinline__ void hide(float (&s)[step_keys / 2], const Step& step, const Work& work) {
-  if (step.id[0] < 0 || step.id[1] >= work.visible(warp_row()) / 32)
-    mask(s, step.id, work.visible(lane_row()), work.visible(lane_row() + 8));
+// Whether the warp's rows all see the two blocks whole.
+__device__ __forceinline__ bool seen_whole(const Step& step, const Work& work) {
+  return step.id[0] >= 0 && step.id[1] < work.visible(warp_row()) / 32;
 }
 
 // Row `row` of the tile's queries.
 __device__ __forceinline__ const uint16_t* query_row(const AttendCall& call, const Work& work, int row) {
-  return static_cast<const uint16_t*>(call.q.base) + work.s.batch * call.q.batch + work.head * call.q.head +
+  return static_cast<const uint16_t*>(call.q.base) + work.s.batch * call.q.outer + work.head * call.q.head +
          (work.s.q_start + work.first_row() + row) * call.q.token;
 }
 
 // 64 rows of 16-bit numbers, of keys or of means.
 template <int D>
-__device__ __forceinline__ void copy_rows(uint32_t to, const Rows& rows, const uint16_t* means, const AttendCall& call,
-                                          const Work& work, const Step& step) {
+__device__ __forceinline__ void copy_rows(uint32_t to, const Strided& rows, const uint16_t* means,
+                                          const AttendCall& call, const Work& work, const Step& step) {
   constexpr int pieces = D / 8, pass = attend_threads / pieces;  // rows of a pass: 8 or 16
   const int row = static_cast<int>(threadIdx.x) / pieces, piece = static_cast<int>(threadIdx.x) % pieces;
   to += swizzled(row, piece, 2 * D);
@@ -149,7 +158,7 @@ __device__ __forceinline__ void copy_rows(uint32_t to, const Rows& rows, const u
     base = means + work.kv_head * call.means_head + work.s.block_at * D + piece * 8;
     token = D;
   } else if (!paged) {
-    base += work.s.batch * rows.batch + work.s.k_start * token;
+    base += work.s.batch * rows.outer + work.s.k_start * token;
   }
   const int32_t end = step.means() ? Walk::mean_end(call, work) : work.k_len;
 #pragma unroll
@@ -158,7 +167,7 @@ __device__ __forceinline__ void copy_rows(uint32_t to, const Rows& rows, const u
     const uint16_t* from = base;
     if (paged)
       from +=
-          __shfl_sync(0xffffffff, step.page, g) * rows.batch + (__shfl_sync(0xffffffff, step.in_page, g) + row) * token;
+          __shfl_sync(0xffffffff, step.page, g) * rows.outer + (__shfl_sync(0xffffffff, step.in_page, g) + row) * token;
     else
       from += (max(step.id[g / 2], 0) * 32 + g % 2 * 16 + row) * token;
 #pragma unroll
