@@ -1,7 +1,7 @@
 // K and V in 8 bits for low-bit attention: INT8 of smoothed keys with a scale a block, e4m3 of values with a scale a
-// coordinate. Hopper.
+// coordinate.
 //
-//   smoothing   mean key, as in the key index                                  reads K     index.cu
+//   smoothing   mean key, as in the key index                                  reads K     mean.cu
 //   most        the largest value of every coordinate; a mean key's            reads V
 //               coordinate that is not finite becomes 0
 //   code        a thread block takes 32 keys: their codes, K by rows, V by     reads K, V; writes half as much
@@ -12,11 +12,10 @@
 //
 // Floor: K and V twice and half of them once over memory bandwidth (8 heads of 128 K keys, d 128: 1.34 GB, 0.4 ms at
 // 3.35 TB/s).
-#include "cuda/sm90/element.cuh"
-#include "cuda/sm90/launch.hpp"
-#include "cuda/sm90/tokens.cuh"
+#include "cuda/common/element.cuh"
+#include "cuda/common/tokens.cuh"
 
-namespace sale::sm90 {
+namespace sale::cuda {
 namespace {
 
 constexpr int threads = 128;
@@ -166,11 +165,11 @@ cudaError_t launch(const LowBitCall& c, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t launch_low_bit(const LowBitCall& c, cudaStream_t stream) {
-  const cudaError_t e =
-      launch_smoothing(c.k, c.dtype, c.head_dim, c.kv_heads, c.k_len,
-                       c.low.smoothing + int64_t{c.batch} * c.kv_heads * c.head_dim, c.scratch, stream);
+  const cudaError_t e = launch_mean({c.k, c.dtype, c.head_dim, c.kv_heads, c.k_len,
+                                     c.low.smoothing + int64_t{c.batch} * c.kv_heads * c.head_dim, c.scratch},
+                                    stream);
   if (e != cudaSuccess) return e;
   return c.head_dim == 128 ? launch<128>(c, stream) : launch<64>(c, stream);
 }
 
-}  // namespace sale::sm90
+}  // namespace sale::cuda
