@@ -80,7 +80,7 @@ cudaError_t with_kernel(int32_t dim, int32_t dtype, F&& f) {
 
 }  // namespace
 
-cudaError_t launch_attend(const AttendCall& call, int32_t, cudaStream_t stream) {
+cudaError_t launch_attend(const AttendCall& call, cudaStream_t stream) {
   if (call.low.k != nullptr) return launch_attend8(call, stream);
   const Common& c = call.common;
   return with_kernel(c.head_dim, c.dtype, [&](auto kernel) {
