@@ -10,13 +10,15 @@ namespace {
 template <int dim, class T>
 struct Keys16 {
   static constexpr int D = dim, tile_bytes = step_keys * D * 2;
+  Source<D> source;
   uint32_t q[D / 16][4];
   float add_lse[2] = {0, 0};
 
+  __device__ Keys16(const AttendCall& call, const Work& work) : source(call.k, call, work) {}
   __device__ static float softmax_scale(const Common& c) { return c.scale * log2e; }
   __device__ static void look_up(const AttendCall&, const Work&, Step&) {}
-  __device__ static void copy(uint32_t to, const AttendCall& call, const Work& work, const Step& step) {
-    copy_rows<D>(to, call.k, call.k_means, call, work, step);
+  __device__ __forceinline__ void copy(uint32_t to, const AttendCall& call, const Work& work, const Step& step) const {
+    source.copy(to, call.k, call.k_means, call, work, step);
   }
   // Rows that are not there are zeros.
   __device__ void load_queries(const AttendCall& call, const Work& work) {

@@ -144,45 +144,67 @@ __device__ __forceinline__ const uint16_t* query_row(const AttendCall& call, con
          (work.s.q_start + work.first_row() + row) * call.q.token;
 }
 
-// 64 rows of 16-bit numbers, of keys or of means.
+// Tiles of 64 rows of 16-bit numbers, of keys or of means. This lane copies one 16-byte piece of every 8th (d = 64:
+// 16th) row; where those of the sequence begin is kept, for addresses are most of what a copy costs.
 template <int D>
-__device__ __forceinline__ void copy_rows(uint32_t to, const Strided& rows, const uint16_t* means,
-                                          const AttendCall& call, const Work& work, const Step& step) {
-  constexpr int pieces = D / 8, pass = attend_threads / pieces;  // rows of a pass: 8 or 16
-  const int row = static_cast<int>(threadIdx.x) / pieces, piece = static_cast<int>(threadIdx.x) % pieces;
-  to += swizzled(row, piece, 2 * D);
-  const auto* base = static_cast<const uint16_t*>(rows.base) + work.kv_head * rows.head + piece * 8;
-  int64_t token = rows.token;
-  const bool paged = call.common.page_size != 0 && !step.means();
-  if (step.means()) {
-    base = means + work.kv_head * call.means_head + work.s.block_at * D + piece * 8;
-    token = D;
-  } else if (!paged) {
-    base += work.s.batch * rows.outer + work.s.k_start * token;
+class Source {
+public:
+  __device__ Source(const Strided& rows, const AttendCall& call, const Work& work)
+      : from_(static_cast<const uint16_t*>(rows.base) + work.kv_head * rows.head + row() * rows.token + piece() * 8) {
+    if (call.common.page_size == 0) from_ += work.s.batch * rows.outer + work.s.k_start * rows.token;
   }
-  const int32_t end = step.means() ? Walk::mean_end(call, work) : work.k_len;
+  __device__ __forceinline__ void copy(uint32_t to, const Strided& rows, const uint16_t* means, const AttendCall& call,
+                                       const Work& work, const Step& step) const {
+    const uint16_t* from[4];  // of 16 rows each
+    int64_t token = rows.token;
+    int32_t end = work.k_len;
+    if (call.common.page_size != 0 && !step.means()) {
 #pragma unroll
-  for (int g = 0; g < 4; ++g) {  // 16 rows
-    const int32_t left = step.present(g / 2, end) - g % 2 * 16;
-    const uint16_t* from = base;
-    if (paged)
-      from +=
-          __shfl_sync(0xffffffff, step.page, g) * rows.outer + (__shfl_sync(0xffffffff, step.in_page, g) + row) * token;
-    else
-      from += (max(step.id[g / 2], 0) * 32 + g % 2 * 16 + row) * token;
+      for (int g = 0; g < 4; ++g)
+        from[g] = from_ + __shfl_sync(0xffffffff, step.page, g) * rows.outer +
+                  __shfl_sync(0xffffffff, step.in_page, g) * token;
+    } else {
+      const uint16_t* first = from_;
+      if (step.means()) {
+        token = D;
+        end = Walk::mean_end(call, work);
+        first = means + work.kv_head * call.means_head + (work.s.block_at + row()) * D + piece() * 8;
+      }
 #pragma unroll
-    for (int r = 0; r < 16; r += pass) copy_16(to + (16 * g + r) * 2 * D, from + r * token, r + row < left);
+      for (int b = 0; b < step_blocks; ++b) {
+        from[2 * b] = first + max(step.id[b], 0) * 32 * token;
+        from[2 * b + 1] = from[2 * b] + 16 * token;
+      }
+    }
+    to += swizzled(row(), piece(), 2 * D);
+    const int32_t present[step_blocks] = {step.present(0, end), step.present(1, end)};
+    const bool whole = present[0] >= 32 && present[1] >= 32;
+#pragma unroll
+    for (int g = 0; g < 4; ++g)
+#pragma unroll
+      for (int r = 0; r < 16; r += pass) {
+        const uint32_t at = to + (16 * g + r) * 2 * D;
+        copy_16(at, from[g] + r * token, whole || g % 2 * 16 + r + row() < present[g / 2]);
+      }
   }
-}
+
+private:
+  static constexpr int pieces = D / 8, pass = attend_threads / pieces;  // rows of a pass: 8 or 16
+  __device__ static int row() { return static_cast<int>(threadIdx.x) / pieces; }
+  __device__ static int piece() { return static_cast<int>(threadIdx.x) % pieces; }
+  const uint16_t* from_;
+};
 
 // O += P V of 64 keys, products of the tensors' own type.
 template <int dim, class T>
 struct Values16 {
   static constexpr int D = dim, tile_bytes = step_keys * D * 2, shift = shift_of<T>;
+  Source<D> source;
   uint32_t p[step_keys / 16][4];
 
-  __device__ static void copy(uint32_t to, const AttendCall& call, const Work& work, const Step& step) {
-    copy_rows<D>(to, call.v, call.v_means, call, work, step);
+  __device__ Values16(const AttendCall& call, const Work& work) : source(call.v, call, work) {}
+  __device__ __forceinline__ void copy(uint32_t to, const AttendCall& call, const Work& work, const Step& step) const {
+    source.copy(to, call.v, call.v_means, call, work, step);
   }
   __device__ __forceinline__ void round(const float (&s)[step_keys / 2]) {
 #pragma unroll
@@ -262,16 +284,16 @@ __device__ __forceinline__ void attend(const AttendCall& call, uint8_t* shared) 
   };
   constexpr uint32_t slot = slot_bytes<Keys, Values>;
   uint32_t key_slot = shared_address(shared), value_slot = key_slot + slot, free_slot = value_slot + slot;
+  Keys keys(call, work);
+  Values values(call, work);
   Step now = look_ahead();
-  if (now.some()) Keys::copy(key_slot, call, work, now);
+  if (now.some()) keys.copy(key_slot, call, work, now);
   copies_commit();
-  if (now.some()) Values::copy(value_slot, call, work, now);
+  if (now.some()) values.copy(value_slot, call, work, now);
   copies_commit();
   Step next = look_ahead();
 
-  Keys keys;
   keys.load_queries(call, work);
-  Values values;
   Softmax<Values::shift> softmax;
   softmax.scale = Keys::softmax_scale(c);
   softmax.start();
@@ -283,7 +305,7 @@ __device__ __forceinline__ void attend(const AttendCall& call, uint8_t* shared) 
   while (now.some()) {
     copies_wait<1>();
     __syncthreads();
-    if (next.some()) Keys::copy(free_slot, call, work, next);
+    if (next.some()) keys.copy(free_slot, call, work, next);
     copies_commit();
     float shrink[2];
     {
@@ -293,7 +315,7 @@ __device__ __forceinline__ void attend(const AttendCall& call, uint8_t* shared) 
     }
     copies_wait<1>();
     __syncthreads();
-    if (next.some()) Values::copy(key_slot, call, work, next);
+    if (next.some()) values.copy(key_slot, call, work, next);
     copies_commit();
     now = next;
     next = look_ahead();

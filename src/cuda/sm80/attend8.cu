@@ -44,13 +44,14 @@ struct Keys8 {
   uint32_t q[D / 32][4];
   float row_by[2], add_lse[2];
 
+  __device__ Keys8(const AttendCall&, const Work&) {}
   __device__ static float softmax_scale(const Common&) { return 1; }  // scores are made in base 2
   __device__ static void look_up(const AttendCall& call, const Work& work, Step& step) {
     if (!step.some()) return;
 #pragma unroll
     for (int b = 0; b < step_blocks; ++b) step.scale[b] = call.low.k_scales[coded_block(call, work, step, b)];
   }
-  __device__ static void copy(uint32_t to, const AttendCall& call, const Work& work, const Step& step) {
+  __device__ static __forceinline__ void copy(uint32_t to, const AttendCall& call, const Work& work, const Step& step) {
     copy_codes<32 * D>(to, call.low.k, call, work, step);
   }
   // Rows of Q to INT8, four lanes a row; rows that are not there are zeros.
@@ -185,7 +186,8 @@ struct Values8 {
   static constexpr int D = dim, tile_bytes = step_keys * D, shift = 8;  // P <= 2^8: e4m3 then reaches down to 2^-17
   uint32_t p[step_blocks][4];
 
-  __device__ static void copy(uint32_t to, const AttendCall& call, const Work& work, const Step& step) {
+  __device__ Values8(const AttendCall&, const Work&) {}
+  __device__ static __forceinline__ void copy(uint32_t to, const AttendCall& call, const Work& work, const Step& step) {
     copy_codes<32 * D>(to, call.low.v, call, work, step);
   }
   // key_of_place()
