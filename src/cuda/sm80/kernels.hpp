@@ -96,9 +96,8 @@ struct AttendCall {
   int64_t out_batch, out_head, out_token;  // strides, elements
   float* lse;                              // or null: [batch, q_heads, lse_rows]
   int64_t lse_rows;
-  int32_t* counter;  // device scratch, one int, for handing out items; set to 0 by the launch
 };
-cudaError_t launch_attend(const AttendCall& call, int32_t multiprocessors, cudaStream_t stream);
+cudaError_t launch_attend(const AttendCall& call, cudaStream_t stream);
 cudaError_t allow_attend();  // raises shared-memory limits on the current device
 
 // ---- statistics ----------------------------------------------------------------------------------------------
