@@ -47,23 +47,26 @@ struct Rows {
   uint32_t a[row_tiles][steps][4];
   float scale[row_tiles];  // INT4: of the pair's codes; INT8: of the tile's, times that of scores
   float limit[row_tiles][2];
-
-  __device__ Rows(const QueryPlace& place) {
-    const int g = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
-#pragma unroll
-    for (int i = 0; i < row_tiles; ++i) {
-      const uint8_t* row = place.codes + (16 * i + g) * bytes + 4 * quad;
-#pragma unroll
-      for (int k = 0; k < steps; ++k)
-#pragma unroll
-        for (int r = 0; r < 4; ++r)
-          a[i][k][r] = *reinterpret_cast<const uint32_t*>(row + r % 2 * 8 * bytes + 32 * k + r / 2 * 16);
-      scale[i] = place.scales[int4 ? 8 * i + g : 0];
-      limit[i][0] = place.limits[16 * i + g];
-      limit[i][1] = place.limits[16 * i + g + 8];
-    }
-  }
 };
+
+template <int bytes, bool int4>
+__device__ __forceinline__ Rows<bytes, int4> load_rows(const QueryPlace& place) {
+  Rows<bytes, int4> rows;
+  const int g = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
+#pragma unroll
+  for (int i = 0; i < row_tiles; ++i) {
+    const uint8_t* row = place.codes + (16 * i + g) * bytes + 4 * quad;
+#pragma unroll
+    for (int k = 0; k < rows.steps; ++k)
+#pragma unroll
+      for (int r = 0; r < 4; ++r)
+        rows.a[i][k][r] = *reinterpret_cast<const uint32_t*>(row + r % 2 * 8 * bytes + 32 * k + r / 2 * 16);
+    rows.scale[i] = place.scales[int4 ? 8 * i + g : 0];
+    rows.limit[i][0] = place.limits[16 * i + g];
+    rows.limit[i][1] = place.limits[16 * i + g + 8];
+  }
+  return rows;
+}
 
 // Second operands of a block: of keys 8 n .. 8 n + 7, products k's pieces.
 template <int bytes>
@@ -174,7 +177,7 @@ __device__ void fetch(const SelectCall& call, const Sequence& s, int32_t kv_head
 }
 
 template <int bytes, bool int4>
-__global__ void __launch_bounds__(threads, 2)
+__global__ void __launch_bounds__(threads, bytes == 128 ? 1 : 2)
     scan_kernel(const __grid_constant__ SelectCall call, int32_t first_chunk, int32_t chunks) {
   extern __shared__ __align__(128) char raw[];
   auto& sh = *reinterpret_cast<Shared<bytes, int4>*>(raw);
@@ -219,7 +222,7 @@ __global__ void __launch_bounds__(threads, 2)
   };
   if (n_chunks > 0) {
     // Warps without candidates read what was never written and vote on nothing.
-    const Rows<bytes, int4> rows(query_place(call, chunk, head, mine ? in_chunk : 0));
+    const auto rows = load_rows<bytes, int4>(query_place(call, chunk, head, mine ? in_chunk : 0));
     uint64_t votes = 0;
     uint32_t word = 0;
 #pragma unroll 1
