@@ -19,11 +19,11 @@
 // bounds an A100 (and an H100 under this code), products bound all others. Counted in the machine code, per warp and
 // step: 128 products, 64 operand loads, 16 copies, 692 instructions in all: bench/sm80_attend_model.py.
 //
-//              registers   shared memory   blocks a multiprocessor (of 100 KB on 8.6 and 8.9)      sm_80, 86, 89: no
-//              spills
-//   exact      219, 163    48, 24 KB       2, 3 (d = 128, 64)
-//   INT8       198, 148    48, 24 KB       2, 3
-//   e4m3       192, 130    24, 12 KB       2, 3
+//   registers, thread blocks a multiprocessor (8.6 and 8.9 have 100 KB for them); no spills
+//              d = 128: sm_80    86, 89        d = 64         shared memory
+//   exact      168, 3            218, 2        162, 3         48, 24 KB
+//   INT8       167, 3            218, 2        164, 3         48, 24 KB
+//   e4m3                         228, 2        140, 3         24, 12 KB
 //
 // A policy Keys says how Q and K are stored and multiplied, Values how P and V are: attend.cu, attend8.cu.
 #pragma once
@@ -43,6 +43,14 @@ cudaError_t allow_attend8();
 
 constexpr int attend_threads = 128;
 constexpr int step_blocks = 2, step_keys = 64;
+// Of a multiprocessor, what registers are shared out for. d = 128 needs 48 KB each: three fit an A100, two the
+// others.
+template <int D>
+#if __CUDA_ARCH__ == 800
+constexpr int blocks_of = 3;
+#else
+constexpr int blocks_of = D == 128 ? 2 : 3;
+#endif
 
 // All items of one kv head before the next: what the multiprocessors read at a time then fits L2.
 __device__ inline Place place_of(const Common& c, int32_t number) {
@@ -92,8 +100,8 @@ public:
     step.id[1] = next_block();
     step.id[0] = next_block();
     if (step.id[1] >= 0) {
-      any_ = true;
-    } else if (call.k_means != nullptr && any_) {
+      mean_ = 0;
+    } else if (call.k_means != nullptr && mean_ >= 0) {
       const int32_t end = mean_end(call, work);
       for (; !step.means() && mean_ * 32 < end; mean_ += step_blocks) {
 #pragma unroll
@@ -120,8 +128,8 @@ private:
   }
   const uint64_t* row_;
   uint64_t left_ = 0;  // of word at_
-  int32_t at_, mean_ = 0;
-  bool any_ = false;
+  int32_t at_;
+  int32_t mean_ = -1;  // the next; below 0: nothing was kept
 };
 
 // The page of this lane's 16 keys of a step.
