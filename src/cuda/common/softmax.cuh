@@ -1,7 +1,8 @@
 // The online softmax of attention, in registers: scores to probabilities, masks, a row's maximum and sum.
 //
-// Scores stand as the tensor cores put them out. Lane t of a warp holds rows r = t / 4 and r + 8 of the warp's 16, columns
-// 8 i + 2 (t % 4) + {0, 1}: s[4 i + 0, 1] of row r, s[4 i + 2, 3] of row r + 8. N scores a lane: N / 16 blocks of 32 keys.
+// Scores stand as the tensor cores put them out. Lane t of a warp holds rows r = t / 4 and r + 8 of the warp's 16,
+// columns 8 i + 2 (t % 4) + {0, 1}: s[4 i + 0, 1] of row r, s[4 i + 2, 3] of row r + 8. N scores a lane: N / 16 blocks
+// of 32 keys.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -98,7 +99,8 @@ struct Softmax {
   }
 };
 
-// Scores of keys that a row does not see become -inf. id: the blocks, -1 for none; limit: keys seen by rows r and r + 8.
+// Scores of keys that a row does not see become -inf. id: the blocks, -1 for none; limit: keys seen by rows r and r
+// + 8.
 template <int blocks>
 __device__ __forceinline__ void mask(float (&s)[16 * blocks], const int32_t (&id)[blocks], int32_t limit0,
                                      int32_t limit1) {

@@ -34,9 +34,10 @@ struct Tables {
   std::vector<int64_t> audited_at;   // per sequence
   int64_t audit_slice;               // rows audited at a time
   // In the workspace, bytes.
-  size_t q_codes_at, row_limits_at, q_means_at, bias_at;  // selection; the last two: sm80
-  std::vector<int64_t> bias_tokens;                       // sm80: first of each sequence
-  int64_t bias_keys;                                      // of all
+  size_t q_codes_at, row_limits_at;          // selection
+  size_t q_means_at, bias_at, q_scratch_at;  // sm80
+  std::vector<int64_t> bias_tokens;          // sm80: first of each sequence
+  int64_t bias_keys;                         // of all
   size_t counter_at, counts_at, index_scratch_at, audit_rows_at, audit_partials_at, audits_at;
   // What stands for keys and values, [kv_heads, blocks, ...]: first blocks of each sequence, then where the arrays are.
   std::vector<int64_t> block_at, mean_block_at;

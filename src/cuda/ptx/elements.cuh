@@ -7,5 +7,6 @@ struct Bf16 {};
 struct F16 {};
 struct E4m3 {};
 struct S8 {};
+struct S4 {};  // two a byte, the first one low
 
 }  // namespace sale::ptx

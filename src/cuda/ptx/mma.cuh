@@ -1,7 +1,7 @@
 // Matrix products of one warp (sm_80; e4m3: sm_89), one instruction a function, and the loads of their operands.
 //
-// Fragments of lane t, g = t / 4, q = t % 4; a register holds elements along the inner dimension k, 2 of 16 bits or 4
-// of 8 bits (w of them):
+// Fragments of lane t, g = t / 4, q = t % 4; a register holds elements along the inner dimension k: w = 2 of 16
+// bits, 4 of 8 or 8 of 4:
 //
 //   A [16][K]   a[0], a[1]: rows g, g + 8, k = w q ..;  a[2], a[3]: the same rows, k = K / 2 + w q ..
 //   B [K][8]    b[0]: column g, k = w q ..;             b[1]: the same column, k = K / 2 + w q ..
@@ -37,6 +37,20 @@ __device__ __forceinline__ void mma_from(int32_t c, int32_t* d, const uint32_t* 
 }
 __device__ __forceinline__ void mma(int32_t* d, const uint32_t* a, uint32_t b0, uint32_t b1, S8) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// D[16][8] = C + A[16][64] B[64][8], C the numbers c0, c1 in both rows; then D += A B.
+__device__ __forceinline__ void mma_from(int32_t c0, int32_t c1, int32_t* d, const uint32_t* a, uint32_t b0,
+                                         uint32_t b1, S4) {
+  asm("mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%10, %11, %10, %11};"
+      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c0), "r"(c1));
+}
+__device__ __forceinline__ void mma(int32_t* d, const uint32_t* a, uint32_t b0, uint32_t b1, S4) {
+  asm("mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

@@ -1,9 +1,9 @@
 // What the host sees of the Ampere and Ada kernels, beside those that all GPU backends share (cuda/common/kernels.hpp,
 // where the rules are).
 //
-//     mean ─▶ index                 keys: smoothing vector, codes                                common/mean.cu, index.cu
-//     mean ─▶ bias                  queries: smoothing vectors (INT4); what those add per key    bias.cu
-//     code, reference ─▶ scan       queries: codes, thresholds; then the vote per block          queries.cu, reference.cu,
+//     mean ─▶ index                 keys: smoothing vector, codes                                common/mean.cu,
+//     index.cu mean ─▶ bias                  queries: smoothing vectors (INT4); what those add per key    bias.cu code,
+//     reference ─▶ scan       queries: codes, thresholds; then the vote per block          queries.cu, reference.cu,
 //                                                                                                scan.cu
 //     attend                        attention over the kept blocks                               attend*.cu
 //     audit                         sampled rows over all keys                                   audit.cu
@@ -52,8 +52,20 @@ cudaError_t launch_index(const IndexCall& call, cudaStream_t stream);
 // Tiles of one sequence that are selected together, sharing its keys: tile, tile + 1, ... chunk_tiles() of them.
 constexpr int32_t scan_warps = 8;  // a warp a (tile, head)
 // Query heads of one kv head that a thread block takes, and tiles.
-constexpr int32_t chunk_heads(int32_t group) { return group % 4 == 0 ? 4 : group % 2 == 0 ? 2 : 1; }
-constexpr int32_t chunk_tiles(int32_t group) { return scan_warps / chunk_heads(group); }
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+    constexpr int32_t
+    chunk_heads(int32_t group) {
+  return group % 4 == 0 ? 4 : group % 2 == 0 ? 2 : 1;
+}
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+    constexpr int32_t
+    chunk_tiles(int32_t group) {
+  return scan_warps / chunk_heads(group);
+}
 
 struct SelectCall {
   Common common;
