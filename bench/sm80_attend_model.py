@@ -136,6 +136,9 @@ if measured:
         ratios.append(r["ms"] / ms)
         print(f"| {r['tokens']} | {100 * r['density']:.1f} % | {ms:.2f} ms | {r['ms']:.2f} ms | {ratios[-1]:.2f} |")
     ratio = sorted(ratios)[len(ratios) // 2]
+    print("\nThe bound lets all pipes work at once. Eight warps a multiprocessor, each waiting for its own products before its softmax, do that")
+    print("in part; short lists add what an item costs before its first step. Where one pipe is far slower than the others (products on")
+    print("GeForce cards), less is lost than here, where shared memory, products and issue are near each other.")
 print(f"\nPredicted for {HEADS} query heads, causal, in ms at the data sheet's clock: the bound" +
       (f", and times {ratio:.2f}, the H100's median ratio.\n" if ratio else ".\n"))
 print("| | density | 16K | 32K | 64K |\n|---|---|---|---|---|")
