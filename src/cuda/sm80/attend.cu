@@ -62,7 +62,7 @@ struct Keys16 {
 };
 
 template <int D, class T>
-__global__ void __launch_bounds__(attend_threads) attend_kernel(const __grid_constant__ AttendCall call) {
+__global__ void __launch_bounds__(attend_threads, blocks_of<D>) attend_kernel(const __grid_constant__ AttendCall call) {
   extern __shared__ __align__(128) uint8_t shared[];
   attend<Keys16<D, T>, Values16<D, T>, T>(call, shared);
 }

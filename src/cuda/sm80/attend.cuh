@@ -13,6 +13,18 @@
 // cp.async of 16 bytes by every thread; rows that are not there (beyond k_len, a missing block) are written as zeros,
 // for a weight of 0 does not silence NaN. Q, S, P and O never leave registers.
 //
+// Floors of a step of 64 x 64, d = 128, 16 bits, in cycles of a multiprocessor: products 1024 on an A100, 4096 on
+// GeForce cards (f32 sums at half rate there, a quarter of an A100's), exponentials 256; shared memory 1280 at 128
+// bytes a cycle, for every warp reads the whole of K and V for its 16 rows and copies write them once. So shared memory
+// bounds an A100 (and an H100 under this code), products bound all others. Counted in the machine code, per warp and
+// step: 128 products, 64 operand loads, 16 copies, 692 instructions in all: bench/sm80_attend_model.py.
+//
+//   registers, thread blocks a multiprocessor (8.6 and 8.9 have 100 KB for them); no spills
+//              d = 128: sm_80    86, 89        d = 64         shared memory
+//   exact      168, 3            218, 2        162, 3         48, 24 KB
+//   INT8       167, 3            218, 2        164, 3         48, 24 KB
+//   e4m3                         228, 2        140, 3         24, 12 KB
+//
 // A policy Keys says how Q and K are stored and multiplied, Values how P and V are: attend.cu, attend8.cu.
 #pragma once
 
@@ -31,6 +43,14 @@ cudaError_t allow_attend8();
 
 constexpr int attend_threads = 128;
 constexpr int step_blocks = 2, step_keys = 64;
+// Of a multiprocessor, what registers are shared out for. d = 128 needs 48 KB each: three fit an A100, two the
+// others.
+template <int D>
+#if __CUDA_ARCH__ == 800
+constexpr int blocks_of = 3;
+#else
+constexpr int blocks_of = D == 128 ? 2 : 3;
+#endif
 
 // All items of one kv head before the next: what the multiprocessors read at a time then fits L2.
 __device__ inline Place place_of(const Common& c, int32_t number) {
@@ -80,8 +100,8 @@ public:
     step.id[1] = next_block();
     step.id[0] = next_block();
     if (step.id[1] >= 0) {
-      any_ = true;
-    } else if (call.k_means != nullptr && any_) {
+      mean_ = 0;
+    } else if (call.k_means != nullptr && mean_ >= 0) {
       const int32_t end = mean_end(call, work);
       for (; !step.means() && mean_ * 32 < end; mean_ += step_blocks) {
 #pragma unroll
@@ -108,8 +128,8 @@ private:
   }
   const uint64_t* row_;
   uint64_t left_ = 0;  // of word at_
-  int32_t at_, mean_ = 0;
-  bool any_ = false;
+  int32_t at_;
+  int32_t mean_ = -1;  // the next; below 0: nothing was kept
 };
 
 // The page of this lane's 16 keys of a step.

@@ -233,7 +233,8 @@ struct Values8 {
 #endif
 
 template <int D, class T, bool e4m3>
-__global__ void __launch_bounds__(attend_threads) attend8_kernel(const __grid_constant__ AttendCall call) {
+__global__ void __launch_bounds__(attend_threads, blocks_of<D>)
+    attend8_kernel(const __grid_constant__ AttendCall call) {
   extern __shared__ __align__(128) uint8_t shared[];
   if constexpr (!e4m3) attend<Keys8<D, T>, Values16<D, T>, T>(call, shared);
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
