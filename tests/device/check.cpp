@@ -148,7 +148,7 @@ Tally check_device_case(const Case& c) {
       check_frame(head, wide, regions, dense, where);
       if (!dense && c.format == SALE_INT8) check_int8(in, h, head, wide, regions, where, tally);
       if (!dense && c.format == SALE_FP8) check_fp8(in, h, head, wide, regions, where, tally);
-      const Expected e = expected_attention(in, b, h, lists[s][static_cast<size_t>(h)]);
+      const Expected e = expected_attention(in, b, h, lists[s][static_cast<size_t>(h)], tested().tile);
       tally.worst = std::max(tally.worst, check_attention(in, b, h, e, tested().name));
     }
   }

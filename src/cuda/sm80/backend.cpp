@@ -13,17 +13,9 @@ std::string why_not_machine(const Machine& m) {
   if (cuda::hidden(m, "sm80")) return "SALE_HIDE takes it away";
   return sm80::why_no_device();
 }
-// Where 4-bit products are emulated it runs, but nobody would want it to.
-std::string why_not_unasked(const sale_problem& p) {
-  if (p.device == SALE_HOST || sm80::made_for(p.device)) return {};
-  return text("device ", p.device,
-              " is newer than compute capability 8.x and has 4-bit products in software only; ask ",
-              "for sm80 by name to run it");
-}
 const Stages* const stages = &sm80::stages;
 #else
 std::string why_not_machine(const Machine&) { return "this build was made without CUDA"; }
-std::string why_not_unasked(const sale_problem&) { return {}; }
 const Stages* const stages = nullptr;
 #endif
 
@@ -33,6 +25,9 @@ std::string why_not(const sale_problem& p, const sale_options& o) {
   if (o.format == SALE_FP8) return "format SALE_FP8 is Hopper's; SALE_INT4 is the format here";
   return {};
 }
+
+// docs/support.md says what it lacks.
+std::string why_not_unasked(const sale_problem&) { return "it is unfinished; ask for sm80 by name to run it"; }
 
 }  // namespace
 

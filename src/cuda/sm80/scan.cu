@@ -102,7 +102,7 @@ __device__ __forceinline__ bool vote(const Rows<bytes, true>& rows, const uint32
 #pragma unroll
   for (int j = 0; j < 8; ++j) widest = fmaxf(widest, fabsf(of_key[j]));
   if (of_key[0] != of_key[0]) widest = of_key[0];  // all are NaN or none is
-  bool keep = false;
+  int keep = 0;                                    // decisions are or-ed, not branched over
 #pragma unroll
   for (int i = 0; i < row_tiles; ++i) {
     const float unit = __fmul_rn(rows.scale[i], key_scale), inverse = __frcp_rn(unit);
@@ -119,18 +119,17 @@ __device__ __forceinline__ bool vote(const Rows<bytes, true>& rows, const uint32
       most[1] = n == 0 ? max(d[2], d[3]) : max(max(most[1], d[2]), d[3]);
     }
     const float step = __fmul_rn(unit, scale);
-    keep = keep || !(__fmul_rn(widest, fabsf(inverse)) < 4194304.0f);
+    keep |= !(__fmul_rn(widest, fabsf(inverse)) < 4194304.0f);
 #pragma unroll
-    for (int r = 0; r < 2; ++r)
-      keep = keep || !(__fmul_rn(static_cast<float>(most[r] - shift_bits), step) < rows.limit[i][r]);
+    for (int r = 0; r < 2; ++r) keep |= !(__fmul_rn(static_cast<float>(most[r] - shift_bits), step) < rows.limit[i][r]);
   }
-  return keep;
+  return keep != 0;
 }
 
 template <int bytes>
 __device__ __forceinline__ bool vote(const Rows<bytes, false>& rows, const uint32_t (&b)[4][bytes / 32][2],
                                      const float* key_scales, const float*, float) {
-  bool keep = false;
+  int keep = 0;
   const float step = __fmul_rn(rows.scale[0], key_scales[0]);
 #pragma unroll
   for (int i = 0; i < row_tiles; ++i) {
