@@ -109,7 +109,7 @@ void compare_output(const Instance& in, int64_t b, int64_t h, const sale_oracle:
                     int64_t tile, bool device, Verdict& v) {
   // bf16 products, and tensor cores, whose sums are cut off (docs/numerics.md, 6).
   const bool coarse = in.c.dtype == SALE_BF16 || device;
-  const sale_oracle::Form form{in.c.compute, in.c.compensate, in.c.local, in.c.dtype, tile, device};
+  const sale_oracle::Form form{in.c.compute, in.c.compensate, in.c.local, in.c.dtype, tile};
   const auto exact = sale_oracle::attend(head, lists, form);
   const bool plain = in.c.compute != SALE_COMPUTE_INT8 && !in.c.compensate;
   const auto unquantized = plain ? exact : sale_oracle::attend(head, lists, {});

@@ -141,14 +141,14 @@ Tally check_device_case(const Case& c) {
       const bool dense = in.dense(b) || in.tau(h) == 0;
       if (tested().int4()) {
         sale_test::check_list(in, b, h, wide, tested().name, tally);
-        const Expected e = expected_attention(in, b, h, wide, tested().tile, true);
+        const Expected e = expected_attention(in, b, h, wide, tested().tile);
         tally.worst = std::max(tally.worst, check_attention(in, b, h, e, tested().name));
         continue;
       }
       check_frame(head, wide, regions, dense, where);
       if (!dense && c.format == SALE_INT8) check_int8(in, h, head, wide, regions, where, tally);
       if (!dense && c.format == SALE_FP8) check_fp8(in, h, head, wide, regions, where, tally);
-      const Expected e = expected_attention(in, b, h, lists[s][static_cast<size_t>(h)], tested().tile, true);
+      const Expected e = expected_attention(in, b, h, lists[s][static_cast<size_t>(h)], tested().tile);
       tally.worst = std::max(tally.worst, check_attention(in, b, h, e, tested().name));
     }
   }

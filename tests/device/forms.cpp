@@ -58,7 +58,7 @@ void check_thirds(Instance& in, const std::string& what) {
   const Lists lists = attend_thirds(copy);
   for (int64_t h = 0; h < in.c.q_heads; ++h) {
     try {
-      check_attention(in, 0, h, expected_attention(in, 0, h, lists[0][static_cast<size_t>(h)], tested().tile, true),
+      check_attention(in, 0, h, expected_attention(in, 0, h, lists[0][static_cast<size_t>(h)], tested().tile),
                       tested().name);
     } catch (const Failed& e) {
       ADD_FAILURE() << form_name(in.c) << ", " << what << ": " << e.what();
@@ -136,7 +136,7 @@ TEST(Forms, LowBitCostsFivePercentAtMost) {
     const Lists lists = narrow(run(copy).lists, in);
     double error = 0, size = 0;
     for (int64_t h = 0; h < in.c.q_heads; ++h) {
-      auto form = form_of(in, tested().tile, true);
+      auto form = form_of(in, tested().tile);
       form.compute = SALE_COMPUTE_EXACT;
       const auto exact = sale_oracle::attend(head_of(in, 0, h), lists[0][static_cast<size_t>(h)], form);
       for (int64_t i = 0; i < in.c.q_len; ++i)

@@ -120,10 +120,9 @@ double plain_error(const Head& h, const BlockLists& lists, const sale_oracle::At
 
 }  // namespace
 
-Expected expected_attention(const Instance& in, int64_t b, int64_t h, const BlockLists& lists, int64_t tile,
-                            bool device) {
+Expected expected_attention(const Instance& in, int64_t b, int64_t h, const BlockLists& lists, int64_t tile) {
   Expected e{head_of(in, b, h), {}, 2 * sale_case::epsilon(in.c.dtype), {}};
-  e.exact = sale_oracle::attend(e.head, lists, form_of(in, tile, device));
+  e.exact = sale_oracle::attend(e.head, lists, form_of(in, tile));
   if (in.c.dtype == SALE_F32) {
     const bool other = in.c.compute == SALE_COMPUTE_INT8 || in.c.compensate;  // than what the plain one computes
     e.relative = 2 * plain_error(e.head, lists, other ? sale_oracle::attend(e.head, lists, {}) : e.exact) + 0x1p-21;

@@ -167,8 +167,8 @@ sale_oracle::Head head_of(const Instance& in, int64_t b, int64_t h) {
           in.k.head(b, kv), in.v.head(b, kv), in.scale(), {}};
 }
 
-sale_oracle::Form form_of(const Instance& in, int64_t tile, bool device) {
-  return {in.c.compute, in.c.compensate, in.c.local, in.c.dtype, tile, device};
+sale_oracle::Form form_of(const Instance& in, int64_t tile) {
+  return {in.c.compute, in.c.compensate, in.c.local, in.c.dtype, tile};
 }
 
 sale_oracle::Estimator estimator_of(const Instance& in, int64_t h) {

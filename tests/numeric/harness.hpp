@@ -65,8 +65,8 @@ Result run(Instance& in, const std::string& backend);
 // One head as the oracle wants it.
 sale_oracle::Head head_of(const Instance& in, int64_t b, int64_t h);
 sale_oracle::Estimator estimator_of(const Instance& in, int64_t h);
-// tile: rows of the backend's query tiles; device: it is a GPU's.
-sale_oracle::Form form_of(const Instance& in, int64_t tile = sale_oracle::tile_rows, bool device = false);
+// tile: rows of the backend's query tiles.
+sale_oracle::Form form_of(const Instance& in, int64_t tile = sale_oracle::tile_rows);
 
 struct Tally {
   int64_t cases = 0, backend_runs = 0, candidates = 0, kept = 0, visible = 0, exempted = 0;
@@ -87,7 +87,7 @@ struct Expected {
   std::vector<std::vector<bool>> tainted;  // [tile][column]: V holds NaN or infinity in a kept block
 };
 Expected expected_attention(const Instance& in, int64_t b, int64_t h, const sale_oracle::BlockLists& lists,
-                            int64_t tile = sale_oracle::tile_rows, bool device = false);
+                            int64_t tile = sale_oracle::tile_rows);
 double check_attention(const Instance& in, int64_t b, int64_t h, const Expected& e, const std::string& who);
 
 // The line being worked on by this thread: printed when the process dies.

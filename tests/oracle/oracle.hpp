@@ -149,7 +149,6 @@ struct Form {
   int64_t local = 0;
   sale_dtype dtype = SALE_BF16;
   int64_t tile = 2 * tile_rows;
-  bool device = false;  // INT8 as on GPUs: a coordinate of the smoothing vector that is not finite is 0; FP8 always
 };
 Attention attend(const Head& h, const BlockLists& blocks, const Form& form);
 

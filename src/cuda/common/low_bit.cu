@@ -2,7 +2,7 @@
 // coordinate.
 //
 //   smoothing   mean key, as in the key index                                  reads K     mean.cu
-//   most        the largest value of every coordinate; a mean key's            reads V
+//   most        FP8 form: the largest value of every coordinate; a mean key's  reads V
 //               coordinate that is not finite becomes 0
 //   code        a thread block takes 32 keys: their codes, K by rows, V by     reads K, V; writes half as much
 //               columns in the order of key_of_place()
@@ -146,11 +146,13 @@ __global__ void __launch_bounds__(threads)
 template <int D>
 cudaError_t launch(const LowBitCall& c, cudaStream_t stream) {
   const auto heads = static_cast<unsigned>(c.kv_heads);
-  float* most = c.low.v_most + int64_t{c.batch} * c.kv_heads * D;
-  cudaError_t e = cudaMemsetAsync(most, 0, static_cast<size_t>(c.kv_heads) * D * sizeof(float), stream);
-  if (e != cudaSuccess) return e;
-  const int64_t rounds = (c.k_len + 127) / 128;
-  most_kernel<D><<<dim3(static_cast<unsigned>(rounds < 128 ? rounds : 128), heads), 256, 0, stream>>>(c);
+  if (c.low.v != nullptr) {
+    float* most = c.low.v_most + int64_t{c.batch} * c.kv_heads * D;
+    const cudaError_t e = cudaMemsetAsync(most, 0, static_cast<size_t>(c.kv_heads) * D * sizeof(float), stream);
+    if (e != cudaSuccess) return e;
+    const int64_t rounds = (c.k_len + 127) / 128;
+    most_kernel<D><<<dim3(static_cast<unsigned>(rounds < 128 ? rounds : 128), heads), 256, 0, stream>>>(c);
+  }
   const int64_t blocks = (c.k_len + block_keys - 1) / block_keys;
   code_kernel<D>
       <<<dim3(static_cast<unsigned>(blocks), heads), threads, 0, stream>>>(c, {c.k, c.v, c.k_len, c.block_at});
