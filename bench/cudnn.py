@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""cuDNN's scaled dot-product attention through PyTorch: bf16, causal, 32 query / 8 kv heads of 128, one prompt.
+"""cuDNN's (or KERNEL's: FLASH_ATTENTION) scaled dot-product attention through PyTorch: bf16, causal, 32 query / 8 kv heads of 128, one prompt.
 
-Median of ROUNDS (environment, 5) timings by CUDA events, as JSON: {"device": name, "torch": version, "ms": {tokens: ms}}.
+Median of ROUNDS (environment, 5) timings by CUDA events, as JSON: {"device": name, "capability": "9.0", "torch": version,
+"ms": {tokens: ms}}.
 The first argument says where to write it; the others are lengths. Random data: the time does not depend on it.
 
 usage: cudnn.py FILE TOKENS [TOKENS ...]
@@ -15,6 +16,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 path, lengths = sys.argv[1], [int(n) for n in sys.argv[2:]]
+kernel = getattr(SDPBackend, os.environ.get("KERNEL", "CUDNN_ATTENTION"))
 rounds = int(os.environ.get("ROUNDS", "5"))
 torch.manual_seed(0)
 ms = {}
@@ -22,7 +24,7 @@ for tokens in lengths:
     q = torch.randn(1, 32, tokens, 128, device="cuda", dtype=torch.bfloat16)
     k, v = (torch.randn(1, 8, tokens, 128, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     samples = []
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+    with sdpa_kernel(kernel):
         for i in range(2 + rounds):
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
@@ -33,4 +35,6 @@ for tokens in lengths:
                 samples.append(begin.elapsed_time(end))
     ms[tokens] = statistics.median(samples)
     del q, k, v
-json.dump({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "ms": ms}, open(path, "w"))
+about = {"device": torch.cuda.get_device_name(), "capability": "{}.{}".format(*torch.cuda.get_device_capability()),
+         "torch": torch.__version__, "ms": ms}
+json.dump(about, open(path, "w"))

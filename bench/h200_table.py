@@ -5,6 +5,8 @@ import json
 import pathlib
 import sys
 
+import markdown
+
 folder, name, version, lengths = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:]
 
 
@@ -23,11 +25,7 @@ FORMS = ["exact", "exact, compensated", "low-bit", "low-bit, compensated"]
 
 
 def table(title, rows):
-    print(f"\n## {title}\n")
-    print("| | " + " | ".join(n.upper() for n in lengths) + " |")
-    print("|---" * (len(lengths) + 1) + "|")
-    for label, cell in rows:
-        print(f"| {label} | " + " | ".join(cell(n) for n in lengths) + " |")
+    markdown.table(title, lengths, rows)
 
 
 def share(file):

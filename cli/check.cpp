@@ -106,7 +106,9 @@ void note(Worst& worst, double error, double limit, bool alike, const std::strin
 
 // tile: rows of the plan's tiles, by which pseudo-keys are chosen.
 void compare_output(const Instance& in, int64_t b, int64_t h, const sale_oracle::Head& head, const BlockLists& lists,
-                    int64_t tile, bool coarse, Verdict& v) {
+                    int64_t tile, bool device, Verdict& v) {
+  // bf16 products, and tensor cores, whose sums are cut off (docs/numerics.md, 6).
+  const bool coarse = in.c.dtype == SALE_BF16 || device;
   const sale_oracle::Form form{in.c.compute, in.c.compensate, in.c.local, in.c.dtype, tile};
   const auto exact = sale_oracle::attend(head, lists, form);
   const bool plain = in.c.compute != SALE_COMPUTE_INT8 && !in.c.compensate;
@@ -155,14 +157,12 @@ Verdict check_on(Instance& in, const std::string& backend) {
   Verdict verdict;
   const int64_t rows = sale_plan_q_block(plan.get());
   const bool wide = rows != sale_oracle::tile_rows;
-  // bf16 products, and tensor cores, whose sums are cut off (docs/numerics.md, 6).
-  const bool coarse = in.c.dtype == SALE_BF16 || at.device();
   for (int64_t b = 0; b < in.c.batch; ++b)
     for (int64_t h = 0; h < in.c.q_heads; ++h) {
       const auto head = head_of(in, b, h);
       const BlockLists lists = lists_of(raw, b, h, (head.q_len + rows - 1) / rows, verdict);
       (wide ? compare_wide_lists : compare_lists)(in, b, h, head, lists, verdict);
-      compare_output(in, b, h, head, wide ? halves(lists, head.tiles()) : lists, rows, coarse, verdict);
+      compare_output(in, b, h, head, wide ? halves(lists, head.tiles()) : lists, rows, at.device(), verdict);
     }
   return verdict;
 }

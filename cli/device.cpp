@@ -8,7 +8,7 @@
 
 namespace sale::cli {
 
-bool on_device(const std::string& backend) { return backend == "sm90"; }
+bool on_device(const std::string& backend) { return backend == "sm90" || backend == "sm80"; }
 
 bool uses_device(const std::string& backend) {
   if (!on_device(backend)) return false;

@@ -18,8 +18,8 @@ struct Estimate {
   int32_t rank;
 };
 constexpr Estimate estimates[] = {{"int8", SALE_INT8, 0},     {"int4", SALE_INT4, 0},     {"int8:16", SALE_INT8, 16},
-                                  {"int8:32", SALE_INT8, 32}, {"int8:64", SALE_INT8, 64}, {"fp8", SALE_FP8, 0},
-                                  {"fp8:28", SALE_FP8, 28},   {"fp8:60", SALE_FP8, 60}};
+                                  {"int8:32", SALE_INT8, 32}, {"int8:64", SALE_INT8, 64}, {"int4:64", SALE_INT4, 64},
+                                  {"fp8", SALE_FP8, 0},       {"fp8:28", SALE_FP8, 28},   {"fp8:60", SALE_FP8, 60}};
 constexpr int32_t head_dims[] = {16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256};
 constexpr sale_dtype dtypes[] = {SALE_F32, SALE_F16, SALE_BF16};
 constexpr sale_compute computes[] = {SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8, SALE_COMPUTE_FP8};
@@ -81,6 +81,10 @@ std::string support_table() {
   for (int32_t i = 0; i < sale_backend_count(); ++i) {
     const std::string name = sale_backend_name(i);
     std::vector<std::string> rows, cells;  // one row for all types and products when they do not differ
+    std::vector<std::string> types, products;
+    const auto note = [](std::vector<std::string>& all, const char* one) {
+      if (std::find(all.begin(), all.end(), one) == all.end()) all.emplace_back(one);
+    };
     for (sale_dtype dtype : dtypes)
       for (sale_compute compute : computes) {
         std::string row;
@@ -92,11 +96,15 @@ std::string support_table() {
         }
         if (!any) continue;
         cells.push_back(row);
+        note(types, name_of(dtype));
+        note(products, name_of(compute));
         rows.push_back(fmt::format("| {} | {} | {} |{}\n", name, name_of(dtype), name_of(compute), row));
       }
-    const bool same = rows.size() == 6 &&
+    const bool same = !rows.empty() && rows.size() == types.size() * products.size() &&
                       std::all_of(cells.begin(), cells.end(), [&](const std::string& c) { return c == cells.front(); });
-    if (same) rows = {fmt::format("| {} | f32, f16, bf16 | exact, int8 |{}\n", name, cells.front())};
+    if (same)
+      rows = {
+          fmt::format("| {} | {} | {} |{}\n", name, fmt::join(types, ", "), fmt::join(products, ", "), cells.front())};
     for (const std::string& row : rows) text += row;
   }
   text += fmt::format("\nCells: head dimensions that run, of {}", head_dims[0]);

@@ -29,13 +29,12 @@ EstimatorName parse_estimator(const std::string& what, std::string_view text) {
   const size_t colon = text.find(':');
   const std::string_view format = text.substr(0, colon);
   if (format != "int4" && format != "int8" && format != "fp8")
-    refuse("{}: '{}' is not an estimator; int8, int4, fp8, int8:RANK and fp8:RANK are", what, text);
+    refuse("{}: '{}' is not an estimator; int8, int4, fp8, int8:RANK, int4:RANK and fp8:RANK are", what, text);
   e.format = format == "int4" ? SALE_INT4 : format == "int8" ? SALE_INT8 : SALE_FP8;
   if (colon == std::string_view::npos) return e;
   const int32_t step = e.format == SALE_FP8 ? 4 : 16;
   e.rank = static_cast<int32_t>(parse_count(what, text.substr(colon + 1), step, 256));
   if (e.rank % step != 0) refuse("{}: rank {} is not a multiple of {}", what, e.rank, step);
-  if (e.format == SALE_INT4) refuse("{}: int4 takes no rank", what);
   return e;
 }
 

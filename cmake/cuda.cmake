@@ -1,6 +1,8 @@
 # Sets SALE_WITH_CUDA: whether the GPU backends are built. One architecture per folder of src/cuda; the runtime is linked
 # statically and the driver is looked for when it is needed, so the library loads on machines without a GPU.
 set(SALE_WITH_CUDA OFF)
+set(SALE_SM80_ARCHITECTURES "80-real;86-real;89" CACHE STRING "Of the backend for Ampere and Ada: machine code, and PTX for newer GPUs")
+mark_as_advanced(SALE_SM80_ARCHITECTURES)
 if(NOT SALE_CUDA STREQUAL "OFF")
   if(NOT CMAKE_CUDA_COMPILER)
     find_program(SALE_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin)

@@ -124,15 +124,15 @@ SALE_API sale_problem sale_problem_init(int32_t batch, int32_t q_heads, int32_t 
 /* ---- how it is to be done ------------------------------------------------------------------------------------ */
 
 typedef enum sale_format SALE_INT {
-  SALE_INT4 = 4, /* CPUs */
-  SALE_INT8 = 8, /* CPUs; sm90 over all coordinates, for agreement with CPUs rather than for speed */
+  SALE_INT4 = 4, /* CPUs; sm80 */
+  SALE_INT8 = 8, /* CPUs; sm80; sm90 over all coordinates, for agreement with CPUs rather than for speed */
   SALE_FP8 = 9   /* e4m3; sm90 */
 } sale_format;
 
 typedef enum sale_compute SALE_INT {
   SALE_COMPUTE_EXACT = 0, /* bf16 products for bf16 tensors, f32 products for f16 and f32; f32 accumulation */
   SALE_COMPUTE_INT8 = 1,  /* Q K^T from INT8 codes (SageAttention style), P V as above; CPUs */
-  SALE_COMPUTE_FP8 = 2    /* Q K^T from INT8 codes, P V in e4m3 with a scale per value coordinate; sm90 */
+  SALE_COMPUTE_FP8 = 2    /* Q K^T from INT8 codes, P V in e4m3 with a scale per value coordinate; sm90, sm80 */
 } sale_compute;
 
 typedef struct sale_options {
@@ -183,7 +183,7 @@ SALE_API sale_status sale_plan_create(const sale_problem* problem, const sale_op
 SALE_API void sale_plan_destroy(sale_plan* plan); /* NULL is fine */
 SALE_API sale_workspace sale_plan_workspace(const sale_plan* plan);
 SALE_API const char* sale_plan_backend(const sale_plan* plan);
-/* Query rows of a tile of its block lists: 64 on CPUs, 128 on sm90, whose lists are the union of two tiles of 64. */
+/* Query rows of a tile of its block lists: 64 on CPUs and sm80, 128 on sm90, whose lists are the union of two tiles of 64. */
 SALE_API int64_t sale_plan_q_block(const sale_plan* plan);
 /* Text for people, one fact a line: backend chosen, why the others were not, block shape, estimator, bytes, items.
  * Valid as long as the plan. */

@@ -66,9 +66,11 @@ struct Backend {
   const Stages* stages;
   // What the items of a CPU's stages run on this machine; null for others.
   const Kernels& (*kernels)(const Machine&);
+  // Why a problem that it can run is not for it unless asked for by name; null: it never is.
+  std::string (*why_not_unasked)(const sale_problem&) = nullptr;
 };
 
-extern const Backend portable_backend, avx2_backend, avx512_backend, amx_backend, sm90_backend;
+extern const Backend portable_backend, avx2_backend, avx512_backend, amx_backend, sm80_backend, sm90_backend;
 
 int backend_count();
 const Backend& backend(int i);

@@ -6,9 +6,9 @@
 namespace sale {
 namespace {
 
-const Backend* const in_order[] = {&sm90_backend,
+const Backend* const in_order[] = {&sm90_backend,    &sm80_backend,
 #if defined(__x86_64__)
-                                   &amx_backend, &avx512_backend, &avx2_backend,
+                                   &amx_backend,     &avx512_backend, &avx2_backend,
 #endif
                                    &portable_backend};
 
@@ -27,7 +27,8 @@ const Backend& choose_backend(const sale_problem& p, const sale_options& o, std:
   const std::string wanted = o.backend != nullptr ? o.backend : environment != nullptr ? environment : "";
   const std::string by = o.backend != nullptr ? "backend" : "SALE_BACKEND";
   for (const Backend* b : in_order) {
-    const std::string why = reason(*b, p, o);
+    std::string why = reason(*b, p, o);
+    if (why.empty() && wanted.empty() && b->why_not_unasked != nullptr) why = b->why_not_unasked(p);
     if (wanted == b->name) {
       if (why.empty()) return *b;
       fail(SALE_UNSUPPORTED, by, ": ", wanted, " cannot be used: ", why);

@@ -166,7 +166,6 @@ Estimator check_estimator(const sale_options& o, int32_t kv_heads, int32_t head_
     require(e.rank >= 16 && e.rank % 16 == 0 && e.rank <= head_dim, "rank: ", o.rank,
             " is neither 0 nor a multiple of 16 up to head_dim ", head_dim);
   }
-  require(o.format != SALE_INT4, "rank: ", o.rank, " needs another format; SALE_INT4 scans all coordinates");
   const int64_t n = int64_t{kv_heads} * head_dim * e.rank;
   const auto copy = [&](const char* name, const float* from) {
     require(from != nullptr, name, ": null, but rank ", o.rank, " is below head_dim ", head_dim);

@@ -119,6 +119,30 @@ TEST(Devices, WhatSm90Serves) {
   }
 }
 
+TEST(Devices, WhatSm80Serves) {
+  for (int32_t i = 0; i < sale_backend_count(); ++i) {
+    if (sale_backend_name(i) != std::string("sm80")) continue;
+    Good g;
+    g.problem.device = 0;
+    const auto why_not = [&] { return std::string(sale_backend_why_not_problem(i, &g.problem, &g.options)); };
+    for (const sale_compute compute : {SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8})
+      for (const int32_t compensate : {0, 1})
+        for (const sale_format format : {SALE_INT4, SALE_INT8}) {
+          g.options.compute = compute, g.options.compensate = compensate, g.options.format = format;
+          EXPECT_EQ(why_not(), "") << compute << compensate << format;
+        }
+    g.options.format = SALE_FP8;
+    EXPECT_NE(why_not().find("SALE_FP8"), std::string::npos) << why_not();
+    g.options.format = SALE_INT4;
+    const float reference = 0;
+    g.problem.reference = &reference;
+    EXPECT_NE(why_not().find("reference"), std::string::npos) << why_not();
+    g.problem.reference = nullptr;
+    g.problem.dtype = SALE_F32;
+    EXPECT_NE(why_not().find("SALE_F32"), std::string::npos) << why_not();
+  }
+}
+
 TEST(Devices, StreamsInHostMemory) {
   for (const bool attend : {false, true}) {
     Good g;

@@ -206,8 +206,8 @@ TEST(Plan, Estimator) {
     with_projections(g, matrix, 32);
     g.options.q_projection = nullptr;
   });
-  refuse_both("INT4 with a rank", "rank", [&](Good& g) {
-    with_projections(g, matrix, 32);
+  refuse_both("INT4 with a rank of no multiple of 16", "rank", [&](Good& g) {
+    with_projections(g, matrix, 24);
     g.options.format = SALE_INT4;
   });
   refuse_both("projections without a rank", "projection", [&](Good& g) {

@@ -42,7 +42,7 @@ Ran run_audited(Copy& copy, int32_t rows, uint64_t seed) {
 
 void check(const char* line, int32_t rows) {
   SCOPED_TRACE(line);
-  Instance in(sale_case::parse(line));
+  Instance in(served_line(line));
   Copy copy(in);
   const Ran ran = run_audited(copy, rows, 7);
   for (int64_t b = 0; b < in.c.batch; ++b)
@@ -75,7 +75,7 @@ TEST(Audit, DenseHeadsLoseNothing) {
 
 // More rows than one launch takes: the sums are over all of them. Two runs give the same bits.
 TEST(Audit, ManyRows) {
-  Instance in(sale_case::parse("qheads=32 kvheads=8 q=2500 k=70000 d=128 tau=0.01 estimator=fp8"));
+  Instance in(served_line("qheads=32 kvheads=8 q=2500 k=70000 d=128 tau=0.01 estimator=fp8"));
   Copy copy(in);
   const Ran one = run_audited(copy, 2500, 1), two = run_audited(copy, 2500, 1);
   EXPECT_EQ(std::memcmp(one.audits.data(), two.audits.data(), one.audits.size() * sizeof(sale_head_audit)), 0);
@@ -90,7 +90,7 @@ TEST(Audit, ManyRows) {
 
 // What is not finite shows.
 TEST(Audit, BadNumbersAreSeen) {
-  Instance in(sale_case::parse("qheads=2 kvheads=1 k=1500 d=64 densebelow=0 tau=0.05 estimator=fp8"));
+  Instance in(served_line("qheads=2 kvheads=1 k=1500 d=64 densebelow=0 tau=0.05 estimator=fp8"));
   sale_case::store(in.v.row(0, 0, 3) + 2, in.c.dtype, std::nanf(""));
   Copy copy(in);
   for (const sale_head_audit& a : run_audited(copy, 30, 1).audits) EXPECT_TRUE(std::isnan(a.error));

@@ -144,11 +144,17 @@ Tally check_device_instance(Instance& in) {
       const Head head = head_of(in, b, h);
       const auto& wide = r.lists[s][static_cast<size_t>(h)];
       const bool dense = in.dense(b) || in.tau(h) == 0;
+      if (tested().int4()) {
+        sale_test::check_list(in, b, h, wide, tested().name, tally);
+        const Expected e = expected_attention(in, b, h, wide, tested().tile);
+        tally.worst = std::max(tally.worst, check_attention(in, b, h, e, tested().name));
+        continue;
+      }
       check_frame(head, wide, regions, dense, where);
       if (!dense && c.format == SALE_INT8) check_int8(in, h, head, wide, regions, where, tally);
       if (!dense && c.format == SALE_FP8) check_fp8(in, h, head, wide, regions, where, tally);
-      const Expected e = expected_attention(in, b, h, lists[s][static_cast<size_t>(h)], 128);
-      tally.worst = std::max(tally.worst, check_attention(in, b, h, e, "sm90"));
+      const Expected e = expected_attention(in, b, h, lists[s][static_cast<size_t>(h)], tested().tile);
+      tally.worst = std::max(tally.worst, check_attention(in, b, h, e, tested().name));
     }
   }
   return tally;
@@ -168,7 +174,13 @@ Case device_case(uint64_t seed, const sale_case::Limits& limits) {
   if (c.format == SALE_FP8 && !random.one_in(3)) c.rank = ranks[random.below(std::size(ranks))];
   if (c.layout != sale_case::Layout::packed && random.one_in(3)) c.page_size = pages[random.below(std::size(pages))];
   c.threads = 0;
-  return c;
+  if (tested().int4()) {  // INT4 and INT8, all coordinates or some of a projection
+    c.format = random.one_in(3) ? SALE_INT8 : SALE_INT4;
+    constexpr int32_t sm80_ranks[]{16, 32, 48, 64, 64, 64, 80, 96, 112};
+    c.rank = random.one_in(2) ? 0 : sm80_ranks[random.below(std::size(sm80_ranks))];
+    if (c.rank >= c.head_dim) c.rank = 0;
+  }
+  return served(c);
 }
 
 }  // namespace sale_device

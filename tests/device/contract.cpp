@@ -13,7 +13,7 @@ namespace {
 const char* const good = "batch=2 qheads=4 kvheads=2 q=300 k=500 d=128 densebelow=0 local=32 tau=0.02 estimator=fp8:28";
 
 void refuse_plan(const char* what, sale_status status, const char* named, const std::function<void(Copy&)>& change) {
-  Instance in(sale_case::parse(good));
+  Instance in(served_line(good));
   Copy copy(in);
   change(copy);
   sale_plan* plan = nullptr;
@@ -28,30 +28,36 @@ TEST(Refusals, OfPlans) {
   refuse_plan("host memory", unsupported, "host memory", [](Copy& c) { c.problem.device = SALE_HOST; });
   refuse_plan("a device that is not there", bad, "device", [](Copy& c) { c.problem.device = 1000; });
   refuse_plan("f32", unsupported, "dtype", [](Copy& c) { c.problem.dtype = SALE_F32; });
-  refuse_plan("INT4", unsupported, "SALE_INT4", [](Copy& c) {
-    c.options.format = SALE_INT4;
+  const auto without_rank = [&](Copy& c, sale_format format) {
+    c.options.format = format;
     c.options.rank = 0;
     c.options.q_projection = c.options.k_projection = nullptr;
-  });
-  refuse_plan("INT8 with a projection", unsupported, "rank", [&](Copy& c) {
-    c.options.format = SALE_INT8;
-    c.options.rank = 32;
-    c.options.q_projection = c.options.k_projection = projections.data();
-  });
+  };
+  if (tested().int4()) {
+    refuse_plan("FP8", unsupported, "SALE_FP8", [&](Copy& c) { without_rank(c, SALE_FP8); });
+    refuse_plan("a reference", unsupported, "reference", [&](Copy& c) { c.problem.reference = projections.data(); });
+  } else {
+    refuse_plan("INT4", unsupported, "SALE_INT4", [&](Copy& c) { without_rank(c, SALE_INT4); });
+    refuse_plan("INT8 with a projection", unsupported, "rank", [&](Copy& c) {
+      c.options.format = SALE_INT8;
+      c.options.rank = 32;
+      c.options.q_projection = c.options.k_projection = projections.data();
+    });
+    refuse_plan("INT8 products", unsupported, "compute", [](Copy& c) { c.options.compute = SALE_COMPUTE_INT8; });
+    refuse_plan("a stride for the copy engine", unsupported, "v strides",
+                [](Copy& c) { c.problem.v.batch = int64_t{1} << 39; });
+  }
   refuse_plan("compensate 2", bad, "compensate", [](Copy& c) { c.options.compensate = 2; });
-  refuse_plan("INT8 products", unsupported, "compute", [](Copy& c) { c.options.compute = SALE_COMPUTE_INT8; });
   refuse_plan("a token stride", unsupported, "k strides", [](Copy& c) { c.problem.k.token += 4; });
   refuse_plan("a head stride", unsupported, "q strides", [](Copy& c) { c.problem.q.head += 1; });
   refuse_plan("a batch stride", unsupported, "out strides", [](Copy& c) { c.problem.out.batch += 2; });
-  refuse_plan("a stride for the copy engine", unsupported, "v strides",
-              [](Copy& c) { c.problem.v.batch = int64_t{1} << 39; });
   refuse_plan("too many keys", unsupported, "k_len", [](Copy& c) { c.problem.k_len = (int64_t{1} << 21) + 1; });
   refuse_plan("a page table on the host", bad, "page_table", [&](Copy& c) {
     c.problem.page_size = 16;
     c.problem.pages = 100;
     c.problem.page_table = reinterpret_cast<const int32_t*>(projections.data());
   });
-  Instance in(sale_case::parse(good));
+  Instance in(served_line(good));
   Copy copy(in);
   sale_index* index = nullptr;
   EXPECT_EQ(sale_index_create(&copy.problem, &copy.options, (int64_t{1} << 21) + 1, &index), unsupported);
@@ -69,7 +75,7 @@ struct Call {
 
 void refuse_call(const char* what, sale_status status, const char* named,
                  const std::function<void(Call&, Copy&)>& change) {
-  Instance in(sale_case::parse(good));
+  Instance in(served_line(good));
   Copy copy(in);
   const Plan plan = make_plan(copy.problem, copy.options, false);
   const Buffer workspace(sale_plan_workspace(plan.get()).total + 4096, 0xcb);
@@ -115,7 +121,7 @@ TEST(Refusals, OfCalls) {
 }
 
 TEST(Refusals, IndexesOfOthers) {
-  Instance in(sale_case::parse(good));
+  Instance in(served_line(good));
   Copy copy(in);
   const Plan plan = make_plan(copy.problem, copy.options, true);
   const Buffer workspace(sale_plan_workspace(plan.get()).total);
@@ -143,7 +149,7 @@ TEST(Refusals, IndexesOfOthers) {
 }
 
 TEST(Memory, RunsAllocateNothing) {
-  Instance in(sale_case::parse(std::string(good) + " compute=fp8 compensate=1"));
+  Instance in(served_line(std::string(good) + " compute=fp8 compensate=1"));
   Copy copy(in);
   const Plan plan = make_plan(copy.problem, copy.options, false);
   const Buffer workspace(sale_plan_workspace(plan.get()).total);
@@ -211,7 +217,7 @@ TEST(Offsets, BeyondWhatFitsIn32Bits) {
        {0, (int64_t{1} << 31) + 64, 128}},
   };
   for (const auto& view : views) {
-    Case c = sale_case::parse(view.line);
+    Case c = served_line(view.line);
     Instance in(c);
     Copy copy(in);
     const Result want = run(copy);

@@ -8,6 +8,28 @@
 
 namespace sale_device {
 
+namespace {
+// Of compute capability 8.9 or above.
+bool has_fp8_products() {
+  int major = 0, minor = 0;
+  cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), "cudaDeviceGetAttribute");
+  cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0), "cudaDeviceGetAttribute");
+  return major * 10 + minor >= 89;
+}
+}  // namespace
+
+Case served(Case c) {
+  if (!tested().int4()) return c;
+  if (c.format == SALE_FP8) {
+    c.rank = c.rank == 0 ? 0 : std::min(c.head_dim, (c.rank + 15) / 16 * 16 + 32);
+    if (c.rank == c.head_dim) c.rank = 0;
+    c.format = SALE_INT4;
+  }
+  if (c.compute == SALE_COMPUTE_FP8 && (c.seed % 2 == 0 || !has_fp8_products())) c.compute = SALE_COMPUTE_INT8;
+  return c;
+}
+Case served_line(const std::string& line) { return served(sale_case::parse(line)); }
+
 void cuda(cudaError_t e, const char* what) {
   if (e != cudaSuccess) throw Failed(std::string(what) + ": " + cudaGetErrorString(e));
 }
@@ -48,7 +70,7 @@ Copy::Copy(Instance& instance)
       out_(in.out.memory->size()),
       lse_(in.lse->size()) {
   problem.device = 0;
-  options.backend = "sm90";
+  options.backend = tested().name;
   if (paged()) make_pages();
   if (!in.reference.empty()) {
     reference_ = Buffer(in.reference.data(), in.reference.size() * 4);
@@ -144,7 +166,7 @@ Lists read_wide_lists(const Instance& in, const sale_blocks* blocks) {
   for (size_t b = 0; b < lists.size(); ++b)
     for (int32_t h = 0; h < in.c.q_heads; ++h) {
       lists[b].emplace_back();
-      for (int64_t t = 0; t * 128 < in.sequences[b].q_len; ++t) {
+      for (int64_t t = 0; t * tested().tile < in.sequences[b].q_len; ++t) {
         int64_t kept = 0, visible = 0;
         const auto sequence = static_cast<int32_t>(b);
         ok(sale_blocks_row(blocks, sequence, h, t, nullptr, 0, &kept, &visible), "sale_blocks_row");
@@ -162,7 +184,7 @@ Lists narrow(const Lists& wide, const Instance& in) {
     for (const auto& head : wide[b]) {
       lists[b].emplace_back();
       for (int64_t t = 0; t * 64 < in.sequences[b].q_len; ++t)
-        lists[b].back().push_back(head[static_cast<size_t>(t / 2)]);
+        lists[b].back().push_back(head[static_cast<size_t>(t * 64 / tested().tile)]);
     }
   return lists;
 }
@@ -179,7 +201,7 @@ Result run(Copy& copy) {
   const bool with = in.c.with_index;
   {
     const Plan plan = make_plan(copy.problem, copy.options, with);
-    expect(sale_plan_q_block(plan.get()) == 128, "sale_plan_q_block: not 128");
+    expect(sale_plan_q_block(plan.get()) == tested().tile, "sale_plan_q_block: another tile");
     const Buffer workspace(sale_plan_workspace(plan.get()).total);
     copy.clear_outputs();
     sale_stats stats{};

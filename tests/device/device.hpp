@@ -13,6 +13,17 @@ namespace sale_device {
 
 using namespace sale_test;
 
+// The backend that is tested, and what it asks of the suite.
+struct Tested {
+  const char* name = "sm90";
+  int64_t tile = 128;                       // rows of its query tiles
+  bool int4() const { return tile == 64; }  // sm80: its estimators are INT4 and INT8, its low-bit products INT8
+};
+const Tested& tested();
+// The case as the backend that is tested can run it: cases are written for sm90.
+Case served(Case c);
+Case served_line(const std::string& line);
+
 void cuda(cudaError_t e, const char* what);  // throws Failed
 
 // Device memory with a filled margin behind it.
@@ -87,7 +98,7 @@ private:
 };
 
 // sale_run, then select and attend on their own with the other kind of plan (with and without key indexes): all must
-// agree to the bit. Lists are of tiles of 128 rows.
+// agree to the bit. Lists are of the backend's tiles.
 Result run(Copy& copy);
 Lists read_wide_lists(const Instance& in, const sale_blocks* blocks);
 // The same lists, for each tile of 64 rows.

@@ -13,7 +13,7 @@ namespace {
 constexpr float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
 
 std::string form_name(const Case& c) {
-  return std::string(c.compute == SALE_COMPUTE_FP8 ? "low-bit" : "exact") + (c.compensate ? ", compensated" : "") +
+  return std::string(c.compute != SALE_COMPUTE_EXACT ? "low-bit" : "exact") + (c.compensate ? ", compensated" : "") +
          " d " + std::to_string(c.head_dim) + (c.dtype == SALE_F16 ? " f16" : " bf16") +
          (c.page_size != 0 ? " paged" : "");
 }
@@ -28,7 +28,7 @@ Lists attend_thirds(Copy& copy) {
   for (size_t h = 0; h < lists[0].size(); ++h)
     for (size_t t = 0; t < lists[0][h].size(); ++t) {
       auto& row = lists[0][h][t];
-      const int64_t visible = (std::min<int64_t>(in.c.q_len, 128 * (static_cast<int64_t>(t) + 1)) + 31) / 32;
+      const int64_t visible = (std::min<int64_t>(in.c.q_len, tested().tile * (static_cast<int64_t>(t) + 1)) + 31) / 32;
       expect(row.size() == static_cast<size_t>(visible), "new lists do not keep all");
       std::vector<int32_t> some;
       for (const int32_t b : row)
@@ -58,7 +58,8 @@ void check_thirds(Instance& in, const std::string& what) {
   const Lists lists = attend_thirds(copy);
   for (int64_t h = 0; h < in.c.q_heads; ++h) {
     try {
-      check_attention(in, 0, h, expected_attention(in, 0, h, lists[0][static_cast<size_t>(h)], 128), "sm90");
+      check_attention(in, 0, h, expected_attention(in, 0, h, lists[0][static_cast<size_t>(h)], tested().tile),
+                      tested().name);
     } catch (const Failed& e) {
       ADD_FAILURE() << form_name(in.c) << ", " << what << ": " << e.what();
     }
@@ -68,7 +69,7 @@ void check_thirds(Instance& in, const std::string& what) {
 // f: of every form, head dimension and type, paged or not.
 void each_form(const std::function<void(Case)>& f) {
   for (int64_t i = 0; i < 4 * forms; ++i) {
-    Case c = sale_case::parse("qheads=2 kvheads=1 k=1300 d=64 densebelow=0 local=32 estimator=fp8");
+    Case c = served_line("qheads=2 kvheads=1 k=1300 d=64 densebelow=0 local=32 estimator=fp8");
     set_form(c, i);
     c.head_dim = i / forms % 2 == 0 ? 64 : 128;
     c.dtype = i / forms / 2 == 0 ? SALE_BF16 : SALE_F16;
@@ -130,12 +131,12 @@ TEST(Forms, LowBitCostsFivePercentAtMost) {
         "qheads=2 kvheads=1 k=2000 d=128 densebelow=0 tau=0.02 data=normal compute=fp8 estimator=fp8",
         "qheads=2 kvheads=1 k=2000 d=128 densebelow=0 tau=0.02 data=normal compute=fp8 estimator=fp8 compensate=1",
         "qheads=2 kvheads=1 k=2000 d=64 densebelow=0 tau=0.02 data=normal compute=fp8 estimator=fp8 compensate=1"}) {
-    Instance in(sale_case::parse(line));
+    Instance in(served_line(line));
     Copy copy(in);
     const Lists lists = narrow(run(copy).lists, in);
     double error = 0, size = 0;
     for (int64_t h = 0; h < in.c.q_heads; ++h) {
-      auto form = form_of(in, 128);
+      auto form = form_of(in, tested().tile);
       form.compute = SALE_COMPUTE_EXACT;
       const auto exact = sale_oracle::attend(head_of(in, 0, h), lists[0][static_cast<size_t>(h)], form);
       for (int64_t i = 0; i < in.c.q_len; ++i)

@@ -1,4 +1,4 @@
-// device_test [gtest flags] [--cases N] [--seed S] [--repeats N] [--case "problem line"]...
+// device_test [gtest flags] [--backend sm90|sm80] [--cases N] [--seed S] [--repeats N] [--case "problem line"]...
 #include <gtest/gtest.h>
 
 #include <cstdio>
@@ -9,6 +9,7 @@
 namespace {
 
 sale_test::Flags the_flags;
+sale_device::Tested the_backend;
 
 bool read_arguments(int argc, char** argv) {
   the_flags.program = "device_test";
@@ -16,7 +17,10 @@ bool read_arguments(int argc, char** argv) {
   the_flags.repeats = 1000;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string flag = argv[i], value = argv[i + 1];
-    if (flag == "--cases") {
+    if (flag == "--backend") {
+      if (value != "sm90" && value != "sm80") return false;
+      if (value == "sm80") the_backend = {"sm80", 64};
+    } else if (flag == "--cases") {
       the_flags.cases = std::atoll(value.c_str());
     } else if (flag == "--seed") {
       the_flags.seed = std::strtoull(value.c_str(), nullptr, 10);
@@ -50,17 +54,20 @@ int check_lines() {
 }  // namespace
 
 const sale_test::Flags& sale_test::flags() { return the_flags; }
+const sale_device::Tested& sale_device::tested() { return the_backend; }
 
 int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
   if (!read_arguments(argc, argv)) {
-    std::fprintf(stderr, "usage: device_test [--cases N] [--seed S] [--repeats N] [--case \"LINE\"]...\n\n%s",
-                 sale_case::grammar().c_str());
+    std::fprintf(
+        stderr,
+        "usage: device_test [--backend sm90|sm80] [--cases N] [--seed S] [--repeats N] [--case \"LINE\"]...\n\n%s",
+        sale_case::grammar().c_str());
     return 2;
   }
   for (int32_t i = 0; i < sale_backend_count(); ++i) {
-    if (sale_backend_name(i) != std::string("sm90") || *sale_backend_why_not(i) == '\0') continue;
-    std::printf("SKIPPED: sm90 cannot run here: %s\n", sale_backend_why_not(i));
+    if (sale_backend_name(i) != std::string(the_backend.name) || *sale_backend_why_not(i) == '\0') continue;
+    std::printf("SKIPPED: %s cannot run here: %s\n", the_backend.name, sale_backend_why_not(i));
     return 77;
   }
   if (!the_flags.lines.empty()) return check_lines();

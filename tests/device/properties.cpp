@@ -40,7 +40,7 @@ const char* const lines[]{"qheads=4 kvheads=2 k=1500 d=128 densebelow=0 tau=0.01
 
 class Properties : public testing::TestWithParam<const char*> {
 protected:
-  Case c = sale_case::parse(GetParam());
+  Case c = served_line(GetParam());
 };
 INSTANTIATE_TEST_SUITE_P(Problems, Properties, testing::ValuesIn(lines));
 
@@ -145,7 +145,11 @@ TEST_P(Properties, IndexGrowsToTheSameCodes) {
       ok(sale_index_codes(grown.get(), h, &b, &bs, nullptr), "sale_index_codes");
       const int64_t rank = c.rank == 0 ? c.head_dim : c.rank;
       EXPECT_EQ(std::memcmp(a, b, static_cast<size_t>(c.k_len * rank)), 0) << "page " << page << " head " << h;
-      EXPECT_EQ(std::memcmp(as, bs, c.format == SALE_FP8 ? 4 : static_cast<size_t>((c.k_len + 31) / 32 * 4)), 0);
+      EXPECT_EQ(
+          std::memcmp(
+              as, bs,
+              c.format == SALE_FP8 ? 4 : static_cast<size_t>((c.k_len + 31) / 32 * (c.format == SALE_INT4 ? 16 : 4))),
+          0);
     }
   }
 }
@@ -153,6 +157,7 @@ TEST_P(Properties, IndexGrowsToTheSameCodes) {
 // The prompt in chunks that are multiples of the tile, with the whole prompt's smoothing: its lists and its bits.
 TEST_P(Properties, PrefillInChunks) {
   c.layout = sale_case::Layout::blhd;
+  if (c.format == SALE_INT4) c.format = SALE_INT8;  // INT4 smooths queries over the call
   c.q_len = c.k_len = 10'000;
   c.q_heads = c.kv_heads = 1;
   Instance in(c);
@@ -175,12 +180,13 @@ TEST_P(Properties, PrefillInChunks) {
     ok(sale_select(plan.get(), q, copy.k(), indexes, blocks.get(), workspace.data(), workspace.size(), nullptr,
                    nullptr),
        "sale_select");
-    for (int64_t t = 0; t * 128 < p.q_len; ++t) {
+    for (int64_t t = 0; t * tested().tile < p.q_len; ++t) {
       int64_t kept, visible;
       ok(sale_blocks_row(blocks.get(), 0, 0, t, nullptr, 0, &kept, &visible), "sale_blocks_row");
       std::vector<int32_t> row(static_cast<size_t>(kept));
       ok(sale_blocks_row(blocks.get(), 0, 0, t, row.data(), kept, &kept, &visible), "sale_blocks_row");
-      ASSERT_EQ(row, whole.lists[0][0][static_cast<size_t>(from / 128 + t)]) << "chunk from " << from << " tile " << t;
+      ASSERT_EQ(row, whole.lists[0][0][static_cast<size_t>(from / tested().tile + t)])
+          << "chunk from " << from << " tile " << t;
     }
     ok(sale_run(plan.get(), q, copy.k(), copy.v(), copy.row(in.out, copy.out(), 0, 0, from), nullptr, indexes,
                 workspace.data(), workspace.size(), nullptr, nullptr),
@@ -188,7 +194,7 @@ TEST_P(Properties, PrefillInChunks) {
     from = to;
   }
   copy.fetch();
-  if (c.compute == SALE_COMPUTE_FP8) return;  // its scales and mean key are of a call's keys and values
+  if (c.compute != SALE_COMPUTE_EXACT) return;  // its scales and mean key are of a call's keys and values
   EXPECT_TRUE(bytes_of(*in.out.memory) == whole.out) << "a prompt in chunks gives other bits than the whole";
 }
 

@@ -81,6 +81,9 @@ struct Tally {
 // Everything against the oracle and all backends against each other. Throws Failed.
 Tally check_instance(Instance& in);
 Tally check_case(const Case& c);
+// A head's list: to the bit, and against exact thresholds outside 2^-10 of them. Throws Failed.
+void check_list(const Instance& in, int64_t b, int64_t h, const sale_oracle::BlockLists& got, const std::string& who,
+                Tally& tally);
 // What one head's attention over given lists must be, and how far from it the outputs in `in` are: the worst share of
 // the limit; throws Failed beyond it.
 struct Expected {

@@ -124,8 +124,8 @@ Codes query_codes(const Floats& q, int64_t q_len, int64_t d, const Floats& smoot
     return encode(x, q_len, e.rank, (q_len + tile_rows - 1) / tile_rows, 127.0f,
                   [](int64_t i) { return i / tile_rows; });
   }
-  const Floats x = transform(q, q_len, d, smoothing.data(), nullptr, d);
-  return encode(x, q_len, d, (q_len + 15) / 16 * 8, 7.0f, [](int64_t i) { return i / 16 * 8 + i % 8; });
+  const Floats x = transform(q, q_len, d, smoothing.data(), e.q_projection, e.rank);
+  return encode(x, q_len, e.rank, (q_len + 15) / 16 * 8, 7.0f, [](int64_t i) { return i / 16 * 8 + i % 8; });
 }
 
 }  // namespace sale_oracle

@@ -109,15 +109,15 @@ Operands operands(const Head& h, const Form& form) {
     for (float& m : x.smoothing) m = std::isfinite(m) ? m : 0.0f;
   x.q = int8_rows(h.q, h.q_len, h.d, 1);
   x.k = int8_rows(less(h.k, x.smoothing), h.k_len, h.d, block_keys);
+  const auto blocks = static_cast<int64_t>(k_means.size()) / h.d;
+  x.k_means = int8_rows(less(k_means, x.smoothing), blocks, h.d, block_keys);
   if (form.compute == SALE_COMPUTE_INT8) {
     x.v = doubles(h.v);
+    x.v_means = doubles(v_means);
     return x;
   }
   const Floats most = largest_of_columns(h.v, h.d);
   x.v = e4m3_columns(h.v, most);
-  if (!form.compensate) return x;
-  const auto blocks = static_cast<int64_t>(k_means.size()) / h.d;
-  x.k_means = int8_rows(less(k_means, x.smoothing), blocks, h.d, block_keys);
   x.v_means = e4m3_columns(v_means, most);
   return x;
 }

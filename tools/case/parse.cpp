@@ -188,7 +188,7 @@ const std::vector<Word>& words() {
       {"taus", "one number >= 0 per query head, with commas between",
        [](Text t, Case& c) { return list(t, c.taus, real); },
        [](const Case& c) { return c.taus.size() > 1 ? joined(c.taus, shortest) : ""; }},
-      {"estimator", "int8, int4, fp8, int8:RANK or fp8:RANK", read_estimator, estimator_text},
+      {"estimator", "int8, int4, fp8, int8:RANK, int4:RANK or fp8:RANK", read_estimator, estimator_text},
       {"compute", join(computes), [](Text t, Case& c) { return choose(t, computes, c.compute); },
        [](const Case& c) { return std::string(computes[static_cast<size_t>(c.compute)]); }},
       {"compensate", "0, 1", [](Text t, Case& c) { return flag(t, c.compensate); },

@@ -85,8 +85,7 @@ void estimate(Random& random, Case& c) {
     c.taus = {0.0f};
   }
   c.format = random.below(100) < 35 ? SALE_INT4 : SALE_INT8;
-  if (c.format == SALE_INT8 && c.head_dim > 16 && random.one_in(3))
-    c.rank = static_cast<int32_t>(16 * random.between(1, c.head_dim / 16));
+  if (c.head_dim > 16 && random.one_in(3)) c.rank = static_cast<int32_t>(16 * random.between(1, c.head_dim / 16));
   if (random.one_in(5)) c.scale = 0.05f + 0.2f * random.uniform();
 }
 

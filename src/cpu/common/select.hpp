@@ -105,7 +105,7 @@ struct Select {
 
   struct Scratch {
     Lane* lanes;
-    float *x, *y;             // [64, d]
+    float *x, *y, *z;         // [64, d]: rows, smoothed, projected
     int8_t* codes;            // [64, width]
     int8_t *q_hi, *q_lo;      // [64, d]
     uint32_t *qp_hi, *qp_lo;  // the same, packed
@@ -127,6 +127,7 @@ struct Select {
     s.lanes = a.take<Lane>(lanes);
     s.x = a.take<float>(rows * d);
     s.y = a.take<float>(rows * d);
+    s.z = a.take<float>(rows * shape.rank);
     s.q_hi = a.take<int8_t>(rows * d);
     s.codes = a.take<int8_t>(rows * Scan::width(shape.rank));
     s.q_lo = a.take<int8_t>(rows * d);
@@ -188,14 +189,15 @@ struct Select {
     const Shape& s = h.shape;
     const int32_t d = s.head_dim;
     const float* x = w.x;
-    if (h.q_projection != nullptr) {
-      project(w.x, lane.rows, d, h.q_projection, s.rank, w.y);
-      x = w.y;
-    } else if (s.format == SALE_INT4) {
+    if (s.format == SALE_INT4) {
       for (int64_t r = 0; r < lane.rows; ++r)
         for (int32_t c = 0; c < d; c += 16)
           store(w.y + r * d + c, load(w.x + r * d + c) - load(h.q_mean + lane.head * d + c));
       x = w.y;
+    }
+    if (h.q_projection != nullptr) {
+      project(x, lane.rows, d, h.q_projection, s.rank, w.z);
+      x = w.z;
     }
     const int64_t width = Scan::width(s.rank);
     std::memset(w.codes, 0, static_cast<size_t>(q_block * width));

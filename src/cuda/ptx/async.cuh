@@ -5,11 +5,9 @@
 
 #include <cstdint>
 
-namespace sale::ptx {
+#include "cuda/ptx/copy.cuh"
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
+namespace sale::ptx {
 
 // A block's dynamic shared memory as T, from the next multiple of 1024 on (give it 1023 bytes more). Steps from `raw`
 // instead of rounding its address, so that the compiler goes on knowing that it is shared memory.
@@ -73,13 +71,6 @@ __device__ __forceinline__ void copy_bytes(void* to, const void* from, uint32_t 
                "l"(from), "r"(bytes), "r"(shared_address(bar))
                : "memory");
 }
-// 16 bytes by this thread, or 16 zeros; the thread's own accesses see them after copies_wait().
-__device__ __forceinline__ void copy_16(void* to, const void* from, bool present) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-               "r"(present ? 16 : 0)
-               : "memory");
-}
-__device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }

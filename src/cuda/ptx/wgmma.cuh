@@ -8,12 +8,9 @@
 
 #include <cstdint>
 
-namespace sale::ptx {
+#include "cuda/ptx/elements.cuh"
 
-struct Bf16 {};
-struct F16 {};
-struct E4m3 {};
-struct S8 {};
+namespace sale::ptx {
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }

@@ -1,5 +1,5 @@
-// What exact and low-bit attention share: how items are handed out, how a block list is walked and gathered, the online
-// softmax, masks, and the way out. Hopper.
+// What exact and low-bit attention share: how items are handed out, how a block list is walked and gathered, and the way
+// out. Hopper.
 //
 // A policy says what a stage of K or V is and how it is filled:
 //
@@ -10,9 +10,7 @@
 //   P::copy_keys, copy_values    fill a stage                     by one thread
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
+#include "cuda/common/softmax.cuh"
 #include "cuda/ptx/async.cuh"
 #include "cuda/ptx/wgmma.cuh"
 #include "cuda/sm90/blocks.cuh"
@@ -21,10 +19,12 @@
 namespace sale::sm90 {
 
 using namespace ptx;
+using cuda::log2e;
+using cuda::pack;
+using cuda::Softmax;
 
 constexpr int groups = 2, attend_threads = 128 * (1 + groups);
 constexpr int step_keys = 128, step_blocks = 4;
-constexpr float log2e = 1.4426950408889634f;
 
 // One item as everyone sees it. The K warp alone looks it up: a Sequence is among the kernel's parameters, at an index
 // only known now, and whoever reads one waits. The first `kept` steps are four blocks of the list each, the rest 128
@@ -237,108 +237,15 @@ __device__ void produce(const AttendCall& call, Shared<P>& sh) {
 
 // ---- consumers ------------------------------------------------------------------------------------------------------
 
-template <class T>
-__device__ __forceinline__ uint32_t pack(float low, float high);
-template <>
-__device__ __forceinline__ uint32_t pack<Bf16>(float low, float high) {
-  const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&v);
-}
-template <>
-__device__ __forceinline__ uint32_t pack<F16>(float low, float high) {
-  const __half2 v = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&v);
-}
-
-// Thread t of a group holds rows r = 16 (t / 32) + t % 32 / 4 and r + 8 of S, columns 8 i + 2 (t % 4) + {0, 1}:
-// S[4 i + 0, 1] of row r, S[4 i + 2, 3] of row r + 8.
-// shift: probabilities are 2^shift times larger than usual, to suit their number format: f16 reaches from 2^15 down to
-// 2^-24, and what a row puts out may be made of probabilities far below 1 where the values of its sinks are near 0.
-template <int shift>
-struct Softmax {
-  float most[2], sum[2];
-  float scale;  // of scores, in base 2
-
-  __device__ void start() {
-    most[0] = most[1] = -INFINITY;
-    sum[0] = sum[1] = 0;
-  }
-  // S becomes P (f32); shrink: by how much what was summed so far must shrink. bonus: what every score is short of; it
-  // is taken off the maximum instead. Two maxima and two sums a row: a warp has few others to hide their latency.
-  __device__ __forceinline__ void step(float (&s)[64], float (&shrink)[2], float bonus = 0) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float before = most[r] - bonus;
-      float m[2] = {before, -INFINITY};
-#pragma unroll
-      for (int i = 0; i < 32; ++i) m[i % 2] = fmaxf(m[i % 2], s[i / 2 * 4 + 2 * r + i % 2]);
-      float base = raise(r, before, fmaxf(m[0], m[1]), bonus, shrink[r]);
-      if (!(fabsf(base) < huge)) {
-        const float top = most[r] - bonus;
-#pragma unroll
-        for (int i = 0; i < 32; ++i) s[i / 2 * 4 + 2 * r + i % 2] -= top;
-        base = -shift;
-      }
-      float total[2] = {sum[r] * shrink[r], 0};
-#pragma unroll
-      for (int i = 0; i < 32; ++i) {
-        float& x = s[i / 2 * 4 + 2 * r + i % 2];
-        x = exp2f_fast(fmaf(x, scale, -base));
-        total[i % 2] += x;
-      }
-      sum[r] = total[0] + total[1];
-    }
-  }
-  // The row's maximum becomes m (over its four threads); returns what scores are lowered by.
-  __device__ __forceinline__ float raise(int r, float before, float m, float bonus, float& shrink) {
-    m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 1));
-    m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 2));
-    const float top = m == -INFINITY ? 0.0f : m;
-    shrink = exp2f_fast((before - top) * scale);
-    most[r] = m + bonus;
-    return top * scale - shift;
-  }
-  // Scores beyond it: fmaf(s, scale, -base) would add what rounding took off base, which an exponential shows.
-  static constexpr float huge = 0x1p12f;
-  __device__ static float exp2f_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-  }
-};
-
-// Scores of keys that a row does not see become -inf. limit: keys seen by rows r and r + 8.
+// Thread t of a group is lane t % 32 of its warp t / 32, whose 16 rows are the group's from 16 (t / 32) on.
 __device__ __forceinline__ void mask(float (&s)[64], const int4& ids, int32_t limit0, int32_t limit1) {
-  const int column = threadIdx.x % 4 * 2;
-  const int32_t id[4] = {ids.x, ids.y, ids.z, ids.w};
-#pragma unroll
-  for (int b = 0; b < step_blocks; ++b) {
-    const int32_t first = id[b] * static_cast<int32_t>(block_keys) + column;
-    const int32_t left0 = id[b] < 0 ? 0 : limit0 - first, left1 = id[b] < 0 ? 0 : limit1 - first;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        if (8 * i + e >= left0) s[4 * (4 * b + i) + e] = -INFINITY;
-        if (8 * i + e >= left1) s[4 * (4 * b + i) + 2 + e] = -INFINITY;
-      }
-    }
-  }
+  const int32_t id[step_blocks] = {ids.x, ids.y, ids.z, ids.w};
+  cuda::mask<step_blocks>(s, id, limit0, limit1);
 }
-
-// Of 128 pseudo-keys those of kept blocks become -inf.
 __device__ __forceinline__ void mask_means(float (&s)[64], const int4& dropped) {
-  const uint32_t word[4] = {static_cast<uint32_t>(dropped.x), static_cast<uint32_t>(dropped.y),
-                            static_cast<uint32_t>(dropped.z), static_cast<uint32_t>(dropped.w)};
-#pragma unroll
-  for (int b = 0; b < step_blocks; ++b) {
-    const uint32_t mine = word[b] >> threadIdx.x % 4 * 2;
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-#pragma unroll
-      for (int e = 0; e < 2; ++e)
-        if ((mine >> (8 * i + e) & 1) == 0) s[4 * (4 * b + i) + e] = s[4 * (4 * b + i) + 2 + e] = -INFINITY;
-  }
+  const uint32_t word[step_blocks] = {static_cast<uint32_t>(dropped.x), static_cast<uint32_t>(dropped.y),
+                                      static_cast<uint32_t>(dropped.z), static_cast<uint32_t>(dropped.w)};
+  cuda::mask_means<step_blocks>(s, word);
 }
 
 // Where the rows of a group go.
@@ -369,14 +276,7 @@ __device__ void store(const AttendCall& call, const Work& work, uint16_t (&tile)
   const int t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4, column = t % 4;
   float inverse[2], lse[2];
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    float sum = softmax.sum[r];
-    sum += __shfl_xor_sync(0xffffffff, sum, 1);
-    sum += __shfl_xor_sync(0xffffffff, sum, 2);
-    inverse[r] = sum == 0 ? 0.0f : 1.0f / sum;
-    lse[r] =
-        sum == 0 ? -INFINITY : softmax.most[r] * (softmax.scale / log2e) + (logf(sum) - shift / log2e) + add_lse[r];
-  }
+  for (int r = 0; r < 2; ++r) softmax.finish(r, add_lse[r], inverse[r], lse[r]);
 #pragma unroll
   for (int i = 0; i < D / 8; ++i) {
 #pragma unroll

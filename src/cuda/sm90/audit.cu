@@ -3,8 +3,7 @@
 //
 //   partial   a warpgroup takes 64 lanes (row, head of the group) of a kv head and a range of steps of 128 keys:
 //             S = Q K^T ─▶ online softmax, weight that fell into kept blocks ─▶ O += P V
-//   compare   a warp a lane: ranges merged, exact = O / l; error = |out - exact|_1, size = |exact|_1, mass = kept / l
-//   total     a warp a head: sums over its rows
+//   compare, total    common/audit.cu
 //
 // P is split into two 16-bit numbers and multiplied twice, so that what is left of its rounding lies 2^-16 below
 // attention's own, which an audit is to see.
@@ -14,12 +13,14 @@
 // loads; a pipeline as in attend.cu would be faster and is not worth its code here.
 #include <type_traits>
 
+#include "cuda/common/audit.cuh"
 #include "cuda/sm90/element.cuh"
 #include "cuda/sm90/exact_products.cuh"
-#include "cuda/sm90/tokens.cuh"
 
 namespace sale::sm90 {
 namespace {
+
+using cuda::Lane;
 
 constexpr int lanes = 64, threads = 128, word_steps = 64 / step_blocks;  // steps that a word of block bits covers
 
@@ -32,22 +33,6 @@ struct Shared {
 
 // Of a tile of rows [from, from + rows): element offset of a row's 16-byte part.
 __device__ __forceinline__ int swizzled(int row, int part) { return row * 64 + ((part % 8) ^ (row % 8)) * 8; }
-
-// What a kernel knows of lane `at` of kv head `kv_head`.
-struct Lane {
-  int32_t head;
-  int64_t row, seen;  // seen: keys; 0: there is no such lane
-
-  __device__ Lane(const AuditCall& c, int32_t kv_head, int64_t at) : head(0), row(0), seen(0) {
-    if (at >= int64_t{c.n_rows} * c.group) return;
-    head = kv_head * c.group + static_cast<int32_t>(at % c.group);
-    row = c.rows[at / c.group];
-    seen = least(c.k_len, row + c.q_offset + 1);
-  }
-  __device__ const uint64_t* bits(const AuditCall& c) const {
-    return c.bits + head * c.words + c.row_word[row / tile_rows];
-  }
-};
 
 template <int D>
 __device__ void load_queries(const AuditCall& c, int32_t kv_head, int64_t first, Shared<D>& sh) {
@@ -180,72 +165,12 @@ __global__ void __launch_bounds__(threads, 2) partial_kernel(const __grid_consta
   }
 }
 
-template <int D>
-__global__ void __launch_bounds__(threads) compare_kernel(const __grid_constant__ AuditCall c) {
-  constexpr int own = D / 32;  // coordinates of a thread, neighbours
-  const int32_t kv_head = blockIdx.y, thread = threadIdx.x % 32;
-  const int64_t at = blockIdx.x * int64_t{threads / 32} + threadIdx.x / 32, n = int64_t{c.n_rows} * c.group;
-  if (at >= n) return;
-  const Lane lane(c, kv_head, at);
-  const float* from = c.partials + (kv_head * n + at) * c.ranges * (D + 3);
-  float most = -INFINITY;
-  for (int32_t i = 0; i < c.ranges; ++i) most = fmaxf(most, from[i * (D + 3) + D]);
-  double exact[own] = {}, sum = 0, kept = 0;
-  for (int32_t i = 0; i < c.ranges && most != -INFINITY; ++i) {
-    const float* x = from + i * (D + 3);
-    const double weight = exp2(static_cast<double>(x[D] - most) * static_cast<double>(c.scale * log2e));
-    sum += weight * static_cast<double>(x[D + 1]);
-    kept += weight * static_cast<double>(x[D + 2]);
-#pragma unroll
-    for (int e = 0; e < own; ++e) exact[e] += weight * static_cast<double>(x[thread * own + e]);
-  }
-  const double inverse = sum == 0 ? 0 : 1 / sum;
-  AuditedRow row{0, 0, sum == 0 ? 1 : kept * inverse};
-  if (row.mass > 1) row.mass = 1;  // two sums of the same, in another order
-  const uint16_t* out = c.out + lane.head * c.out_head + lane.row * c.out_token;
-  const bool bf16 = c.dtype == SALE_BF16;
-#pragma unroll
-  for (int e = 0; e < own; ++e) {
-    const double x = exact[e] * inverse;
-    row.error += fabs(static_cast<double>(low_element(out[thread * own + e], bf16)) - x);
-    row.size += fabs(x);
-  }
-#pragma unroll
-  for (int i = 16; i > 0; i /= 2) {
-    row.error += __shfl_xor_sync(0xffffffff, row.error, i);
-    row.size += __shfl_xor_sync(0xffffffff, row.size, i);
-  }
-  if (thread == 0) c.to[kv_head * c.to_head + at] = row;
-}
-
-__global__ void total_kernel(const __grid_constant__ AuditCall c, sale_head_audit* heads) {
-  const int32_t head = blockIdx.x, thread = threadIdx.x;
-  const AuditedRow* rows = c.to + head / c.group * c.to_head + head % c.group;
-  sale_head_audit sum{c.n_rows, 0, 0, 0, 1};
-  for (int64_t r = thread; r < c.n_rows; r += 32) {
-    const AuditedRow& row = rows[r * c.group];
-    sum.error += row.error, sum.size += row.size, sum.mass += row.mass;
-    if (!(row.mass >= sum.least_mass)) sum.least_mass = row.mass;
-  }
-#pragma unroll
-  for (int i = 16; i > 0; i /= 2) {
-    sum.error += __shfl_xor_sync(0xffffffff, sum.error, i);
-    sum.size += __shfl_xor_sync(0xffffffff, sum.size, i);
-    sum.mass += __shfl_xor_sync(0xffffffff, sum.mass, i);
-    const double other = __shfl_xor_sync(0xffffffff, sum.least_mass, i);
-    if (!(other >= sum.least_mass)) sum.least_mass = other;
-  }
-  if (thread == 0) heads[head] = sum;
-}
-
 template <int D, class T>
 cudaError_t launch(const AuditCall& c, cudaStream_t stream) {
   const int64_t n = int64_t{c.n_rows} * c.group;
   const dim3 parts(static_cast<unsigned>(c.ranges), static_cast<unsigned>((n + lanes - 1) / lanes),
                    static_cast<unsigned>(c.kv_heads));
   partial_kernel<D, T><<<parts, threads, sizeof(Shared<D>) + 1024, stream>>>(c);
-  const dim3 rows(static_cast<unsigned>((n + threads / 32 - 1) / (threads / 32)), static_cast<unsigned>(c.kv_heads));
-  compare_kernel<D><<<rows, threads, 0, stream>>>(c);
   return cudaGetLastError();
 }
 
@@ -261,11 +186,6 @@ cudaError_t launch_audit(const AuditCall& c, cudaStream_t stream) {
   const bool bf16 = c.dtype == SALE_BF16;
   if (c.head_dim == 128) return bf16 ? launch<128, Bf16>(c, stream) : launch<128, F16>(c, stream);
   return bf16 ? launch<64, Bf16>(c, stream) : launch<64, F16>(c, stream);
-}
-
-cudaError_t launch_audit_total(const AuditCall& c, sale_head_audit* heads, cudaStream_t stream) {
-  total_kernel<<<static_cast<unsigned>(c.kv_heads * c.group), 32, 0, stream>>>(c, heads);
-  return cudaGetLastError();
 }
 
 cudaError_t allow_audit() {

@@ -2,16 +2,15 @@
 #include "core/backend.hpp"
 #include "core/plan.hpp"
 #include "core/status.hpp"
+#include "cuda/common/why_not.hpp"
 #include "cuda/sm90/host.hpp"
 
 namespace sale {
 namespace {
 
-constexpr int64_t most_keys = int64_t{1} << 21, most_tokens = (int64_t{1} << 31) - 1;
-
 #if defined(SALE_WITH_CUDA)
 std::string why_not_machine(const Machine& m) {
-  if (("," + m.hidden + ",").find(",sm90,") != std::string::npos) return "SALE_HIDE takes it away";
+  if (cuda::hidden(m, "sm90")) return "SALE_HIDE takes it away";
   return sm90::why_no_device();
 }
 const Stages* const stages = &sm90::stages;
@@ -20,45 +19,28 @@ std::string why_not_machine(const Machine&) { return "this build was made withou
 const Stages* const stages = nullptr;
 #endif
 
-// The copy engine and 16-byte loads and stores set these.
-std::string why_not_strides(const char* name, const sale_strides& s) {
-  const struct {
-    const char* axis;
-    int64_t stride;
-  } axes[] = {{"batch", s.batch}, {"head", s.head}, {"token", s.token}};
-  for (const auto& a : axes) {
-    if (a.stride % 8 != 0) return text(name, " strides: ", a.axis, " stride ", a.stride, " is not a multiple of 8");
-    if (a.stride >= int64_t{1} << 39) return text(name, " strides: ", a.axis, " stride ", a.stride, " exceeds 2^39");
-  }
+// The copy engine's limit.
+std::string why_not_far(const char* name, const sale_strides& s) {
+  for (const auto& [axis, stride] : {std::pair("batch", s.batch), {"head", s.head}, {"token", s.token}})
+    if (stride >= int64_t{1} << 39) return text(name, " strides: ", axis, " stride ", stride, " exceeds 2^39");
   return {};
 }
 
 std::string why_not(const sale_problem& p, const sale_options& o) {
-  if (p.device == SALE_HOST) return "the tensors are in host memory (device SALE_HOST)";
-  if (p.dtype == SALE_F32) return "dtype SALE_F32: its tensor cores multiply 16-bit tensors";
-  if (p.head_dim != 64 && p.head_dim != 128) return text("head_dim ", p.head_dim, " is neither 64 nor 128");
-  if (p.q_heads > 65535) return text("q_heads ", p.q_heads, " exceeds 65535");
+  if (std::string why = cuda::why_not_problem(p); !why.empty()) return why;
   if (o.format == SALE_INT4) return "format SALE_INT4: Hopper has no 4-bit products; SALE_FP8 is its format";
   if (o.format == SALE_INT8 && o.rank != 0 && o.rank != p.head_dim)
     return text("rank ", o.rank, ": SALE_INT8 scans all coordinates here; SALE_FP8 has projections");
-  if (o.compute == SALE_COMPUTE_INT8) return "compute SALE_COMPUTE_INT8 runs on CPUs only";
-  for (int32_t b = 0; b < p.batch; ++b) {
-    const int64_t keys = p.k_lens != nullptr ? p.k_lens[b] : p.k_len,
-                  rows = p.q_lens != nullptr ? p.q_lens[b] : p.q_len;
-    if (keys > most_keys) return text("k_len ", keys, " exceeds 2^21 keys a sequence");
-    if (rows + (p.q_starts != nullptr ? p.q_starts[b] : 0) > most_tokens ||
-        keys + (p.k_starts != nullptr ? p.k_starts[b] : 0) > most_tokens)
-      return text("sequence ", b, " ends beyond token 2^31 of its tensor");
-  }
+  if (o.compute == SALE_COMPUTE_INT8) return "compute SALE_COMPUTE_INT8 does not run on Hopper; SALE_COMPUTE_FP8 does";
   const std::pair<const char*, const sale_strides&> tensors[] = {{"q", p.q}, {"k", p.k}, {"v", p.v}, {"out", p.out}};
   for (const auto& [name, strides] : tensors)
-    if (std::string why = why_not_strides(name, strides); !why.empty()) return why;
+    if (std::string why = why_not_far(name, strides); !why.empty()) return why;
   return {};
 }
 
 }  // namespace
 
 const Backend sm90_backend{
-    "sm90", "NVIDIA Hopper (H100, H200): wgmma, copy engine, FP8", why_not_machine, why_not, stages, nullptr};
+    "sm90", "NVIDIA Hopper (H100, H200): wgmma, copy engine, FP8", why_not_machine, why_not, stages, nullptr, nullptr};
 
 }  // namespace sale

@@ -5,15 +5,11 @@
 
 namespace sale::sm90 {
 
+using cuda::shift_of;
+
 // 128 rows of K or V: columns in pieces of 64, 128 bytes a row, their 16-byte parts swizzled.
 template <int D>
 using Tile = uint16_t[D / 64][step_keys * 64];
-
-// Of the softmax's probabilities; see Softmax.
-template <class T>
-constexpr int shift_of = 0;
-template <>
-constexpr int shift_of<F16> = 15;
 
 // S of 64 rows, the group-th of the tile q.
 template <int D, class T, int elements>

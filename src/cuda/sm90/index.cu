@@ -1,12 +1,8 @@
 // The key index: smoothing vector, FP8's scale, codes. docs/numerics.md, section 1, to the bit.
 //
-//   sum     partial sums of the keys in double, 256 ranges a head      reads K
-//   mean    their sum, divided                                          tiny
-//   range   FP8: the largest coordinate of the first keys               reads a little of K
-//   code    smoothed, projected, coded                                  reads K, writes `width` bytes a key
-//
-// Sums in double are taken range by range instead of key by key. 16-bit numbers within 2^28 of each other add up
-// exactly in any order, and what smaller ones could change lies 2^-29 below what rounding to f32 keeps.
+//   mean    smoothing vector                                   reads K                              common/mean.cu
+//   range   FP8: the largest coordinate of the first keys      reads a little of K
+//   code    smoothed, projected, coded                         reads K, writes `width` bytes a key
 //
 // Without projection everything is here; projected coordinates: index_projected.cu.
 //
@@ -20,44 +16,6 @@ namespace {
 
 constexpr int code_threads = 128, warp_keys = 8, max_dim = 128;
 constexpr float smallest = 0x1p-100f;
-
-__global__ void __launch_bounds__(256) sum_kernel(const __grid_constant__ IndexCall c) {
-  const int32_t head = blockIdx.y, d = c.head_dim;
-  const bool bf16 = c.dtype == SALE_BF16;
-  const int64_t step = (c.k_len + ranges - 1) / ranges, begin = blockIdx.x * step;
-  const int64_t end = begin + step < c.k_len ? begin + step : c.k_len;
-  // d / 8 neighbouring threads take a key at a time, 8 coordinates each.
-  __shared__ double part[256 / 8][max_dim];
-  const int at = static_cast<int>(threadIdx.x) % (d / 8) * 8, row = threadIdx.x / (d / 8), rows = 256 / (d / 8);
-  double sum[8] = {};
-#pragma unroll 4
-  for (int64_t j = begin + row; j < end; j += rows) {
-    const uint4 v = *reinterpret_cast<const uint4*>(token_row(c.k, head, j) + at);
-    const uint32_t pair[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int p = 0; p < 4; ++p) {
-      sum[2 * p] += static_cast<double>(low_element(pair[p], bf16));
-      sum[2 * p + 1] += static_cast<double>(high_element(pair[p], bf16));
-    }
-  }
-  for (int i = 0; i < 8; ++i) part[row][at + i] = sum[i];
-  __syncthreads();
-  if (threadIdx.x >= d) return;
-  double total = 0;
-  for (int r = 0; r < rows; ++r) total += part[r][threadIdx.x];
-  scratch_of(c).sums[(int64_t{head} * ranges + blockIdx.x) * d + threadIdx.x] = total;
-}
-
-__global__ void mean_kernel(const __grid_constant__ IndexCall c) {
-  const int32_t head = blockIdx.x, d = c.head_dim;
-  const Scratch s = scratch_of(c);
-  if (threadIdx.x == 0) s.largest[head] = 0;
-  if (c.smoothing_given) return;
-  double total = 0;
-#pragma unroll 8
-  for (int r = 0; r < ranges; ++r) total += s.sums[(int64_t{head} * ranges + r) * d + threadIdx.x];
-  c.smoothing[head * d + threadIdx.x] = static_cast<float>(total / static_cast<double>(c.k_len));
-}
 
 // What a block of threads works on: 32 keys, smoothed. Each thread copies and converts the same 16-byte pieces, so that
 // the next keys can be on their way while these are worked on.
@@ -141,11 +99,11 @@ __global__ void __launch_bounds__(code_threads) range_kernel(const __grid_consta
   }
   bool finite = true;
   largest = block_largest(largest, finite);
-  if (threadIdx.x == 0) atomicMax(&scratch_of(c).largest[head], __float_as_uint(largest));
+  if (threadIdx.x == 0) atomicMax(&largest_of(c)[head], __float_as_uint(largest));
 }
 
 __global__ void scale_kernel(const __grid_constant__ IndexCall c) {
-  const float largest = __uint_as_float(scratch_of(c).largest[blockIdx.x]);
+  const float largest = __uint_as_float(largest_of(c)[blockIdx.x]);
   c.scales[blockIdx.x * c.scales_head] = largest < smallest ? 0.0f : __fdiv_rn(largest, 112.0f);
 }
 
@@ -207,8 +165,7 @@ __global__ void __launch_bounds__(code_threads) code_kernel(const __grid_constan
 }  // namespace
 
 size_t index_scratch_bytes(int32_t kv_heads, int32_t head_dim) {
-  return static_cast<size_t>(kv_heads) * ranges * static_cast<size_t>(head_dim) * sizeof(double) +
-         static_cast<size_t>(kv_heads) * sizeof(uint32_t);
+  return cuda::mean_scratch_bytes(kv_heads, head_dim) + static_cast<size_t>(kv_heads) * sizeof(uint32_t);
 }
 
 template <int D>
@@ -223,22 +180,6 @@ void launch_plain(const IndexCall& c, bool range, cudaStream_t stream) {
     code_kernel<D><<<grid, code_threads, 0, stream>>>(c);
 }
 
-cudaError_t launch_smoothing(const Tokens& k, int32_t dtype, int32_t head_dim, int32_t kv_heads, int64_t k_len,
-                             float* smoothing, void* scratch, cudaStream_t stream) {
-  IndexCall c{};
-  c.k = k;
-  c.dtype = dtype;
-  c.head_dim = head_dim;
-  c.kv_heads = kv_heads;
-  c.smoothing = smoothing;
-  c.k_len = k_len;
-  c.scratch = scratch;
-  const auto heads = static_cast<unsigned>(kv_heads);
-  sum_kernel<<<dim3(ranges, heads), 256, 0, stream>>>(c);
-  mean_kernel<<<heads, static_cast<unsigned>(head_dim), 0, stream>>>(c);
-  return cudaGetLastError();
-}
-
 cudaError_t launch_index(const IndexCall& c, cudaStream_t stream) {
   const auto heads = static_cast<unsigned>(c.kv_heads);
   const auto pass = [&](bool range) {  // over the keys' coordinates
@@ -246,13 +187,16 @@ cudaError_t launch_index(const IndexCall& c, cudaStream_t stream) {
     c.head_dim == 128 ? launch_plain<128>(c, range, stream) : launch_plain<64>(c, range, stream);
     return cudaGetLastError();
   };
-  if (c.fix) {
-    if (!c.smoothing_given) sum_kernel<<<dim3(ranges, heads), 256, 0, stream>>>(c);
-    mean_kernel<<<heads, static_cast<unsigned>(c.head_dim), 0, stream>>>(c);
-    if (c.estimator.format == SALE_FP8) {
-      if (const cudaError_t e = pass(true); e != cudaSuccess) return e;
-      scale_kernel<<<heads, 1, 0, stream>>>(c);
-    }
+  if (c.fix && !c.smoothing_given) {
+    const cudaError_t e =
+        cuda::launch_mean({c.k, c.dtype, c.head_dim, c.kv_heads, c.k_len, c.smoothing, c.scratch}, stream);
+    if (e != cudaSuccess) return e;
+  }
+  if (c.fix && c.estimator.format == SALE_FP8) {
+    cudaError_t e = cudaMemsetAsync(largest_of(c), 0, heads * sizeof(uint32_t), stream);
+    if (e == cudaSuccess) e = pass(true);
+    if (e != cudaSuccess) return e;
+    scale_kernel<<<heads, 1, 0, stream>>>(c);
   }
   return c.first_key < c.k_len ? pass(false) : cudaSuccess;
 }

@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(threads) range_kernel(const __grid_constant__ 
   }
 #pragma unroll
   for (int o = 16; o > 0; o /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, o));
-  if (threadIdx.x % 32 == 0) atomicMax(&scratch_of(c).largest[head], __float_as_uint(largest));
+  if (threadIdx.x % 32 == 0) atomicMax(&largest_of(c)[head], __float_as_uint(largest));
 }
 
 template <int D, int parts>

@@ -1,9 +1,8 @@
-// What the host sees of the Hopper kernels: plain structs passed by value and one launch function a stage. Nothing here
-// allocates, synchronises or changes the current device; everything runs on the given stream and can be captured.
+// What the host sees of the Hopper kernels, beside those that all GPU backends share (cuda/common/kernels.hpp, where
+// the rules are).
 //
 //     mean ─▶ range ─▶ index        keys: smoothing vector, largest coordinate, codes            index.cu
 //     prepare ─▶ scan               queries: thresholds and codes; then the vote per block      prepare.cu, scan.cu
-//     means, low_bit                pseudo-keys of dropped blocks; K and V in 8 bits            means.cu, low_bit.cu
 //     attend                        attention over the kept blocks                               attend.cu, attend8.cu
 //     audit                         sampled rows over all keys, compared with out                audit.cu
 #pragma once
@@ -13,101 +12,32 @@
 
 #include <cstdint>
 
-#include "core/kernel.hpp"
-#include "sale/sale.h"
+#include "cuda/common/kernels.hpp"
 
 namespace sale::sm90 {
 
-constexpr int64_t tile_rows = 128;     // rows of a query tile: the block list is the union of its two halves of 64 rows
-constexpr int64_t block_keys = 32;     // keys of a block
-constexpr int32_t max_sequences = 64;  // of one launch; larger batches take several
-constexpr int64_t max_keys = int64_t{1} << 21;  // of a sequence: a row of block bits must fit shared memory
+using cuda::AuditCall;
+using cuda::block_keys;
+using cuda::code_offset;
+using cuda::Common;
+using cuda::Estimator;
+using cuda::IndexCall;
+using cuda::Item;
+using cuda::key_of_place;
+using cuda::LowBit;
+using cuda::max_keys;
+using cuda::Sequence;
+using cuda::Tokens;
 
-// One sequence of the batch. Positions as in sale_problem.
-struct Sequence {
-  int64_t q_len, k_len, q_offset;
-  int64_t last_position;     // up to which local keys are counted back from a row: k_len - 1, of a part no end
-  int64_t q_start, k_start;  // first token in q and out, k and v
-  int64_t bits_at, words;    // block list: head h's rows at bits + bits_at + h * words
-  int64_t row_word_at;       // tile t's words begin row_word[row_word_at + t] after that
-  int32_t batch;             // its place on the tensors' batch axis (and in lse and the page table)
-  int32_t dense;             // every head dense: keeps all blocks, needs no index
-  // Key index, null when dense; kv head h's part at h times the stride.
-  uint8_t* codes;                   // [keys rounded up to 32, width] bytes, laid out by code_offset()
-  float* scales;                    // INT8: [blocks]; FP8: one number
-  float* smoothing;                 // [head_dim]
-  int64_t codes_head, scales_head;  // strides: bytes, floats
-  // In the arrays of a call's means and 8-bit blocks: its first block, and the first of its coded means.
-  int64_t block_at, mean_block_at;
-};
+constexpr int64_t tile_rows = 128;  // rows of a query tile: the block list is the union of its two halves of 64 rows
 
-struct Item {
-  int32_t sequence, tile;
-};
-
-// The same for every kernel of a call.
-struct Common {
-  Sequence sequences[max_sequences];
-  const Item* items;        // device, [n_items]: every (sequence, tile), longest first
-  const int64_t* row_word;  // device
-  const float* thresholds;  // device, [q_heads]: tau
-  uint64_t* bits;           // device: the block list
-  int32_t n_sequences, n_items;
-  int32_t q_heads, kv_heads, group, head_dim;
-  int32_t dtype;  // sale_dtype: SALE_F16 or SALE_BF16
-  int32_t sink, local;
-  float scale;
-  int32_t page_size;          // 0: not paged
-  int64_t pages;              // page table row length
-  const int32_t* page_table;  // device, [batch, pages]
-};
-
-// How keys and queries are coded. width: bytes of a coded row.
+// Of an Estimator:
 //   FP8 projected   rank <= width - 4; the last four coordinates carry the threshold      width 32, 64
 //   FP8, INT8       rank = head_dim                                                        width = rank
-struct Estimator {
-  int32_t format;  // sale_format: SALE_FP8 or SALE_INT8
-  int32_t rank, width;
-  const float* k_projection;     // device, [kv_heads, head_dim, rank], or null
-  const uint16_t* q_projection;  // device, tensors' dtype, [kv_heads, width, head_dim]: transposed, zero rows beyond
-                                 // rank; or null
-};
-
-// Byte of coordinate c of key j in a head's codes: rows in order, their 16-byte pieces permuted the way the tensor
-// cores read shared memory, so that plain bulk copies will do.
-#ifdef __CUDACC__
-__host__ __device__
-#endif
-    inline int64_t
-    code_offset(int64_t key, int64_t c, int64_t width) {
-  const int64_t swizzle = width == 32 ? (key >> 2) & 1 : width == 64 ? (key >> 1) & 3 : key & 7;
-  return key * width + ((c / 16) ^ swizzle) * 16 + c % 16;
-}
+//   q_projection    uint16_t, tensors' dtype, [kv_heads, width, head_dim]: transposed, zero rows beyond rank
 
 // ---- index ---------------------------------------------------------------------------------------------------
 
-// The keys or the values of a sequence: [kv head, token, head_dim], device.
-struct Tokens {
-  const void* base;           // first token, kv head 0; paged: page 0's
-  int64_t head, token;        // strides in elements
-  int32_t page_size;          // token j of the sequence is in page page_table[j / page_size]; 0: not paged
-  int64_t page;               // stride between pages, elements
-  const int32_t* page_table;  // device, this sequence's row
-};
-
-struct IndexCall {
-  Tokens k;
-  int32_t dtype, head_dim, kv_heads;
-  Estimator estimator;
-  uint8_t* codes;
-  float *scales, *smoothing;
-  int64_t codes_head, scales_head;
-  int64_t k_len;            // keys of the sequence
-  int64_t first_key;        // codes from this key (a multiple of 32) on are made
-  int32_t fix;              // != 0: also fix smoothing (unless given) and FP8's scale, by keys [0, k_len)
-  int32_t smoothing_given;  // != 0: the vectors are set already
-  void* scratch;            // device, index_scratch_bytes()
-};
 size_t index_scratch_bytes(int32_t kv_heads, int32_t head_dim);
 cudaError_t launch_index(const IndexCall& call, cudaStream_t stream);
 
@@ -158,53 +88,6 @@ SelectScratch select_scratch(const Estimator& estimator, int32_t q_heads, int64_
 // Writes every row of bits of the call's sequences.
 cudaError_t launch_select(const SelectCall& call, int32_t multiprocessors, cudaStream_t stream);
 
-// ---- what stands for keys and values --------------------------------------------------------------------------------
-
-// Compensation: the mean key and the mean value of every block. A mean that is not finite is written as 0.
-struct MeansCall {
-  Tokens k, v;
-  int32_t dtype, head_dim, kv_heads;
-  int64_t k_len;
-  uint16_t *k_means, *v_means;  // tensors' dtype; the sequence's first block of kv head 0
-  int64_t means_head;           // stride in elements
-};
-// For every sequence of a call with compensation, the dense ones too: a step may look beyond a sequence's last block.
-cudaError_t launch_means(const MeansCall& call, cudaStream_t stream);
-
-// K and V in 8 bits. Per kv head: blocks of 32 keys, then the coded means, 32 a block.
-//   k  [32, head_dim] INT8 of smoothed keys, laid out by code_offset(), a scale a block
-//   v  [head_dim, 32] e4m3 of v * 448 / (largest |v| of the coordinate), laid out by code_offset(coordinate, place,
-//   32);
-//      key_of_place() says whose value stands at a place
-struct LowBit {
-  uint8_t *k, *v;    // null: not wanted
-  float* k_scales;   // [kv_heads, blocks]
-  float* v_most;     // [batch, kv_heads, head_dim]
-  float* smoothing;  // [batch, kv_heads, head_dim]
-  int64_t blocks;    // of a kv head
-};
-// The order in which products take probabilities out of the registers where scores are made.
-#ifdef __CUDACC__
-__host__ __device__
-#endif
-    inline int
-    key_of_place(int place) {
-  return place / 16 * 16 + place % 4 / 2 * 8 + place % 16 / 4 * 2 + place % 2;
-}
-struct LowBitCall {
-  Tokens k, v;
-  int32_t dtype, head_dim, kv_heads, batch;  // batch: the sequence's place in v_most and smoothing
-  int64_t k_len;
-  const uint16_t *k_means, *v_means;  // or null: as in MeansCall
-  int64_t means_head;
-  LowBit low;
-  int64_t block_at, mean_block_at;
-  void* scratch;  // device, index_scratch_bytes()
-};
-// Blocks that the coded means of so many keys take: whole steps of four.
-constexpr int64_t coded_mean_blocks(int64_t k_len) { return (k_len + 4095) / 4096 * 4; }
-cudaError_t launch_low_bit(const LowBitCall& call, cudaStream_t stream);
-
 // ---- attend --------------------------------------------------------------------------------------------------
 
 struct AttendCall {
@@ -224,31 +107,8 @@ cudaError_t launch_attend(const AttendCall& call, int32_t multiprocessors, cudaS
 
 // ---- statistics ----------------------------------------------------------------------------------------------
 
-// Kept blocks of the call's sequences, all heads: kept[sequence.batch * q_heads + head], device memory.
-cudaError_t launch_count(const Common& common, int64_t* kept, cudaStream_t stream);
-
-// Rows of one sequence, for all query heads. A lane is a (row, head of the group): row lane / group, ascending.
-struct AuditCall {
-  Tokens k, v;
-  const uint16_t *q, *out;  // the sequence's first row, head 0
-  int64_t q_head, q_token, out_head, out_token;
-  int32_t dtype, head_dim, kv_heads, group;
-  int64_t k_len, q_offset;
-  const uint64_t* bits;  // the sequence's: head h's at bits + h * words,
-  int64_t words;
-  const int64_t* row_word;  // tile t's at row_word[t] after that
-  float scale;
-  const int64_t* rows;  // device, [n_rows], ascending
-  int32_t n_rows;
-  int32_t ranges;  // of keys, worked on at a time; each of `range_steps` steps of 128, a multiple of 16
-  int64_t range_steps;
-  float* partials;  // device scratch, [kv_heads, lanes, ranges, head_dim + 3]
-  AuditedRow* to;   // device, lane l of kv head h at h * to_head + l
-  int64_t to_head;
-};
+// The partials of an audit.
 cudaError_t launch_audit(const AuditCall& call, cudaStream_t stream);
-// Once all of a sequence's rows have been: heads [kv_heads * group], device.
-cudaError_t launch_audit_total(const AuditCall& all, sale_head_audit* heads, cudaStream_t stream);
 
 // Raises the kernels' shared-memory limits on the current device. Once per device.
 cudaError_t prepare_device();

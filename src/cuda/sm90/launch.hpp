@@ -13,9 +13,6 @@ cudaError_t launch_scan(const SelectCall& call, int32_t first, int32_t items, cu
 
 // Projected FP8: the largest coordinate of the first keys to the scratch (range), or the codes.
 cudaError_t launch_projected(const IndexCall& call, bool range, cudaStream_t stream);
-// Mean key of every kv head to smoothing [kv_heads, head_dim]; scratch as for the key index.
-cudaError_t launch_smoothing(const Tokens& k, int32_t dtype, int32_t head_dim, int32_t kv_heads, int64_t k_len,
-                             float* smoothing, void* scratch, cudaStream_t stream);
 
 // Shared-memory limits of each file's kernels, on the current device.
 cudaError_t allow_projected();

@@ -302,7 +302,7 @@ __global__ void __launch_bounds__(128 * max_heads + 32)
     barrier_init_fence();
   }
   if constexpr (projected) {
-    const uint16_t* a = call.estimator.q_projection + int64_t{kv_head} * width * D;
+    const uint16_t* a = static_cast<const uint16_t*>(call.estimator.q_projection) + int64_t{kv_head} * width * D;
     for (int i = threadIdx.x; i < width * D / 8; i += blockDim.x) {  // pieces of 16 bytes
       const int row = i / (D / 8), piece = i % (D / 8);
       uint4 v = *reinterpret_cast<const uint4*>(a + row * D + piece * 8);

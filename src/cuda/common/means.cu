@@ -1,11 +1,11 @@
-// Compensation's pseudo-keys: the mean key and the mean value of every block of 32. Hopper.
+// Compensation's pseudo-keys: the mean key and the mean value of every block of 32.
 //
 // A warp takes a block: d / 8 lanes a row, 16 bytes each, all rows of a lane on their way at once; f32 sums in a fixed
 // order. Floor: K and V once over memory bandwidth (8 heads of 128 K keys, d 128: 0.54 GB, 0.16 ms at 3.35 TB/s).
-#include "cuda/sm90/element.cuh"
-#include "cuda/sm90/tokens.cuh"
+#include "cuda/common/element.cuh"
+#include "cuda/common/tokens.cuh"
 
-namespace sale::sm90 {
+namespace sale::cuda {
 namespace {
 
 constexpr int warps = 8;
@@ -61,4 +61,4 @@ cudaError_t launch_means(const MeansCall& c, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-}  // namespace sale::sm90
+}  // namespace sale::cuda

@@ -1,9 +1,9 @@
 // Kept blocks per query head, for statistics: a thread block a (sequence, head).
 #include <cuda_runtime_api.h>
 
-#include "cuda/sm90/launch.hpp"
+#include "cuda/common/kernels.hpp"
 
-namespace sale::sm90 {
+namespace sale::cuda {
 namespace {
 
 constexpr int threads = 256;
@@ -29,4 +29,4 @@ cudaError_t launch_count(const Common& common, int64_t* kept, cudaStream_t strea
   return cudaGetLastError();
 }
 
-}  // namespace sale::sm90
+}  // namespace sale::cuda

@@ -1,9 +1,9 @@
 // Rows of the tensors K and V, paged or not.
 #pragma once
 
-#include "cuda/sm90/kernels.hpp"
+#include "cuda/common/kernels.hpp"
 
-namespace sale::sm90 {
+namespace sale::cuda {
 
 __device__ __forceinline__ const uint16_t* token_row(const Tokens& t, int32_t head, int64_t token) {
   const uint16_t* base = static_cast<const uint16_t*>(t.base) + head * t.head;
@@ -13,4 +13,4 @@ __device__ __forceinline__ const uint16_t* token_row(const Tokens& t, int32_t he
   return base + t.page_table[at / size] * t.page + static_cast<int64_t>(at % size) * t.token;
 }
 
-}  // namespace sale::sm90
+}  // namespace sale::cuda

@@ -1,22 +1,21 @@
 // K and V in 8 bits for low-bit attention: INT8 of smoothed keys with a scale a block, e4m3 of values with a scale a
-// coordinate. Hopper.
+// coordinate.
 //
-//   smoothing   mean key, as in the key index                                  reads K     index.cu
-//   most        the largest value of every coordinate; a mean key's            reads V
+//   smoothing   mean key, as in the key index                                  reads K     mean.cu
+//   most        FP8 form: the largest value of every coordinate; a mean key's  reads V
 //               coordinate that is not finite becomes 0
 //   code        a thread block takes 32 keys: their codes, K by rows, V by     reads K, V; writes half as much
 //               columns in the order of key_of_place()
 //
 // The codes of means (compensation) are made by the same kernel from the means. Non-finite keys give their block the
-// scale NaN; non-finite values the code NaN.
+// scale NaN; non-finite values the code NaN. The INT8 form codes keys only.
 //
 // Floor: K and V twice and half of them once over memory bandwidth (8 heads of 128 K keys, d 128: 1.34 GB, 0.4 ms at
 // 3.35 TB/s).
-#include "cuda/sm90/element.cuh"
-#include "cuda/sm90/launch.hpp"
-#include "cuda/sm90/tokens.cuh"
+#include "cuda/common/element.cuh"
+#include "cuda/common/tokens.cuh"
 
-namespace sale::sm90 {
+namespace sale::cuda {
 namespace {
 
 constexpr int threads = 128;
@@ -123,7 +122,7 @@ __global__ void __launch_bounds__(threads)
   }
   if (t == 0) c.low.k_scales[block] = !finite ? __uint_as_float(0x7fc00000u) : zero ? 0.0f : most / 127.0f;
 
-  if (t >= D) return;
+  if (t >= D || c.low.v == nullptr) return;  // values stay as they are
   const float largest = c.low.v_most[of_head + t], v_by = largest < smallest ? 0.0f : e4m3_most / largest;
   uint8_t* v_block = c.low.v + block * 32 * D;
 #pragma unroll
@@ -147,11 +146,13 @@ __global__ void __launch_bounds__(threads)
 template <int D>
 cudaError_t launch(const LowBitCall& c, cudaStream_t stream) {
   const auto heads = static_cast<unsigned>(c.kv_heads);
-  float* most = c.low.v_most + int64_t{c.batch} * c.kv_heads * D;
-  cudaError_t e = cudaMemsetAsync(most, 0, static_cast<size_t>(c.kv_heads) * D * sizeof(float), stream);
-  if (e != cudaSuccess) return e;
-  const int64_t rounds = (c.k_len + 127) / 128;
-  most_kernel<D><<<dim3(static_cast<unsigned>(rounds < 128 ? rounds : 128), heads), 256, 0, stream>>>(c);
+  if (c.low.v != nullptr) {
+    float* most = c.low.v_most + int64_t{c.batch} * c.kv_heads * D;
+    const cudaError_t e = cudaMemsetAsync(most, 0, static_cast<size_t>(c.kv_heads) * D * sizeof(float), stream);
+    if (e != cudaSuccess) return e;
+    const int64_t rounds = (c.k_len + 127) / 128;
+    most_kernel<D><<<dim3(static_cast<unsigned>(rounds < 128 ? rounds : 128), heads), 256, 0, stream>>>(c);
+  }
   const int64_t blocks = (c.k_len + block_keys - 1) / block_keys;
   code_kernel<D>
       <<<dim3(static_cast<unsigned>(blocks), heads), threads, 0, stream>>>(c, {c.k, c.v, c.k_len, c.block_at});
@@ -166,11 +167,11 @@ cudaError_t launch(const LowBitCall& c, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t launch_low_bit(const LowBitCall& c, cudaStream_t stream) {
-  const cudaError_t e =
-      launch_smoothing(c.k, c.dtype, c.head_dim, c.kv_heads, c.k_len,
-                       c.low.smoothing + int64_t{c.batch} * c.kv_heads * c.head_dim, c.scratch, stream);
+  const cudaError_t e = launch_mean({c.k, c.dtype, c.head_dim, c.kv_heads, c.k_len,
+                                     c.low.smoothing + int64_t{c.batch} * c.kv_heads * c.head_dim, c.scratch},
+                                    stream);
   if (e != cudaSuccess) return e;
   return c.head_dim == 128 ? launch<128>(c, stream) : launch<64>(c, stream);
 }
 
-}  // namespace sale::sm90
+}  // namespace sale::cuda

@@ -1,0 +1,39 @@
+// The Ampere and Ada backend as the list shows it; compiled with and without CUDA.
+#include "core/backend.hpp"
+#include "core/plan.hpp"
+#include "core/status.hpp"
+#include "cuda/common/why_not.hpp"
+#include "cuda/sm80/host.hpp"
+
+namespace sale {
+namespace {
+
+#if defined(SALE_WITH_CUDA)
+std::string why_not_machine(const Machine& m) {
+  if (cuda::hidden(m, "sm80")) return "SALE_HIDE takes it away";
+  return sm80::why_no_device();
+}
+const Stages* const stages = &sm80::stages;
+#else
+std::string why_not_machine(const Machine&) { return "this build was made without CUDA"; }
+const Stages* const stages = nullptr;
+#endif
+
+std::string why_not(const sale_problem& p, const sale_options& o) {
+  if (std::string why = cuda::why_not_problem(p); !why.empty()) return why;
+  if (p.reference != nullptr) return "reference: given ones are read by CPUs and sm90 only";
+  if (o.format == SALE_FP8) return "format SALE_FP8 is Hopper's; SALE_INT4 is the format here";
+  return {};
+}
+
+// docs/support.md says what it lacks.
+std::string why_not_unasked(const sale_problem&) { return "it is unfinished; ask for sm80 by name to run it"; }
+
+}  // namespace
+
+const Backend sm80_backend{"sm80",          "NVIDIA Ampere, Ada (RTX 30, RTX 40, A100, L40): 4-bit products",
+                           why_not_machine, why_not,
+                           stages,          nullptr,
+                           why_not_unasked};
+
+}  // namespace sale

@@ -1,0 +1,15 @@
+// The host side of the Ampere and Ada backend, as the backend list needs it. No CUDA headers: builds without CUDA read
+// this.
+#pragma once
+
+#include <string>
+
+#include "core/backend.hpp"
+
+namespace sale::sm80 {
+
+extern const Stages stages;
+// Why no device of this machine will do, in words; "" when one will. Asked once per process.
+std::string why_no_device();
+
+}  // namespace sale::sm80
