@@ -41,7 +41,7 @@ cuda() {
     echo "skipped: there is no nvcc"
     return
   fi
-  compile test sale_sm90
+  compile test sale_cuda_common sale_sm80 sale_sm90
   scripts/compile_cost.py --judge "$build/test/src"
 }
 
