@@ -183,7 +183,8 @@ SALE_API sale_status sale_plan_create(const sale_problem* problem, const sale_op
 SALE_API void sale_plan_destroy(sale_plan* plan); /* NULL is fine */
 SALE_API sale_workspace sale_plan_workspace(const sale_plan* plan);
 SALE_API const char* sale_plan_backend(const sale_plan* plan);
-/* Query rows of a tile of its block lists: 64 on CPUs and sm80, 128 on sm90, whose lists are the union of two tiles of 64. */
+/* Query rows of a tile of its block lists: 64 on CPUs and sm80, 128 on sm90, whose lists are the union of two tiles
+ * of 64. */
 SALE_API int64_t sale_plan_q_block(const sale_plan* plan);
 /* Text for people, one fact a line: backend chosen, why the others were not, block shape, estimator, bytes, items.
  * Valid as long as the plan. */

@@ -1,5 +1,5 @@
-// What exact and low-bit attention share: how items are handed out, how a block list is walked and gathered, and the way
-// out. Hopper.
+// What exact and low-bit attention share: how items are handed out, how a block list is walked and gathered, and the
+// way out. Hopper.
 //
 // A policy says what a stage of K or V is and how it is filled:
 //
