@@ -126,7 +126,7 @@ __device__ __forceinline__ float over_four(float x) {
 }
 
 template <int D, class T>
-__global__ void __launch_bounds__(threads) partial_kernel(const __grid_constant__ AuditCall c) {
+__global__ void __launch_bounds__(threads, 2) partial_kernel(const __grid_constant__ AuditCall c) {
   extern __shared__ __align__(16) char raw[];
   auto& sh = *reinterpret_cast<Shared<D>*>(raw);
   const int32_t kv_head = blockIdx.z;
