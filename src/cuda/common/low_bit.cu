@@ -64,7 +64,7 @@ struct Source {
 template <int D>
 __global__ void __launch_bounds__(threads)
     code_kernel(const __grid_constant__ LowBitCall c, const __grid_constant__ Source from) {
-  __shared__ alignas(16) uint16_t values[32][D + 8];
+  __shared__ __align__(16) uint16_t values[32][D + 8];
   __shared__ float part[threads / 32];
   const int32_t head = blockIdx.y;
   const bool bf16 = c.dtype == SALE_BF16;

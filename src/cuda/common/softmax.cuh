@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "cuda/ptx/convert.cuh"
 #include "cuda/ptx/elements.cuh"
 
 namespace sale::cuda {
@@ -67,7 +68,7 @@ struct Softmax {
 #pragma unroll
       for (int i = 0; i < N / 2; ++i) {
         float& x = s[i / 2 * 4 + 2 * r + i % 2];
-        x = exp2f_fast(fmaf(x, scale, -base));
+        x = ptx::exp2_approximate(fmaf(x, scale, -base));
         total[i % 2] += x;
       }
       sum[r] = total[0] + total[1];
@@ -78,7 +79,7 @@ struct Softmax {
     m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 1));
     m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 2));
     const float top = m == -INFINITY ? 0.0f : m;
-    shrink = exp2f_fast((before - top) * scale);
+    shrink = ptx::exp2_approximate((before - top) * scale);
     most[r] = m + bonus;
     return top * scale - shift;
   }
@@ -92,11 +93,6 @@ struct Softmax {
   }
   // Scores beyond it: fmaf(s, scale, -base) would add what rounding took off base, which an exponential shows.
   static constexpr float huge = 0x1p12f;
-  __device__ static float exp2f_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-  }
 };
 
 // Scores of keys that a row does not see become -inf. id: the blocks, -1 for none; limit: keys seen by rows r and r

@@ -141,7 +141,7 @@ struct Keys8 {
 #pragma unroll
       for (int i = 0; i < step_keys / 4; ++i) {
         const int at = i / 2 * 4 + 2 * r + i % 2;
-        p[at] = Softmax<shift>::exp2f_fast(fmaf(value_of(sums[at]), by[r][i / 8], -base));
+        p[at] = exp2_approximate(fmaf(value_of(sums[at]), by[r][i / 8], -base));
         total[i % 2] += p[at];
       }
       softmax.sum[r] = total[0] + total[1];
@@ -174,10 +174,7 @@ struct Keys8 {
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
 __device__ __forceinline__ uint32_t pack_e4m3(float a, float b, float c, float d) {
-  uint16_t low, high;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(b), "f"(a));
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(d), "f"(c));
-  return low | static_cast<uint32_t>(high) << 16;
+  return to_e4m3_pair(a, b) | static_cast<uint32_t>(to_e4m3_pair(c, d)) << 16;
 }
 
 // O = O shrink + P V of 64 keys from e4m3 codes.

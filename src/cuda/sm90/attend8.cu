@@ -147,10 +147,7 @@ __device__ __forceinline__ void multiply_pv(float (&o)[D / 2], const uint32_t (&
 }
 
 __device__ __forceinline__ uint32_t pack_e4m3(float a, float b, float c, float d) {
-  uint16_t low, high;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(b), "f"(a));
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(d), "f"(c));
-  return low | static_cast<uint32_t>(high) << 16;
+  return ptx::to_e4m3_pair(a, b) | static_cast<uint32_t>(ptx::to_e4m3_pair(c, d)) << 16;
 }
 
 // Scores of a block stand in registers 16 b .. 16 b + 15: 4 i + 2 r + e is column 8 i + 2 q + e of row r;
@@ -185,7 +182,7 @@ __device__ __forceinline__ void step_whole(Softmax<p_shift>& softmax, const int3
 #pragma unroll
     for (int i = 0; i < 32; ++i) {
       const int at = i / 2 * 4 + 2 * r + i % 2;
-      p[at] = Softmax<p_shift>::exp2f_fast(fmaf(static_cast<float>(sums[at]), by[r][i / 8], -base));
+      p[at] = ptx::exp2_approximate(fmaf(static_cast<float>(sums[at]), by[r][i / 8], -base));
       total[i % 2] += p[at];
     }
     softmax.sum[r] = total[0] + total[1];

@@ -20,6 +20,7 @@
 #include <type_traits>
 
 #include "cuda/ptx/async.cuh"
+#include "cuda/ptx/convert.cuh"
 #include "cuda/ptx/wgmma.cuh"
 #include "cuda/sm90/blocks.cuh"
 #include "cuda/sm90/element.cuh"
@@ -75,12 +76,6 @@ __device__ __forceinline__ void multiply(float (&s)[16], const uint16_t (&q)[D /
   wgmma_touch(s);
 }
 
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // Maximum and sum of one row's reference scores, as this thread and its three neighbours see them. A NaN or +inf among
 // them makes the sum NaN and with it the threshold.
 struct Row {
@@ -98,9 +93,9 @@ struct Row {
 #pragma unroll
     for (int i = 0; i < 8; ++i) here = fmaxf(here, x[i]);
     const float base = here == -INFINITY ? 0.0f : here * scale;
-    sum *= exp2_fast(fmaf(most, scale, -base));
+    sum *= ptx::exp2_approximate(fmaf(most, scale, -base));
 #pragma unroll
-    for (int i = 0; i < 8; ++i) sum += exp2_fast(fmaf(x[i], scale, -base));
+    for (int i = 0; i < 8; ++i) sum += ptx::exp2_approximate(fmaf(x[i], scale, -base));
     most = here;
   }
   // scale: of scores in base 2, as given to add.
@@ -110,7 +105,8 @@ struct Row {
     for (int o = 1; o <= 2; o *= 2) {
       const float other = __shfl_xor_sync(0xffffffff, most, o), its = __shfl_xor_sync(0xffffffff, sum, o);
       const float top = fmaxf(most, other), base = top == -INFINITY ? 0.0f : top * scale;
-      sum = sum * exp2_fast(fmaf(most, scale, -base)) + its * exp2_fast(fmaf(other, scale, -base));
+      sum = sum * ptx::exp2_approximate(fmaf(most, scale, -base)) +
+            its * ptx::exp2_approximate(fmaf(other, scale, -base));
       most = top;
     }
     return most * (scale * ln2) + (logf(tau) + logf(sum));
