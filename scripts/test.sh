@@ -45,6 +45,20 @@ cuda() {
   scripts/compile_cost.py --judge "$build/test/src"
 }
 
+# The kernels of sm80 on the CPU, lane by lane, under the device tests (tests/emulation): where no such GPU is.
+kernels() {
+  configure_test
+  if ! grep -q device_emulated "$build/test/build.ninja"; then
+    echo "skipped: there is no nvcc, or this is no x86-64"
+    return
+  fi
+  compile test device_emulated
+  local log=$build/test/kernels.log
+  "$build/test/tests/emulation/device_emulated" --backend sm80 --cases "${CASES:-8}" \
+    --gtest_filter='Small/*:Generated.AgreesWithTheOracle:Refusals.*' >"$log" 2>&1 || { tail -n 60 "$log"; return 1; }
+  tail -n 2 "$log"
+}
+
 # The profile in .clang-tidy over the library (arguments, plans, memory, files); `make tidy` goes over the programs too,
 # whose third-party headers take minutes. Without precompiled headers: they are of another compiler.
 tidy() {  # files, or the library
@@ -224,7 +238,7 @@ demo() {
 }
 
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(format cuda tidy release symbols emulated address thread fuzz package python torch arm64 docs demo)
+[ ${#stages[@]} -gt 0 ] || stages=(format cuda kernels tidy release symbols emulated address thread fuzz package python torch arm64 docs demo)
 for stage in "${stages[@]}"; do
   echo "==== $stage"
   start=$SECONDS
