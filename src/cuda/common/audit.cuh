@@ -21,4 +21,23 @@ struct Lane {
   }
 };
 
+__device__ __forceinline__ float over_four(float x) {
+  x += __shfl_xor_sync(0xffffffff, x, 1);
+  return x + __shfl_xor_sync(0xffffffff, x, 2);
+}
+
+// The weight of one row's kept blocks in a step, of scores as common/softmax.cuh has them. kept: a bit a block.
+template <int N>
+__device__ __forceinline__ float kept_weight(const float (&p)[N], int r, uint32_t kept) {
+  float sum = 0;
+#pragma unroll
+  for (int b = 0; b < N / 16; ++b) {
+    float block = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) block += p[16 * b + i / 2 * 4 + 2 * r + i % 2];
+    if ((kept >> b & 1) != 0) sum += block;
+  }
+  return sum;
+}
+
 }  // namespace sale::cuda

@@ -19,4 +19,29 @@ void wait(const Call& call);
 void audit(const Architecture& a, const Call& call, sale_head_audit* to);
 void count(const Architecture& a, const Call& call, int64_t first, int64_t n, int64_t* kept);
 
+// A backend's table: what is its own, and what is the same for all.
+template <const Architecture& a>
+constexpr Stages stages_of(int64_t tile_rows, decltype(Stages::plan) plan, decltype(Stages::explain) explain,
+                           decltype(Stages::check) check, decltype(Stages::select) select,
+                           decltype(Stages::attend) attend) {
+  return {tile_rows,
+          device_space,
+          [](int32_t kv_heads, int32_t head_dim, const sale::Estimator& e, int64_t keys) {
+            return index_map(a, kv_heads, head_dim, e, keys);
+          },
+          [](sale_index& index, const sale_options&) { open_index(a, index); },
+          [](sale_index& index, const IndexUpdate& update) { update_index(a, index, update); },
+          [](const sale_index& index, int32_t head, const int8_t** codes, const float** scales,
+             const float** smoothing) { read_codes(a, index, head, codes, scales, smoothing); },
+          plan,
+          explain,
+          check,
+          [](const Call& call) { make_indexes(a, call); },
+          select,
+          attend,
+          wait,
+          [](const Call& call, sale_head_audit* to) { audit(a, call, to); },
+          [](const Call& call, int64_t first, int64_t n, int64_t* kept) { count(a, call, first, n, kept); }};
+}
+
 }  // namespace sale::cuda

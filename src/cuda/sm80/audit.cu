@@ -21,8 +21,10 @@
 namespace sale::sm80 {
 namespace {
 
+using cuda::kept_weight;
 using cuda::Lane;
 using cuda::least;
+using cuda::over_four;
 using ptx::Bf16;
 using ptx::F16;
 
@@ -105,24 +107,6 @@ __device__ __forceinline__ void multiply_pv(float (&o)[D / 2], const float (&p)[
       }
     }
   }
-}
-
-// The weight of one row's kept blocks. kept: a bit a block.
-__device__ __forceinline__ float kept_weight(const float (&p)[32], int r, uint32_t kept) {
-  float sum = 0;
-#pragma unroll
-  for (int b = 0; b < 2; ++b) {
-    float block = 0;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) block += p[16 * b + i / 2 * 4 + 2 * r + i % 2];
-    if ((kept >> b & 1) != 0) sum += block;
-  }
-  return sum;
-}
-
-__device__ __forceinline__ float over_four(float x) {
-  x += __shfl_xor_sync(0xffffffff, x, 1);
-  return x + __shfl_xor_sync(0xffffffff, x, 2);
 }
 
 template <int D, class T>

@@ -1,12 +1,13 @@
 // What the host sees of the Ampere and Ada kernels, beside those that all GPU backends share (cuda/common/kernels.hpp,
 // where the rules are).
 //
-//     mean ─▶ index                 keys: smoothing vector, codes                                common/mean.cu,
-//     index.cu mean ─▶ bias                  queries: smoothing vectors (INT4); what those add per key    bias.cu code,
-//     reference ─▶ scan       queries: codes, thresholds; then the vote per block          queries.cu, reference.cu,
-//                                                                                                scan.cu
-//     attend                        attention over the kept blocks                               attend*.cu
-//     audit                         sampled rows over all keys                                   audit.cu
+//     mean ─▶ index        keys: smoothing vector, codes              common/mean.cu, index.cu
+//     mean ─▶ bias         INT4 queries: their means, and what those
+//                          add to every key's score                   common/mean.cu, queries.cu
+//     code, reference      queries: codes, thresholds                 queries.cu, reference.cu
+//     scan                 the vote per block                         scan.cu
+//     attend               attention over the kept blocks             attend.cu, attend8.cu
+//     audit                sampled rows over all keys                 audit.cu
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -76,27 +76,9 @@ void attend_blocks(const Call& call) {
   }
 }
 
-// ---- what is the same for all GPU backends --------------------------------------------------------------------------
-
-IndexMap index_map(int32_t kv_heads, int32_t head_dim, const sale::Estimator& e, int64_t keys) {
-  return cuda::index_map(architecture, kv_heads, head_dim, e, keys);
-}
-void open_index(sale_index& index, const sale_options&) { cuda::open_index(architecture, index); }
-void update_index(sale_index& index, const IndexUpdate& u) { cuda::update_index(architecture, index, u); }
-void read_codes(const sale_index& index, int32_t head, const int8_t** codes, const float** scales,
-                const float** smoothing) {
-  cuda::read_codes(architecture, index, head, codes, scales, smoothing);
-}
-void make_indexes(const Call& call) { cuda::make_indexes(architecture, call); }
-void audit(const Call& call, sale_head_audit* to) { cuda::audit(architecture, call, to); }
-void count(const Call& call, int64_t first, int64_t n, int64_t* kept) {
-  cuda::count(architecture, call, first, n, kept);
-}
-
 }  // namespace
 
-const Stages stages{tile_rows,     cuda::device_space, index_map,  open_index, update_index,
-                    read_codes,    make_tables,        explain,    check,      make_indexes,
-                    select_blocks, attend_blocks,      cuda::wait, audit,      count};
+constinit const Stages stages =
+    cuda::stages_of<architecture>(tile_rows, make_tables, explain, check, select_blocks, attend_blocks);
 
 }  // namespace sale::sm80

@@ -20,7 +20,9 @@
 namespace sale::sm90 {
 namespace {
 
+using cuda::kept_weight;
 using cuda::Lane;
+using cuda::over_four;
 
 constexpr int lanes = 64, threads = 128, word_steps = 64 / step_blocks;  // steps that a word of block bits covers
 
@@ -69,24 +71,6 @@ __device__ __forceinline__ void split(const float (&s)[64], uint32_t (&high)[8][
       high[i][e] = pack<T>(x, y);
       low[i][e] = pack<T>(x - low_element(high[i][e], bf16), y - high_element(high[i][e], bf16));
     }
-}
-
-// The weight of one row's kept blocks in a step. kept: a bit a block.
-__device__ __forceinline__ float kept_weight(const float (&p)[64], int r, uint32_t kept) {
-  float sum = 0;
-#pragma unroll
-  for (int b = 0; b < step_blocks; ++b) {
-    float block = 0;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) block += p[16 * b + i / 2 * 4 + 2 * r + i % 2];
-    if ((kept >> b & 1) != 0) sum += block;
-  }
-  return sum;
-}
-
-__device__ __forceinline__ float over_four(float x) {
-  x += __shfl_xor_sync(0xffffffff, x, 1);
-  return x + __shfl_xor_sync(0xffffffff, x, 2);
 }
 
 template <int D, class T>
