@@ -24,7 +24,7 @@ def main():
     print(f"# Transfer of calibrations: {name}\n")
     print(f"Printed by `bench/transfer {name}`, {version}, {datetime.date.today()}. {first['machine']}\n")
     print("Rows: what a calibration was made from, and at which length. Columns: what it was tried on. Perplexity against dense attention; "
-          "answers right of those that dense attention gets right; density of the blocks. Estimators: "
+          "answers right, and how many dense attention gets right where that is another number; density of the blocks. Estimators: "
           + ", ".join(sorted({s["estimator"] for s in first["settings"]["sides"]})) + ".\n")
     head = ["made from"]
     for n in lengths:
@@ -48,7 +48,8 @@ def main():
 
 def share(mine, dense, task):
     count = dense["tasks"][task]["questions"]
-    return f"{round(mine['tasks'][task]['accuracy'] * count)} of {round(dense['tasks'][task]['accuracy'] * count)}"
+    right, by_dense = (round(side["tasks"][task]["accuracy"] * count) for side in (mine, dense))
+    return f"{right} of {count}" + (f" (dense {by_dense})" if by_dense != right else "")
 
 
 if __name__ == "__main__":

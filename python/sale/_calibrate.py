@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from . import transformers as adapter
+from ._torch import ordinal_of
 from .attention import attention
 from .calibration import Calibration
 from .eval.needle import make_prompt
@@ -95,14 +96,14 @@ def calibrate(
 
     text     a long text file: half of the prompts are facts hidden in it, the others JSON key-value pairs. None: pairs only
     tokens   length of a prompt: the model's working length, since longer prompts than calibrated for lose more
-    rank     coordinates scanned; default 64 on CPUs (INT8), 28 on GPUs (FP8); the head dimension: all, no projection
+    rank     coordinates scanned; default 64 (INT8), on Hopper 28 (FP8); the head dimension: all, no projection
     limit    largest relative L1 error of a head's output
 
     ValueError: a rank that the format does not take, a text too short.
     """
     device = model.device
     d = adapter._dimensions(model.config)
-    form = "fp8" if device.type == "cuda" else "int8"
+    form = "fp8" if Options().format_on(ordinal_of(device)) == "fp8" else "int8"
     rank = min(d["head_dim"], 28 if form == "fp8" else 64) if rank is None else rank
     words = pathlib.Path(text).read_text() if text is not None else ""
     made = [make_prompt(tokenizer, words, "needle" if words and i % 2 else "kv", tokens, seed=seed + i)

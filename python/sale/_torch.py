@@ -18,18 +18,20 @@ _this = sys.modules[__name__]
 _DTYPES = {torch.float32: _c.F32, torch.float16: _c.F16, torch.bfloat16: _c.BF16}
 
 
+def ordinal_of(device: torch.device) -> int:
+    """sale_problem.device; the current CUDA device's where none is said."""
+    if device.type == "cpu":
+        return _c.HOST
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 def view(name: str, x: torch.Tensor) -> View:
     dtype = _DTYPES.get(x.dtype)
     if dtype is None:
         raise TypeError(f"{name}: of type {x.dtype}; float32, float16 and bfloat16 are supported")
-    device = x.device
-    if device.type == "cpu":
-        ordinal = _c.HOST
-    elif device.type == "cuda":
-        ordinal = device.index
-    else:
-        raise NotImplementedError(f"{name}: on {device}; tensors on the CPU and on CUDA devices are supported")
-    return View(x.data_ptr(), tuple(x.shape), x.stride(), dtype, ordinal)
+    if x.device.type not in ("cpu", "cuda"):
+        raise NotImplementedError(f"{name}: on {x.device}; tensors on the CPU and on CUDA devices are supported")
+    return View(x.data_ptr(), tuple(x.shape), x.stride(), dtype, ordinal_of(x.device))
 
 
 def empty_like(x: torch.Tensor) -> torch.Tensor:

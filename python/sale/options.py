@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import hashlib
 import threading
 from collections.abc import Sequence
@@ -23,12 +24,21 @@ def _projection(name: str, value) -> np.ndarray | None:
     return array
 
 
+@functools.cache
+def has_4_bit_products(device: int) -> bool:
+    """Whether a GPU is of a generation whose tensor cores multiply 4-bit numbers: Ampere, Ada."""
+    import torch
+
+    return torch.cuda.get_device_capability(device)[0] == 8
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Options:
     """What `sale_options` says (include/sale/sale.h), as a value.
 
     thresholds    tau >= 0: one for all query heads, or one each; 0 makes a head dense
-    format        of the estimate: "int8" and "int4" (CPUs), "fp8" (GPUs), "auto": int8 in host memory, fp8 on a GPU
+    format        of the estimate: "int8", "int4" (not on Hopper), "fp8" (Hopper); "auto": int8 in host memory, fp8 on
+                  Hopper, int4 on GPUs of compute capability 8.x and wherever backend "sm80" is asked for
     q_projection, k_projection
                   [kv_heads, head_dim, rank] float32 each, or None: all coordinates are scanned
     sink, local   keys that are always kept, at the start and before each row: multiples of 32
@@ -124,6 +134,14 @@ class Options:
             changes["q_projection"], changes["k_projection"] = self.q_projection[kv], self.k_projection[kv]
         return self.replace(**changes) if changes else self
 
+    def format_on(self, device: int) -> str:
+        """The format on a device; "auto" is what its tensor cores multiply fastest."""
+        if self.format != "auto":
+            return self.format
+        if device == _c.HOST:
+            return "int8"
+        return "int4" if self.backend == "sm80" or has_4_bit_products(device) else "fp8"
+
     def c(self, kv_heads: int, head_dim: int, device: int) -> _c.Options:
         """The C struct for a problem of that shape on that device; valid as long as this object. ValueError when the
         projections are not of that shape, which the C side cannot see."""
@@ -131,11 +149,10 @@ class Options:
             raise ValueError(
                 f"q_projection: of shape {list(self.q_projection.shape)}; [{kv_heads}, {head_dim}, rank] is needed"
             )
-        host = device == _c.HOST
-        made = self._c_options.get(host)
+        form = self.format_on(device)
+        made = self._c_options.get(form)
         if made is None:
             thresholds = (ctypes.c_float * len(self.thresholds))(*self.thresholds)
-            form = ("int8" if host else "fp8") if self.format == "auto" else self.format
             made = _c.Options(
                 struct_size=ctypes.sizeof(_c.Options), thresholds=thresholds, n_thresholds=len(self.thresholds),
                 format=_c.FORMATS[form], rank=self.rank, sink=self.sink, local=self.local,
@@ -146,7 +163,7 @@ class Options:
             if self.q_projection is not None:
                 made.q_projection = self.q_projection.ctypes.data
                 made.k_projection = self.k_projection.ctypes.data
-            self._c_options[host] = made
+            self._c_options[form] = made
         return made
 
 

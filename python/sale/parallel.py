@@ -181,7 +181,7 @@ def ring(q, k, v, *, options: Options | None = None, scale: float | None = None,
     first = dist.get_global_rank(group, 0) if group is not None else 0
 
     smoothing = None
-    if options.format != "fp8" and (options.format != "auto" or not q.is_cuda):
+    if options.format_on(_torch.ordinal_of(q.device)) != "fp8":
         mean = k.sum(2, dtype=torch.float64)
         dist.all_reduce(mean, group=group)
         smoothing = (mean / (tokens * n)).float().cpu().numpy()

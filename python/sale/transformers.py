@@ -36,11 +36,11 @@ SHORTEST = 64
 # ---- which options a layer runs with ---------------------------------------------------------------------------------
 
 
-def find_calibration(name_or_path: str, device_type: str = "cpu") -> pathlib.Path | None:
-    """The calibration file of a model: calibration.json (on a GPU calibration-fp8.json) in the model's own folder, else
-    in $SALE_CALIBRATIONS or ~/.cache/sale/calibrations under the model's name, "/" written "--" (on a GPU with -fp8
+def find_calibration(name_or_path: str, format: str = "int8") -> pathlib.Path | None:
+    """The calibration file of a model: calibration.json (for "fp8", Hopper's, calibration-fp8.json) in the model's own
+    folder, else in $SALE_CALIBRATIONS or ~/.cache/sale/calibrations under the model's name, "/" written "--" (and -fp8
     after it). None when there is none."""
-    suffix = "-fp8" if device_type == "cuda" else ""
+    suffix = "-fp8" if format == "fp8" else ""
     own = pathlib.Path(name_or_path) / f"calibration{suffix}.json"
     if own.is_file():
         return own
@@ -97,11 +97,12 @@ def _dimensions(config) -> dict:
 _found: dict[tuple, list[Options]] = {}
 
 
-def _options_of_model(name: str, dimensions: tuple, device_type: str) -> list[Options]:
-    """One for each layer: what is found for a model that `use` was not called for."""
-    key = (name, dimensions, device_type)
+def _options_of_model(name: str, dimensions: tuple, device: int) -> list[Options]:
+    """One for each layer: what is found for a model that `use` was not called for. device: as in sale_problem."""
+    format = Options().format_on(device)
+    key = (name, dimensions, format)
     if key not in _found:
-        path = find_calibration(name, device_type) if name else None
+        path = find_calibration(name, format) if name else None
         if path is None:
             warnings.warn(
                 f"sale: no calibration found for {name or 'this model'!r}; every head runs with threshold 0.004. "
@@ -119,8 +120,8 @@ def _options_of_model(name: str, dimensions: tuple, device_type: str) -> list[Op
     return _found[key]
 
 
-def _number_of(name: str, dimensions: tuple, device_type: str, layer: int) -> int:
-    return _options_of_model(name, dimensions, device_type)[layer].number
+def _number_of(name: str, dimensions: tuple, device: int, layer: int) -> int:
+    return _options_of_model(name, dimensions, device)[layer].number
 
 
 _number_of._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, without importing the compiler
@@ -152,7 +153,7 @@ def _number(module, query: torch.Tensor) -> int:
     config = module.config
     d = _dimensions(config)
     dimensions = (d["layers"], d["q_heads"], d["kv_heads"], query.shape[-1])
-    number = _number_of(config._name_or_path, dimensions, query.device.type, module.layer_idx)
+    number = _number_of(config._name_or_path, dimensions, _torch.ordinal_of(query.device), module.layer_idx)
     if torch.compiler.is_compiling():
         return number
     options = _slice(module, _torch.options_of(number), d["q_heads"], d["q_heads"] // d["kv_heads"])
@@ -190,7 +191,7 @@ def use(model, calibration: Calibration | str | os.PathLike | None = None, *, op
         of_layer = [calibration.options(i) for i in range(d["layers"])]
     else:
         dimensions = (d["layers"], d["q_heads"], d["kv_heads"], d["head_dim"])
-        of_layer = _options_of_model(model.config._name_or_path, dimensions, model.device.type)
+        of_layer = _options_of_model(model.config._name_or_path, dimensions, _torch.ordinal_of(model.device))
     group = d["q_heads"] // d["kv_heads"]
     for module in _attention_modules(model):
         if "_sale_number" not in module.__dict__:

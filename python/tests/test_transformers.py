@@ -233,7 +233,7 @@ def test_calibrations_are_found_and_checked(bundled, tmp_path, monkeypatch):
     (tmp_path / "org--name.json").write_text("{}")
     assert sale.transformers.find_calibration("org/name") == tmp_path / "org--name.json"
     assert sale.transformers.find_calibration("org/other") is None
-    assert sale.transformers.find_calibration("org/name", "cuda") is None
+    assert sale.transformers.find_calibration("org/name", "fp8") is None
     with pytest.warns(UserWarning, match="no calibration found"):
         sale.transformers.use(small(num_hidden_layers=3))
 

@@ -120,6 +120,29 @@ TEST(Refusals, OfCalls) {
   });
 }
 
+// Nobody names a backend: a device gets the one made for it, or a reason that names it.
+TEST(Choice, IsMadeForTheDevice) {
+  int major = 0;
+  cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), "cudaDeviceGetAttribute");
+  const char* const first_choice = major == 9 ? "sm90" : major == 8 ? "sm80" : nullptr;
+  for (const sale_format format : {SALE_INT8, SALE_INT4}) {
+    sale_problem p = sale_problem_init(1, 2, 1, 500, 500, 128, SALE_BF16);
+    p.device = 0;
+    sale_options o = sale_options_init();
+    o.format = format;
+    sale_plan* made = nullptr;
+    const sale_status status = sale_plan_create(&p, &o, 0, &made);
+    const Plan plan(made);
+    if (first_choice != nullptr && (format == SALE_INT8 || major == 8)) {
+      ASSERT_EQ(status, SALE_OK) << sale_last_error();
+      EXPECT_EQ(std::string(sale_plan_backend(plan.get())), first_choice);
+    } else {
+      EXPECT_EQ(status, SALE_UNSUPPORTED);
+      EXPECT_NE(std::string(sale_last_error()).find("this is made for 8.x"), std::string::npos) << sale_last_error();
+    }
+  }
+}
+
 TEST(Refusals, IndexesOfOthers) {
   Instance in(served_line(good));
   Copy copy(in);
@@ -184,6 +207,7 @@ TEST(Devices, EveryOneOfTheProcess) {
   const Buffer q(bytes, 0x3c), k(bytes, 0x3c), v(bytes, 0x3c), out(bytes);
   cuda(cudaSetDevice(0), "cudaSetDevice");
   sale_options o = sale_options_init();
+  o.backend = tested().name;
   const Plan plan = make_plan(p, o, false);
   cuda(cudaSetDevice(1), "cudaSetDevice");
   const Buffer workspace(sale_plan_workspace(plan.get()).total);

@@ -116,6 +116,17 @@ std::string why_no_device(const Generation& generation) {
   }
 }
 
+std::string why_not_unasked(const Generation& generation, int32_t ordinal) {
+  int count = 0;
+  must(cudaGetDeviceCount(&count), "counting devices");
+  if (ordinal >= count) return {};
+  const int32_t major = attribute(ordinal, cudaDevAttrComputeCapabilityMajor),
+                minor = attribute(ordinal, cudaDevAttrComputeCapabilityMinor);
+  if (generation.suits(major, minor)) return {};
+  return text("device ", ordinal, " has compute capability ", major, ".", minor, ", and this is made for ",
+              generation.made_for);
+}
+
 const Space device_space{allocate, read, write, check_address};
 
 }  // namespace sale::cuda

@@ -36,6 +36,9 @@ struct Device {
 struct Generation {
   const char* wanted;  // compute capability, in words: "9.0"
   bool (*serves)(int32_t major, int32_t minor);
+  // Of those, the ones it was made for: on others it runs only when asked for by name.
+  const char* made_for;
+  bool (*suits)(int32_t major, int32_t minor);
   cudaError_t (*prepare)();  // raises the kernels' shared-memory limits on the current device
 };
 // Checks that there is such a device and that the generation's kernels run on it, and makes it ready for them; once per
@@ -43,6 +46,10 @@ struct Generation {
 Device open_device(const Generation& generation, int32_t ordinal);
 // Why no device of this machine will do, in words; "" when one will.
 std::string why_no_device(const Generation& generation);
+
+// Why it is not a device's first choice, in words; "" when it is, and for a number that is no device's, which opening
+// it refuses.
+std::string why_not_unasked(const Generation& generation, int32_t ordinal);
 
 extern const Space device_space;
 

@@ -14,9 +14,11 @@ std::string why_not_machine(const Machine& m) {
   return sm80::why_no_device();
 }
 const Stages* const stages = &sm80::stages;
+constexpr auto why_not_unasked = sm80::why_not_unasked;
 #else
 std::string why_not_machine(const Machine&) { return "this build was made without CUDA"; }
 const Stages* const stages = nullptr;
+constexpr std::string (*why_not_unasked)(const sale_problem&) = nullptr;
 #endif
 
 std::string why_not(const sale_problem& p, const sale_options& o) {
@@ -25,9 +27,6 @@ std::string why_not(const sale_problem& p, const sale_options& o) {
   if (o.format == SALE_FP8) return "format SALE_FP8 is Hopper's; SALE_INT4 is the format here";
   return {};
 }
-
-// docs/support.md says what it lacks.
-std::string why_not_unasked(const sale_problem&) { return "it is unfinished; ask for sm80 by name to run it"; }
 
 }  // namespace
 

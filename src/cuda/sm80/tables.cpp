@@ -10,6 +10,7 @@ namespace {
 
 // Ampere and Ada; what came later runs the PTX, 4-bit products in software.
 bool serves(int32_t major, int32_t) { return major >= 8; }
+bool suits(int32_t major, int32_t) { return major == 8; }
 
 int32_t width_of(const sale::Estimator& e) {
   const int32_t coordinates = e.rank <= 64 ? 64 : 128;
@@ -51,7 +52,7 @@ std::vector<Item> make_chunks(const Plan& plan, const std::vector<cuda::Group>& 
 
 }  // namespace
 
-const cuda::Architecture architecture{{"8.0 or above", serves, prepare_device},
+const cuda::Architecture architecture{{"8.0 or above", serves, "8.x", suits, prepare_device},
                                       tile_rows,
                                       width_of,
                                       scales_of,
@@ -64,6 +65,8 @@ std::string why_no_device() {
   static const std::string why = cuda::why_no_device(architecture.generation);
   return why;
 }
+
+std::string why_not_unasked(const sale_problem& p) { return cuda::why_not_unasked(architecture.generation, p.device); }
 
 void make_tables(Plan& plan, const sale_options&, Areas& areas) {
   const sale_problem& p = plan.problem;
@@ -115,7 +118,6 @@ std::string explain(const Plan& plan) {
   for (const cuda::Group& g : t.groups) items += g.items;
   std::string e = text("device     ", t.device.ordinal, ", ", t.device.multiprocessors,
                        " multiprocessors, compute capability ", t.device.major, ".", t.device.minor, "\n");
-  e += "unfinished this backend has not passed all of its tests on a device: docs/support.md\n";
   if (t.device.major != 8)
     e += "emulated   4-bit products run in software on this GPU: right, not fast; made for compute capability 8.x\n";
   return e + text("items      ", items, " query tiles x ", plan.problem.q_heads, " query heads in ", t.groups.size(),

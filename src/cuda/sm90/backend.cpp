@@ -14,9 +14,11 @@ std::string why_not_machine(const Machine& m) {
   return sm90::why_no_device();
 }
 const Stages* const stages = &sm90::stages;
+constexpr auto why_not_unasked = sm90::why_not_unasked;
 #else
 std::string why_not_machine(const Machine&) { return "this build was made without CUDA"; }
 const Stages* const stages = nullptr;
+constexpr std::string (*why_not_unasked)(const sale_problem&) = nullptr;
 #endif
 
 // The copy engine's limit.
@@ -41,6 +43,7 @@ std::string why_not(const sale_problem& p, const sale_options& o) {
 }  // namespace
 
 const Backend sm90_backend{
-    "sm90", "NVIDIA Hopper (H100, H200): wgmma, copy engine, FP8", why_not_machine, why_not, stages, nullptr, nullptr};
+    "sm90",         "NVIDIA Hopper (H100, H200): wgmma, copy engine, FP8", why_not_machine, why_not, stages, nullptr,
+    why_not_unasked};
 
 }  // namespace sale

@@ -16,7 +16,7 @@ void decode(const uint8_t* codes, int64_t key, const sale::Estimator& e, int8_t*
 
 }  // namespace
 
-const cuda::Architecture architecture{{"9.0", serves, prepare_device},
+const cuda::Architecture architecture{{"9.0", serves, "9.0", serves, prepare_device},
                                       tile_rows,
                                       width_of,
                                       scales_of,
@@ -41,5 +41,7 @@ std::string why_no_device() {
   static const std::string why = cuda::why_no_device(architecture.generation);
   return why;
 }
+
+std::string why_not_unasked(const sale_problem& p) { return cuda::why_not_unasked(architecture.generation, p.device); }
 
 }  // namespace sale::sm90
