@@ -35,7 +35,6 @@ TEST(Refusals, OfPlans) {
   };
   if (tested().int4()) {
     refuse_plan("FP8", unsupported, "SALE_FP8", [&](Copy& c) { without_rank(c, SALE_FP8); });
-    refuse_plan("a reference", unsupported, "reference", [&](Copy& c) { c.problem.reference = projections.data(); });
   } else {
     refuse_plan("INT4", unsupported, "SALE_INT4", [&](Copy& c) { without_rank(c, SALE_INT4); });
     refuse_plan("INT8 with a projection", unsupported, "rank", [&](Copy& c) {

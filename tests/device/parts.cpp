@@ -13,12 +13,7 @@
 namespace sale_device {
 namespace {
 
-// Of backends that refuse references (contract.cpp).
-#define SKIP_WHERE_REFUSED \
-  if (tested().int4()) GTEST_SKIP() << "it refuses given references"
-
 TEST(Parts, AgreeWithTheOracle) {
-  SKIP_WHERE_REFUSED;
   Tally total;
   const std::string failures = in_parallel(
       flags().cases, [](int64_t i) { return make_part(device_case(330'000 + static_cast<uint64_t>(i))); },
@@ -108,11 +103,12 @@ Outcome run_part(Copy& copy, const std::vector<float>& reference, int64_t begin,
   for (const uint16_t& x : raw) made.out.push_back(sale_case::load(reinterpret_cast<const std::byte*>(&x), in.c.dtype));
   for (int32_t h = 0; h < heads; ++h) {
     made.lists.emplace_back();
-    for (int64_t t = 0; t * 64 < rows; ++t) {
+    for (int64_t first = 0; first < rows; first += 64) {
+      const int64_t t = first / tested().tile;
       int64_t kept, visible;
-      ok(sale_blocks_row(blocks.get(), 0, h, t / 2, nullptr, 0, &kept, &visible), "sale_blocks_row");
+      ok(sale_blocks_row(blocks.get(), 0, h, t, nullptr, 0, &kept, &visible), "sale_blocks_row");
       std::vector<int32_t> list(static_cast<size_t>(kept));
-      ok(sale_blocks_row(blocks.get(), 0, h, t / 2, list.data(), kept, &kept, &visible), "sale_blocks_row");
+      ok(sale_blocks_row(blocks.get(), 0, h, t, list.data(), kept, &kept, &visible), "sale_blocks_row");
       made.lists.back().push_back(std::move(list));
     }
   }
@@ -143,8 +139,7 @@ void compare(const sale_oracle::BlockLists& a, const sale_oracle::BlockLists& b,
 
 // One part that is the whole decides as without a reference, but for rounding.
 TEST_P(Parts, AReferenceOfItsOwnChangesNothing) {
-  SKIP_WHERE_REFUSED;
-  Instance in(sale_case::parse(GetParam()));
+  Instance in(served_line(GetParam()));
   Copy copy(in);
   const Outcome part = run_part(copy, references_of(in), 0, in.c.k_len, 0);
   const Lists whole = narrow(run(copy).lists, in);
@@ -156,8 +151,7 @@ TEST_P(Parts, AReferenceOfItsOwnChangesNothing) {
 
 // Three parts, merged in double, are attention over the blocks of all.
 TEST_P(Parts, MergeToTheWhole) {
-  SKIP_WHERE_REFUSED;
-  Instance in(sale_case::parse(GetParam()));
+  Instance in(served_line(GetParam()));
   Copy copy(in);
   const auto reference = references_of(in);
   const int64_t cuts[]{0, 640, 1280, in.c.k_len}, row = 1280, d = in.c.head_dim;
@@ -199,8 +193,7 @@ TEST_P(Parts, MergeToTheWhole) {
 
 // An audit is over the part's keys.
 TEST(Parts, Audits) {
-  SKIP_WHERE_REFUSED;
-  Instance in(sale_case::parse("qheads=4 kvheads=2 k=2600 d=128 densebelow=0 taus=0.02,0.5,50,0 estimator=fp8:28"));
+  Instance in(served_line("qheads=4 kvheads=2 k=2600 d=128 densebelow=0 taus=0.02,0.5,50,0 estimator=fp8:28"));
   Copy copy(in);
   const int64_t row = 1024, rows = in.c.q_len - row, cut = 1024;
   const Outcome a = run_part(copy, references_of(in), 0, cut, row, 50);
@@ -223,8 +216,7 @@ TEST(Parts, Audits) {
 }
 
 TEST(Parts, Refusals) {
-  SKIP_WHERE_REFUSED;
-  Instance in(sale_case::parse("qheads=2 kvheads=1 q=200 k=900 d=64 densebelow=0 estimator=fp8:28"));
+  Instance in(served_line("qheads=2 kvheads=1 q=200 k=900 d=64 densebelow=0 estimator=fp8:28"));
   Copy copy(in);
   const auto refused = [&](const char* named) {
     sale_plan* plan = nullptr;

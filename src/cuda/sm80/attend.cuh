@@ -99,9 +99,7 @@ public:
     Step step{};
     step.id[1] = next_block();
     step.id[0] = next_block();
-    if (step.id[1] >= 0) {
-      mean_ = 0;
-    } else if (call.k_means != nullptr && mean_ >= 0) {
+    if (step.id[1] < 0 && call.k_means != nullptr) {
       const int32_t end = mean_end(call, work);
       for (; !step.means() && mean_ * 32 < end; mean_ += step_blocks) {
 #pragma unroll
@@ -129,7 +127,7 @@ private:
   const uint64_t* row_;
   uint64_t left_ = 0;  // of word at_
   int32_t at_;
-  int32_t mean_ = -1;  // the next; below 0: nothing was kept
+  int32_t mean_ = 0;  // the next block of 32 means
 };
 
 // The page of this lane's 16 keys of a step.
@@ -254,6 +252,24 @@ struct Values16 {
   __device__ void finish(float (&)[D / 2], const AttendCall&, const Work&) const {}
 };
 
+// Where the rows of the tile go from `row` on.
+__device__ __forceinline__ uint16_t* out_of(const AttendCall& call, const Work& work, int row) {
+  return static_cast<uint16_t*>(call.out) + work.s.batch * call.out_batch + work.head * call.out_head +
+         (work.s.q_start + work.first_row() + row) * call.out_token;
+}
+__device__ __forceinline__ float* lse_of(const AttendCall& call, const Work& work, int row) {
+  return call.lse + (int64_t{work.s.batch} * call.common.q_heads + work.head) * call.lse_rows + work.first_row() + row;
+}
+
+// Of a tile without a step (a part of a sequence's keys that it keeps nothing of): no key, no weight.
+template <int D>
+__device__ void store_nothing(const AttendCall& call, const Work& work) {
+  constexpr int pieces = D / 8;  // of 16 bytes a row
+  for (int i = threadIdx.x; i < work.rows() * pieces; i += attend_threads)
+    *reinterpret_cast<uint4*>(out_of(call, work, i / pieces) + i % pieces * 8) = uint4{};
+  if (call.lse != nullptr && static_cast<int>(threadIdx.x) < work.rows()) *lse_of(call, work, threadIdx.x) = -INFINITY;
+}
+
 // The tile's rows of O and their log-sum-exps on their way out, by warps: O through shared memory, for whole lines.
 template <int D, class T, int shift>
 __device__ void store(const AttendCall& call, const Work& work, uint16_t* rows, const float (&o)[D / 2],
@@ -270,13 +286,10 @@ __device__ void store(const AttendCall& call, const Work& work, uint16_t* rows, 
     for (int i = 0; i < D / 8; ++i)
       *reinterpret_cast<uint32_t*>(rows + swizzled(at, i, 2 * D) / 2 + column * 2) =
           pack<T>(o[4 * i + 2 * r] * inverse, o[4 * i + 2 * r + 1] * inverse);
-    if (call.lse != nullptr && column == 0 && at < left)
-      call.lse[(int64_t{work.s.batch} * call.common.q_heads + work.head) * call.lse_rows + work.first_row() +
-               warp * 16 + at] = lse;
+    if (call.lse != nullptr && column == 0 && at < left) *lse_of(call, work, warp * 16 + at) = lse;
   }
   __syncwarp();
-  uint16_t* out = static_cast<uint16_t*>(call.out) + work.s.batch * call.out_batch + work.head * call.out_head +
-                  (work.s.q_start + work.first_row() + warp * 16) * call.out_token;
+  uint16_t* out = out_of(call, work, warp * 16);
 #pragma unroll
   for (int i = 0; i < D / 16; ++i) {
     const int at = i * 32 + lane, r = at / (D / 8), piece = at % (D / 8);  // D / 8 pieces of 16 bytes a row
@@ -307,9 +320,10 @@ __device__ __forceinline__ void attend(const AttendCall& call, uint8_t* shared) 
   Keys keys(call, work);
   Values values(call, work);
   Step now = look_ahead();
-  if (now.some()) keys.copy(key_slot, call, work, now);
+  if (!now.some()) return store_nothing<D>(call, work);
+  keys.copy(key_slot, call, work, now);
   copies_commit();
-  if (now.some()) values.copy(value_slot, call, work, now);
+  values.copy(value_slot, call, work, now);
   copies_commit();
   Step next = look_ahead();
 

@@ -23,7 +23,6 @@ constexpr std::string (*why_not_unasked)(const sale_problem&) = nullptr;
 
 std::string why_not(const sale_problem& p, const sale_options& o) {
   if (std::string why = cuda::why_not_problem(p); !why.empty()) return why;
-  if (p.reference != nullptr) return "reference: given ones are read by CPUs and sm90 only";
   if (o.format == SALE_FP8) return "format SALE_FP8 is Hopper's; SALE_INT4 is the format here";
   return {};
 }

@@ -72,6 +72,9 @@ struct SelectCall {
   Common common;
   Estimator estimator;
   Strided q, k;
+  // Or null: given for every row, [batch, q_heads, reference_rows]. The keys are a part of a sequence's.
+  const float* reference;
+  int64_t reference_rows;
   const Item* chunks;  // device, [n_chunks]: a sequence and the first tile of a chunk, longest first
   int32_t n_chunks;
   // INT4. q_means [batch, q_heads, head_dim]; bias: q_mean . smoothed key, [q_heads, bias_keys], a sequence's keys from

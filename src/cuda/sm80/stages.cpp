@@ -31,6 +31,8 @@ void select_blocks(const Call& call) {
   c.estimator = cuda::estimator_of(architecture, p.estimator, t.k_projection, t.q_projection);
   c.q = strided(call.q, x.q);
   c.k = strided(call.k, x.k);
+  c.reference = x.reference;
+  c.reference_rows = p.sequences.front().lse_rows;
   c.q_means = floats(t.q_means_at);
   c.bias = floats(t.bias_at);
   c.bias_keys = t.bias_keys;
