@@ -215,6 +215,15 @@ private:
   const uint16_t* from_;
 };
 
+// The probabilities of 64 keys as T, where products take them.
+template <class T>
+__device__ __forceinline__ void round_16(uint32_t (&p)[step_keys / 16][4], const float (&s)[step_keys / 2]) {
+#pragma unroll
+  for (int i = 0; i < step_keys / 16; ++i)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) p[i][e] = pack<T>(s[8 * i + 2 * e], s[8 * i + 2 * e + 1]);
+}
+
 // O += P V of 64 keys, products of the tensors' own type.
 template <int dim, class T>
 struct Values16 {
@@ -226,12 +235,7 @@ struct Values16 {
   __device__ __forceinline__ void copy(uint32_t to, const AttendCall& call, const Work& work, const Step& step) const {
     source.copy(to, call.v, call.v_means, call, work, step);
   }
-  __device__ __forceinline__ void round(const float (&s)[step_keys / 2]) {
-#pragma unroll
-    for (int i = 0; i < step_keys / 16; ++i)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) p[i][e] = pack<T>(s[8 * i + 2 * e], s[8 * i + 2 * e + 1]);
-  }
+  __device__ __forceinline__ void round(const float (&s)[step_keys / 2]) { round_16<T>(p, s); }
   __device__ __forceinline__ void mix(float (&o)[D / 2], const float (&shrink)[2], uint32_t tile) const {
     if (__any_sync(0xffffffff, shrink[0] != 1 || shrink[1] != 1)) {
 #pragma unroll
