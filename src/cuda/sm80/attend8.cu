@@ -273,9 +273,13 @@ struct Values8 {
 };
 #endif
 
-// compute: a sale_compute.
+// compute: a sale_compute. F16 at d = 128 needs some registers more than three thread blocks leave it on an A100, whose
+// f16 sums are no faster than f32 ones anyway.
+template <int D, int compute>
+constexpr int blocks8_of = D == 128 && compute == SALE_COMPUTE_F16 ? 2 : blocks_of<D>;
+
 template <int D, class T, int compute>
-__global__ void __launch_bounds__(attend_threads, blocks_of<D>)
+__global__ void __launch_bounds__(attend_threads, blocks8_of<D, compute>)
     attend8_kernel(const __grid_constant__ AttendCall call) {
   extern __shared__ __align__(128) uint8_t shared[];
   if constexpr (compute == SALE_COMPUTE_INT8) attend<Keys8<D, T>, Values16<D, T>, T>(call, shared);
