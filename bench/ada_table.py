@@ -10,7 +10,7 @@ from markdown import table
 folder, name, version, lengths = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:]
 dense = json.loads((folder / "dense.json").read_text())
 flash = {n: dense["ms"][str(int(n[:-1]) * 1024)] for n in lengths}
-rows = {(c, n): json.loads((folder / f"{c}-{n}.json").read_text())["rows"][0] for c in ("exact", "int8") for n in lengths}
+rows = {(c, n): json.loads((folder / f"{c}-{n}.json").read_text())["rows"][0] for c in ("exact", "int8", "f16") for n in lengths}
 
 
 def ms(compute, *stages):
@@ -39,12 +39,15 @@ table("Latency, ms", lengths, [
     ("selection", ms("exact", "select_s")),
     ("computation, exact", ms("exact", "attend_s")),
     ("computation, low-bit (INT8 Q·K)", ms("int8", "attend_s")),
+    ("computation, low-bit (INT8 Q·K, P·V in f16 with f16 sums)", ms("f16", "attend_s")),
     ("blocks kept", lambda n: f"{100 * rows['exact', n]['density']:.1f} %"),
 ])
 table("Against FlashAttention-2", lengths, [
     ("quantization + selection, share of dense", share),
     ("computation pass alone, exact", times("exact", "attend_s")),
     ("computation pass alone, low-bit", times("int8", "attend_s")),
+    ("computation pass alone, low-bit, f16 sums", times("f16", "attend_s")),
     ("total, exact", times("exact", "index_s", "select_s", "attend_s")),
     ("total, low-bit", times("int8", "index_s", "select_s", "attend_s")),
+    ("total, low-bit, f16 sums", times("f16", "index_s", "select_s", "attend_s")),
 ])

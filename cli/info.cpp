@@ -9,7 +9,7 @@ namespace {
 
 const char* name_of(sale_dtype t) { return t == SALE_F32 ? "f32" : t == SALE_F16 ? "f16" : "bf16"; }
 const char* name_of(sale_compute c) {
-  return c == SALE_COMPUTE_EXACT ? "exact" : c == SALE_COMPUTE_INT8 ? "int8" : "fp8";
+  return c == SALE_COMPUTE_EXACT ? "exact" : c == SALE_COMPUTE_INT8 ? "int8" : c == SALE_COMPUTE_FP8 ? "fp8" : "f16";
 }
 
 struct Estimate {
@@ -22,7 +22,7 @@ constexpr Estimate estimates[] = {{"int8", SALE_INT8, 0},     {"int4", SALE_INT4
                                   {"fp8", SALE_FP8, 0},       {"fp8:28", SALE_FP8, 28},   {"fp8:60", SALE_FP8, 60}};
 constexpr int32_t head_dims[] = {16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256};
 constexpr sale_dtype dtypes[] = {SALE_F32, SALE_F16, SALE_BF16};
-constexpr sale_compute computes[] = {SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8, SALE_COMPUTE_FP8};
+constexpr sale_compute computes[] = {SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8, SALE_COMPUTE_FP8, SALE_COMPUTE_F16};
 
 // Why not, or "" - for a problem of ordinary size, in host memory or on a device.
 std::string why_not_for(int32_t backend, sale_dtype dtype, int32_t head_dim, const Estimate& e, sale_compute compute) {

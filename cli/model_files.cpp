@@ -58,8 +58,9 @@ void add_sparse_options(CLI::App& command, SparseArguments& a, const char* calib
       ->check(CLI::Range(0.0, 1e6));
   command.add_option("--estimator", a.estimator,
                      "int8, int4, fp8, int8:RANK or fp8:RANK; a rank must be the calibration's");
-  command.add_option("--compute", a.compute, "products of attention: exact, int8 (CPUs) or fp8 (GPUs)")
-      ->check(CLI::IsMember({"exact", "int8", "fp8"}))
+  command
+      .add_option("--compute", a.compute, "products of attention: exact, int8 (CPUs, sm80), fp8 (GPUs) or f16 (sm80)")
+      ->check(CLI::IsMember({"exact", "int8", "fp8", "f16"}))
       ->capture_default_str();
   command.add_flag("--compensate", a.compensate, "a pseudo-key stands in for every dropped block");
   if (calibration_default != nullptr)
@@ -91,7 +92,10 @@ void resolve(const SparseArguments& a, const ModelIdentity& model, Sparse& to) {
   if (!a.backend.empty()) check_backend(a.backend);
   AttentionSettings& s = to.settings;
   s.backend = a.backend, s.threads = a.threads, s.sparse_decode = a.sparse_decode, s.compensate = a.compensate;
-  s.compute = a.compute == "fp8" ? SALE_COMPUTE_FP8 : a.compute == "int8" ? SALE_COMPUTE_INT8 : SALE_COMPUTE_EXACT;
+  s.compute = a.compute == "fp8"    ? SALE_COMPUTE_FP8
+              : a.compute == "f16"  ? SALE_COMPUTE_F16
+              : a.compute == "int8" ? SALE_COMPUTE_INT8
+                                    : SALE_COMPUTE_EXACT;
   std::optional<EstimatorName> estimator;
   if (!a.estimator.empty()) estimator = parse_estimator("--estimator", a.estimator);
   if (estimator) s.format = estimator->format;

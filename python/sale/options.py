@@ -43,7 +43,7 @@ class Options:
                   [kv_heads, head_dim, rank] float32 each, or None: all coordinates are scanned
     sink, local   keys that are always kept, at the start and before each row: multiples of 32
     dense_below   sequences with fewer keys run dense
-    compute       products of attention: "exact", "int8" (CPUs) or "fp8" (GPUs)
+    compute       products of attention: "exact", "int8" (CPUs, sm80), "fp8" (GPUs) or "f16" (sm80)
     backend       a name of `sale.backends()`, or None: the fastest that can
     threads       of CPU backends; 0: one per CPU
     compensate    a pseudo-key stands in for every dropped block (GPUs; CPUs with exact products)
@@ -75,7 +75,7 @@ class Options:
         if self.format != "auto" and self.format not in _c.FORMATS:
             raise ValueError(f"format: {self.format!r} is not one of 'auto', 'int4', 'int8', 'fp8'")
         if self.compute not in _c.COMPUTES:
-            raise ValueError(f"compute: {self.compute!r} is not one of 'exact', 'int8', 'fp8'")
+            raise ValueError(f"compute: {self.compute!r} is not one of 'exact', 'int8', 'fp8', 'f16'")
         if (self.q_projection is None) != (self.k_projection is None):
             raise ValueError("q_projection, k_projection: one is given without the other")
         put("q_projection", _projection("q_projection", self.q_projection))

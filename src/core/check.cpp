@@ -197,9 +197,10 @@ void check_regions(const sale_problem& p, const sale_options& o) {
   require(o.local >= 32 && o.local <= 1024 && o.local % 32 == 0, "local: ", o.local,
           " is not a multiple of 32 in 32 .. 1024");
   require(o.dense_below >= 0, "dense_below: ", o.dense_below, " is negative");
-  require(o.compute == SALE_COMPUTE_EXACT || o.compute == SALE_COMPUTE_INT8 || o.compute == SALE_COMPUTE_FP8,
+  require(o.compute == SALE_COMPUTE_EXACT || o.compute == SALE_COMPUTE_INT8 || o.compute == SALE_COMPUTE_FP8 ||
+              o.compute == SALE_COMPUTE_F16,
           "compute: ", static_cast<int>(o.compute),
-          " is not SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8 or SALE_COMPUTE_FP8");
+          " is not SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8, SALE_COMPUTE_FP8 or SALE_COMPUTE_F16");
   require(o.compensate == 0 || o.compensate == 1, "compensate: ", o.compensate, " is neither 0 nor 1");
   require(o.audit >= 0 && o.audit <= 65536, "audit: ", o.audit, " is not in 0 .. 65536");
   require(o.threads >= 0 && o.threads <= 1024, "threads: ", o.threads, " is not in 0 .. 1024");

@@ -444,6 +444,7 @@ std::string cpu_why_not(const sale_problem& p, const sale_options& o) {
   if (p.page_size != 0) return text("page_size ", p.page_size, ": CPU backends have no paged keys and values");
   if (o.format == SALE_FP8) return "format SALE_FP8 runs on GPUs only";
   if (o.compute == SALE_COMPUTE_FP8) return "compute SALE_COMPUTE_FP8 runs on GPUs only";
+  if (o.compute == SALE_COMPUTE_F16) return "compute SALE_COMPUTE_F16 runs on GPUs only (sm80)";
   if (o.compensate != 0 && o.compute != SALE_COMPUTE_EXACT)
     return "compensate: CPU backends compensate exact products only (compute SALE_COMPUTE_EXACT)";
   return {};

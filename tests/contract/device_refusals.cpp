@@ -93,6 +93,12 @@ TEST(Devices, FormatsAndProducts) {
   refuse_plan(
       "FP8 products", "SALE_COMPUTE_FP8", [](Good& g) { g.options.compute = SALE_COMPUTE_FP8; }, SALE_UNSUPPORTED);
   refuse_plan(
+      "F16 products", "compute SALE_COMPUTE_F16", [](Good& g) { g.options.compute = SALE_COMPUTE_F16; },
+      SALE_UNSUPPORTED);
+  for (const int n : {-1, 4, INT32_MAX})
+    refuse_plan("compute " + std::to_string(n), "compute: " + std::to_string(n),
+                [&](Good& g) { g.options.compute = static_cast<sale_compute>(n); });
+  refuse_plan(
       "compensate INT8 products on a CPU backend", "compensate",
       [](Good& g) { g.options.compensate = 1, g.options.compute = SALE_COMPUTE_INT8; }, SALE_UNSUPPORTED);
   for (const int32_t n : {-1, 2, INT32_MAX})
@@ -114,6 +120,8 @@ TEST(Devices, WhatSm90Serves) {
         }
     g.options.compute = SALE_COMPUTE_INT8;
     EXPECT_NE(why_not().find("SALE_COMPUTE_INT8"), std::string::npos) << why_not();
+    g.options.compute = SALE_COMPUTE_F16;
+    EXPECT_NE(why_not().find("compute SALE_COMPUTE_F16"), std::string::npos) << why_not();
     g.options.compute = SALE_COMPUTE_EXACT, g.options.format = SALE_INT4;
     EXPECT_NE(why_not().find("SALE_INT4"), std::string::npos) << why_not();
   }
@@ -125,7 +133,7 @@ TEST(Devices, WhatSm80Serves) {
     Good g;
     g.problem.device = 0;
     const auto why_not = [&] { return std::string(sale_backend_why_not_problem(i, &g.problem, &g.options)); };
-    for (const sale_compute compute : {SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8})
+    for (const sale_compute compute : {SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8, SALE_COMPUTE_F16})
       for (const int32_t compensate : {0, 1})
         for (const sale_format format : {SALE_INT4, SALE_INT8}) {
           g.options.compute = compute, g.options.compensate = compensate, g.options.format = format;

@@ -43,6 +43,7 @@ TEST(Refusals, OfPlans) {
       c.options.q_projection = c.options.k_projection = projections.data();
     });
     refuse_plan("INT8 products", unsupported, "compute", [](Copy& c) { c.options.compute = SALE_COMPUTE_INT8; });
+    refuse_plan("F16 products", unsupported, "compute", [](Copy& c) { c.options.compute = SALE_COMPUTE_F16; });
     refuse_plan("a stride for the copy engine", unsupported, "v strides",
                 [](Copy& c) { c.problem.v.batch = int64_t{1} << 39; });
   }

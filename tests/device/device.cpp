@@ -25,8 +25,17 @@ Case served(Case c) {
     if (c.rank == c.head_dim) c.rank = 0;
     c.format = SALE_INT4;
   }
-  if (c.compute == SALE_COMPUTE_FP8 && (c.seed % 2 == 0 || !has_fp8_products())) c.compute = SALE_COMPUTE_INT8;
+  if (c.compute == SALE_COMPUTE_FP8) {
+    const std::vector<sale_compute> all = low_bit_forms();
+    sale_case::Random random(c.seed ^ static_cast<uint64_t>(4 * c.k_len + 2 * c.compensate + c.head_dim / 128));
+    c.compute = all[static_cast<size_t>(random.below(static_cast<int64_t>(all.size())))];
+  }
   return c;
+}
+std::vector<sale_compute> low_bit_forms() {
+  if (!tested().int4()) return {SALE_COMPUTE_FP8};
+  if (!has_fp8_products()) return {SALE_COMPUTE_INT8, SALE_COMPUTE_F16};
+  return {SALE_COMPUTE_INT8, SALE_COMPUTE_F16, SALE_COMPUTE_FP8};
 }
 Case served_line(const std::string& line) { return served(sale_case::parse(line)); }
 

@@ -17,11 +17,12 @@ using namespace sale_test;
 struct Tested {
   const char* name = "sm90";
   int64_t tile = 128;                       // rows of its query tiles
-  bool int4() const { return tile == 64; }  // sm80: its estimators are INT4 and INT8, its low-bit products INT8
+  bool int4() const { return tile == 64; }  // sm80: its estimators are INT4 and INT8
 };
 const Tested& tested();
-// The case as the backend that is tested can run it: cases are written for sm90.
+// The case as the backend that is tested can run it: cases are written for sm90. Low-bit ones take one of its forms.
 Case served(Case c);
+std::vector<sale_compute> low_bit_forms();  // of the backend on this device
 Case served_line(const std::string& line);
 
 void cuda(cudaError_t e, const char* what);  // throws Failed

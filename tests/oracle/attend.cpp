@@ -52,12 +52,23 @@ double reach(const float* a, const T* b, int64_t d) {
   return (s[0] + s[1]) + (s[2] + s[3]);
 }
 
-// FP8 form: probabilities up to 1 become e4m3 of 2^8 p. 2^-4 of a normal number is lost at most, half a step of 2^-9 of
-// a smaller one, and never more than the number itself. The maximum they are relative to only grows.
-double coding_doubt(double p) { return std::max(0x1p-4 * p, std::min(p, 0x1p-18)); }
-// Of a step's 128 coded products and 4 partial sums each is cut off 13 bits below the largest number around, which is
-// no more than the sum of all.
-constexpr double adding_doubt = 140 * 0x1p-13;
+// What a form whose values are codes may lose of a term of probability p, up to 1, times |v|.
+//   coding   FP8: e4m3 of 2^8 p loses 2^-4 of a normal number at most, half a step of 2^-9 of a smaller one, and never
+//            more than the number itself. F16 of 2^9 p: 2^-11, half a step of 2^-24. The maximum that probabilities are
+//            relative to only grows.
+//   adding   FP8: of a step's 128 products and 4 partial sums each is cut off 13 bits below the largest number around,
+//            which is no more than the sum of all. F16: a step's sum of 64 products becomes f16 after every 8 (cut off,
+//            2^-10 of it) or every 4 (to nearest, 2^-11), and is no more than the sum of all.
+double doubt_of(sale_compute compute, double p) {
+  if (compute == SALE_COMPUTE_FP8) return std::max(0x1p-4 * p, std::min(p, 0x1p-18)) + 140 * 0x1p-13 * p;
+  return std::max(0x1p-11 * p, std::min(p, 0x1p-34)) + 0x1p-7 * p;
+}
+// F16: what a step's sums may lose below f16's normal numbers, 8 steps of 2^-24, where values are 1 at most and weights
+// 2^9; two kept blocks or 64 pseudo-keys a step.
+double lost_of_steps(const Head& h, const std::vector<int32_t>& blocks, bool compensate) {
+  const int64_t steps = static_cast<int64_t>(blocks.size() + 1) / 2 + (compensate ? h.k_len / 2048 + 1 : 0);
+  return 0x1p-30 * static_cast<double>(steps);
+}
 
 }  // namespace
 
@@ -75,34 +86,37 @@ Attention attend(const Head& h, const BlockLists& blocks, const Form& form) {
   a.out.assign(static_cast<size_t>(h.q_len * h.d), 0.0);
   a.weighed = a.doubt = a.out;
   const Operands x = operands(h, form);
-  const bool fp8 = form.compute == SALE_COMPUTE_FP8;
+  const bool f16 = form.compute == SALE_COMPUTE_F16, coded = f16 || form.compute == SALE_COMPUTE_FP8;
   for (int64_t i = 0; i < h.q_len; ++i) {
     const float* q = h.q.data() + i * h.d;
-    const std::vector<Term> terms = terms_of(h, x, form, blocks[static_cast<size_t>(i / tile_rows)], i);
+    const std::vector<int32_t>& kept = blocks[static_cast<size_t>(i / tile_rows)];
+    const std::vector<Term> terms = terms_of(h, x, form, kept, i);
     std::vector<double> s;
     double m = -infinity, l = 0, farthest = 0, shift = 0;
     for (const Term& t : terms) {
       s.push_back(dot(x.q.data() + i * h.d, t.k, h.d) * double{h.scale} + t.more);
       const double far = t.key < 0 ? reach(q, t.k, h.d) : reach(q, h.k.data() + t.key * h.d, h.d);
       farthest = std::max(farthest, double{h.scale} * far);
-      if (fp8) farthest = std::max(farthest, double{h.scale} * reach(q, t.k, h.d));
+      if (coded) farthest = std::max(farthest, double{h.scale} * reach(q, t.k, h.d));
       if (s.back() > m) m = s.back();
     }
     if (!x.smoothing.empty()) shift = dot(q, x.smoothing.data(), h.d) * double{h.scale};
-    if (fp8) farthest = std::max(farthest, double{h.scale} * reach(q, x.smoothing.data(), h.d));
+    if (coded) farthest = std::max(farthest, double{h.scale} * reach(q, x.smoothing.data(), h.d));
     double* out = a.out.data() + i * h.d;
     double* weighed = a.weighed.data() + i * h.d;
     double* doubt = a.doubt.data() + i * h.d;
     const bool nothing = m == -infinity && std::none_of(s.begin(), s.end(), [](double e) { return std::isnan(e); });
     for (size_t n = 0; n < s.size() && !nothing; ++n) {
-      const double p = std::exp(s[n] - m), lost = fp8 ? coding_doubt(p) + adding_doubt * p : 0;
+      const double p = std::exp(s[n] - m), lost = coded ? doubt_of(form.compute, p) : 0;
       l += p;
       for (int64_t c = 0; c < h.d; ++c) {
         out[c] += p * terms[n].v[c];
         weighed[c] += p * std::fabs(terms[n].v[c]);
       }
-      for (int64_t c = 0; c < h.d && fp8; ++c) doubt[c] += lost * std::fabs(terms[n].v[c]);
+      for (int64_t c = 0; c < h.d && coded; ++c) doubt[c] += lost * std::fabs(terms[n].v[c]);
     }
+    for (int64_t c = 0; c < h.d && f16 && !nothing; ++c)
+      doubt[c] += lost_of_steps(h, kept, form.compensate) * double{x.most[static_cast<size_t>(c)]};
     for (int64_t c = 0; c < h.d && !nothing; ++c) {
       out[c] /= l;
       weighed[c] /= l;

@@ -57,13 +57,17 @@ Floats largest_of_columns(const Floats& x, int64_t d) {
   return most;
 }
 
-// Through e4m3 with a scale for every column.
-std::vector<double> e4m3_columns(const Floats& x, const Floats& most) {
+// Through e4m3 or f16 with a scale for every column.
+std::vector<double> coded_columns(const Floats& x, const Floats& most, sale_compute compute) {
+  const bool fp8 = compute == SALE_COMPUTE_FP8;
+  const float coded = fp8 ? 448.0f : 1.0f;  // of the largest
   std::vector<double> decoded;
   for (size_t i = 0; i < x.size(); ++i) {
-    const float largest = most[i % most.size()], factor = largest < 0x1p-100f ? 0.0f : 448.0f / largest;
-    decoded.push_back(std::isfinite(x[i]) ? from_e4m3(to_e4m3(x[i] * factor)) * double{largest} / 448
-                                          : std::numeric_limits<double>::quiet_NaN());
+    const float largest = most[i % most.size()], factor = largest < 0x1p-100f ? 0.0f : coded / largest;
+    const float y = x[i] * factor;
+    decoded.push_back(!std::isfinite(x[i]) ? std::numeric_limits<double>::quiet_NaN()
+                                           : (fp8 ? from_e4m3(to_e4m3(y)) : rounded(double{y}, SALE_F16)) *
+                                                 double{largest} / double{coded});
   }
   return decoded;
 }
@@ -103,9 +107,9 @@ Operands operands(const Head& h, const Form& form) {
     v_means = block_means(h.v, h.k_len, h.d, form.dtype);
   }
   if (form.compute == SALE_COMPUTE_EXACT)
-    return {doubles(h.q), doubles(h.k), doubles(h.v), doubles(k_means), doubles(v_means), {}};
+    return {doubles(h.q), doubles(h.k), doubles(h.v), doubles(k_means), doubles(v_means), {}, {}};
   x.smoothing = mean(h.k, h.k_len, h.d);
-  if (form.compute == SALE_COMPUTE_FP8)
+  if (form.compute != SALE_COMPUTE_INT8)
     for (float& m : x.smoothing) m = std::isfinite(m) ? m : 0.0f;
   x.q = int8_rows(h.q, h.q_len, h.d, 1);
   x.k = int8_rows(less(h.k, x.smoothing), h.k_len, h.d, block_keys);
@@ -116,9 +120,9 @@ Operands operands(const Head& h, const Form& form) {
     x.v_means = doubles(v_means);
     return x;
   }
-  const Floats most = largest_of_columns(h.v, h.d);
-  x.v = e4m3_columns(h.v, most);
-  x.v_means = e4m3_columns(v_means, most);
+  x.most = largest_of_columns(h.v, h.d);
+  x.v = coded_columns(h.v, x.most, form.compute);
+  x.v_means = coded_columns(v_means, x.most, form.compute);
   return x;
 }
 

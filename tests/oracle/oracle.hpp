@@ -142,10 +142,10 @@ struct Attention {
   std::vector<double> out, weighed;  // [q_len, d]; weighed: sum of p |v|
   std::vector<double> lse;           // [q_len]
   std::vector<double> reach;         // [q_len] largest sum |q||k| scale of a seen key: what f32 scores lose digits on
-  std::vector<double> doubt;  // [q_len, d] FP8 form: what coding probabilities and adding few bits can do; else 0
+  std::vector<double> doubt;  // [q_len, d] FP8, F16: what coding probabilities and adding few bits can do; else 0
 };
 struct Form {
-  sale_compute compute = SALE_COMPUTE_EXACT;  // INT8, FP8: scores and values from codes, in double from there on
+  sale_compute compute = SALE_COMPUTE_EXACT;  // others: scores and values from codes, in double from there on
   // Compensation: of tiles of so many rows, with the local region and the tensors' type.
   bool compensate = false;
   int64_t local = 0;
@@ -169,6 +169,7 @@ Audit audit(const Head& h, const BlockLists& kept, const Floats& out, const std:
 struct Operands {
   std::vector<double> q, k, v, k_means, v_means;
   Floats smoothing;  // of keys, not finite ones 0; empty when scores hold all of q k
+  Floats most;       // FP8, F16: the largest |v| of every column
 };
 Operands operands(const Head& h, const Form& form);
 // Of every block of 32 rows the f32 mean of each column, rounded; 0 where it is not finite.

@@ -20,7 +20,7 @@ constexpr std::array datas{"normal",  "real-like", "integers", "constant", "zero
                            "outlier", "large",     "tiny",     "denormal", "huge",  "nan-q",
                            "nan-k",   "nan-v",     "inf-q",    "inf-k",    "inf-v"};
 constexpr std::array dtypes{"f32", "f16", "bf16"};
-constexpr std::array computes{"exact", "int8", "fp8"};
+constexpr std::array computes{"exact", "int8", "fp8", "f16"};
 
 // Digits, then nothing, k or m. Empty on anything else, or beyond `most`.
 std::optional<int64_t> number(Text t, int64_t most) {

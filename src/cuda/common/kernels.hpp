@@ -124,19 +124,25 @@ struct MeansCall {
 // For every sequence of a call with compensation, the dense ones too: a step may look beyond a sequence's last block.
 cudaError_t launch_means(const MeansCall& call, cudaStream_t stream);
 
-// K and V in 8 bits. Per kv head: blocks of 32 keys, then the coded means, 32 a block.
+// K and V in few bits. Per kv head: blocks of 32 keys, then the coded means, 32 a block.
 //   k  [32, head_dim] INT8 of smoothed keys, laid out by code_offset(), a scale a block
-//   v  [head_dim, 32] e4m3 of v * 448 / (largest |v| of the coordinate), laid out by code_offset(coordinate, place,
-//   32);
-//      key_of_place() says whose value stands at a place
+//   v  FP8 form: [head_dim, 32] e4m3 of v * 448 / (largest |v| of the coordinate), laid out by code_offset(coordinate,
+//      place, 32); key_of_place() says whose value stands at a place
+//      F16 form: [32, head_dim] f16 of v / (largest |v| of the coordinate), laid out by code_offset(key, byte,
+//      2 head_dim)
 struct LowBit {
   uint8_t* k;        // null: low-bit attention is not wanted
   uint8_t* v;        // null: values stay as they are
+  int32_t v_bytes;   // of a coded value: value_bytes()
   float* k_scales;   // [kv_heads, blocks]
   float* v_most;     // [batch, kv_heads, head_dim]
   float* smoothing;  // [batch, kv_heads, head_dim]
   int64_t blocks;    // of a kv head
 };
+// Of a coded value: e4m3, f16, or 0 where values stay as they are.
+constexpr int32_t value_bytes(sale_compute compute) {
+  return compute == SALE_COMPUTE_FP8 ? 1 : compute == SALE_COMPUTE_F16 ? 2 : 0;
+}
 // The order in which products take probabilities out of the registers where scores are made.
 #ifdef __CUDACC__
 __host__ __device__

@@ -1,17 +1,17 @@
-// K and V in 8 bits for low-bit attention: INT8 of smoothed keys with a scale a block, e4m3 of values with a scale a
-// coordinate.
+// K and V in few bits for low-bit attention: INT8 of smoothed keys with a scale a block; e4m3 or f16 of values with a
+// scale a coordinate.
 //
 //   smoothing   mean key, as in the key index                                  reads K     mean.cu
-//   most        FP8 form: the largest value of every coordinate; a mean key's  reads V
+//   most        FP8, F16: the largest value of every coordinate; a mean key's  reads V
 //               coordinate that is not finite becomes 0
 //   code        a thread block takes 32 keys: their codes, K by rows, V by     reads K, V; writes half as much
-//               columns in the order of key_of_place()
+//               columns in the order of key_of_place(), F16 by rows            (F16: three quarters)
 //
 // The codes of means (compensation) are made by the same kernel from the means. Non-finite keys give their block the
 // scale NaN; non-finite values the code NaN. The INT8 form codes keys only.
 //
-// Floor: K and V twice and half of them once over memory bandwidth (8 heads of 128 K keys, d 128: 1.34 GB, 0.4 ms at
-// 3.35 TB/s).
+// Floor: K and V twice and half of them once (F16: three quarters) over memory bandwidth (8 heads of 128 K keys, d 128:
+// 1.34 GB, 0.4 ms at 3.35 TB/s; F16: 1.48 GB).
 #include "cuda/common/element.cuh"
 #include "cuda/common/tokens.cuh"
 
@@ -61,11 +61,22 @@ struct Source {
   int64_t block_at;  // first block
 };
 
+// What multiplies a coordinate's values whose largest is `most`.
+__device__ __forceinline__ float factor_of(const LowBit& low, float most) {
+  return most < smallest ? 0.0f : (low.v_bytes == 1 ? e4m3_most : 1.0f) / most;
+}
+
+// Two values to f16; NaN where one is not finite.
+__device__ __forceinline__ uint32_t to_f16_pair(float a, float b, float by_a, float by_b) {
+  const float nan = __uint_as_float(0x7fc00000u);
+  return to_pair(isfinite(a) ? a * by_a : nan, isfinite(b) ? b * by_b : nan, false);
+}
+
 template <int D>
 __global__ void __launch_bounds__(threads)
     code_kernel(const __grid_constant__ LowBitCall c, const __grid_constant__ Source from) {
   __shared__ __align__(16) uint16_t values[32][D + 8];
-  __shared__ float part[threads / 32];
+  __shared__ float part[threads / 32], v_by[D];
   const int32_t head = blockIdx.y;
   const bool bf16 = c.dtype == SALE_BF16;
   const int t = threadIdx.x, row = t / 4, at = t % 4 * (D / 4);
@@ -85,6 +96,7 @@ __global__ void __launch_bounds__(threads)
   }
 #pragma unroll
   for (int p = 0; p < pieces; ++p) *reinterpret_cast<uint4*>(&values[row][at + 8 * p]) = v[p];
+  if (t < D && c.low.v != nullptr) v_by[t] = factor_of(c.low, c.low.v_most[of_head + t]);
 
   float x[D / 4], most = 0;
   bool finite = true;
@@ -122,9 +134,25 @@ __global__ void __launch_bounds__(threads)
   }
   if (t == 0) c.low.k_scales[block] = !finite ? __uint_as_float(0x7fc00000u) : zero ? 0.0f : most / 127.0f;
 
-  if (t >= D || c.low.v == nullptr) return;  // values stay as they are
-  const float largest = c.low.v_most[of_head + t], v_by = largest < smallest ? 0.0f : e4m3_most / largest;
-  uint8_t* v_block = c.low.v + block * 32 * D;
+  if (c.low.v == nullptr) return;  // values stay as they are
+  uint8_t* v_block = c.low.v + block * 32 * D * c.low.v_bytes;
+  if (c.low.v_bytes == 2) {
+#pragma unroll
+    for (int p = 0; p < pieces; ++p) {
+      const int first = at + 8 * p;
+      uint32_t word[4];
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const uint32_t pair = *reinterpret_cast<const uint32_t*>(&values[row][first + 2 * e]);
+        word[e] = to_f16_pair(low_element(pair, bf16), high_element(pair, bf16), v_by[first + 2 * e],
+                              v_by[first + 2 * e + 1]);
+      }
+      *reinterpret_cast<uint4*>(v_block + code_offset(row, 2 * first, 2 * D)) =
+          uint4{word[0], word[1], word[2], word[3]};
+    }
+    return;
+  }
+  if (t >= D) return;
 #pragma unroll
   for (int p = 0; p < 2; ++p) {
     uint32_t word[4];
@@ -135,7 +163,7 @@ __global__ void __launch_bounds__(threads)
       for (int e = 0; e < 4; ++e) {
         const uint32_t pair = values[key_of_place(16 * p + 4 * w + e)][t];
         const float y = low_element(pair, bf16);
-        const uint8_t code = isfinite(y) ? to_e4m3(y * v_by) : e4m3_nan;
+        const uint8_t code = isfinite(y) ? to_e4m3(y * v_by[t]) : e4m3_nan;
         word[w] |= static_cast<uint32_t>(code) << 8 * e;
       }
     }

@@ -103,9 +103,14 @@ LowBit low_bit_of(const Call& call) {
   if (call.plan->compute == SALE_COMPUTE_EXACT) return {};
   const auto codes = [&](size_t at) { return reinterpret_cast<uint8_t*>(call.workspace + at); };
   const auto floats = [&](size_t at) { return reinterpret_cast<float*>(call.workspace + at); };
-  return {codes(t.k_codes_at),    call.plan->compute == SALE_COMPUTE_FP8 ? codes(t.v_codes_at) : nullptr,
-          floats(t.k_scales_at),  floats(t.v_most_at),
-          floats(t.smoothing_at), t.coded_blocks};
+  const int32_t bytes = value_bytes(call.plan->compute);
+  return {codes(t.k_codes_at),
+          bytes != 0 ? codes(t.v_codes_at) : nullptr,
+          bytes,
+          floats(t.k_scales_at),
+          floats(t.v_most_at),
+          floats(t.smoothing_at),
+          t.coded_blocks};
 }
 
 void make_stand_ins(const Call& call) {
@@ -140,7 +145,7 @@ void make_stand_ins(const Call& call) {
                        t.block_at[b],
                        t.mean_block_at[b],
                        call.workspace + t.index_scratch_at};
-    must(launch_low_bit(c, stream_of(call)), "launching the 8-bit keys and values");
+    must(launch_low_bit(c, stream_of(call)), "launching the codes of keys and values");
   }
 }
 

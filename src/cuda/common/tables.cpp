@@ -34,11 +34,11 @@ std::vector<Item> make_items(const Plan& plan, std::vector<Group>& groups) {
   return items;
 }
 
-// Means of blocks, and keys and values in 8 bits: whole blocks of every sequence side by side, the coded means after
+// Means of blocks, and keys and values in few bits: whole blocks of every sequence side by side, the coded means after
 // them.
 void place_stand_ins(const Plan& plan, Tables& t, Areas& areas) {
   const sale_problem& p = plan.problem;
-  const bool low = plan.compute != SALE_COMPUTE_EXACT, low_values = plan.compute == SALE_COMPUTE_FP8;
+  const bool low = plan.compute != SALE_COMPUTE_EXACT;
   t.blocks = 0;
   for (const sale::Sequence& s : plan.sequences) {
     t.block_at.push_back(t.blocks);
@@ -55,7 +55,7 @@ void place_stand_ins(const Plan& plan, Tables& t, Areas& areas) {
   t.v_means_at = areas.add(means);
   const Checked codes = low ? heads * Checked(t.coded_blocks) * Checked(block_keys) * dim : Checked(0);
   t.k_codes_at = areas.add(codes);
-  t.v_codes_at = areas.add(low_values ? codes : Checked(0));
+  t.v_codes_at = areas.add(codes * Checked(value_bytes(plan.compute)));
   t.k_scales_at = areas.add(low ? heads * Checked(t.coded_blocks) * Checked(4) : Checked(0));
   const Checked vectors = low ? Checked(p.batch) * heads * dim * Checked(4) : Checked(0);
   t.v_most_at = areas.add(vectors);

@@ -28,6 +28,12 @@ __device__ __forceinline__ void mma(float* d, const uint32_t* a, uint32_t b0, ui
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+// The same summed in f16: d[0]: row g, columns 2 q (low), 2 q + 1; d[1]: row g + 8.
+__device__ __forceinline__ void mma(uint32_t* d, const uint32_t* a, uint32_t b0, uint32_t b1, F16) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%0, %1};"
+      : "+r"(d[0]), "+r"(d[1])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
 // D[16][8] = C + A[16][32] B[32][8], C the same number throughout; then D += A B.
 __device__ __forceinline__ void mma_from(int32_t c, int32_t* d, const uint32_t* a, uint32_t b0, uint32_t b1, S8) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "

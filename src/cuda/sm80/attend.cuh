@@ -16,13 +16,15 @@
 // Floors of a step of 64 x 64, d = 128, 16 bits, in cycles of a multiprocessor: products 1024 on an A100, 4096 on
 // GeForce cards (f32 sums at half rate there, a quarter of an A100's), exponentials 256; shared memory 1280 at 128
 // bytes a cycle, for every warp reads the whole of K and V for its 16 rows and copies write them once. So shared memory
-// bounds an A100 (and an H100 under this code), products bound all others. Counted in the machine code, per warp and
+// bounds an A100 (and an H100 under this code), products bound all others: 2560 with INT8 Q K, 1536 with P V in f16 and
+// f16 sums, which are at full rate there, or in e4m3. Counted in the machine code, per warp and
 // step: 128 products, 64 operand loads, 16 copies, 692 instructions in all: bench/sm80_attend_model.py.
 //
 //   registers, thread blocks a multiprocessor (8.6 and 8.9 have 100 KB for them); no spills
 //              d = 128: sm_80    86, 89        d = 64         shared memory
 //   exact      168, 3            218, 2        162, 3         48, 24 KB
 //   INT8       167, 3            218, 2        164, 3         48, 24 KB
+//   f16 sums   219, 2            219, 2        148, 3         48, 24 KB
 //   e4m3                         228, 2        140, 3         24, 12 KB
 //
 // A policy Keys says how Q and K are stored and multiplied, Values how P and V are: attend.cu, attend8.cu.
@@ -213,6 +215,15 @@ private:
   const uint16_t* from_;
 };
 
+// The probabilities of 64 keys as T, where products take them.
+template <class T>
+__device__ __forceinline__ void round_16(uint32_t (&p)[step_keys / 16][4], const float (&s)[step_keys / 2]) {
+#pragma unroll
+  for (int i = 0; i < step_keys / 16; ++i)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) p[i][e] = pack<T>(s[8 * i + 2 * e], s[8 * i + 2 * e + 1]);
+}
+
 // O += P V of 64 keys, products of the tensors' own type.
 template <int dim, class T>
 struct Values16 {
@@ -224,12 +235,7 @@ struct Values16 {
   __device__ __forceinline__ void copy(uint32_t to, const AttendCall& call, const Work& work, const Step& step) const {
     source.copy(to, call.v, call.v_means, call, work, step);
   }
-  __device__ __forceinline__ void round(const float (&s)[step_keys / 2]) {
-#pragma unroll
-    for (int i = 0; i < step_keys / 16; ++i)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) p[i][e] = pack<T>(s[8 * i + 2 * e], s[8 * i + 2 * e + 1]);
-  }
+  __device__ __forceinline__ void round(const float (&s)[step_keys / 2]) { round_16<T>(p, s); }
   __device__ __forceinline__ void mix(float (&o)[D / 2], const float (&shrink)[2], uint32_t tile) const {
     if (__any_sync(0xffffffff, shrink[0] != 1 || shrink[1] != 1)) {
 #pragma unroll

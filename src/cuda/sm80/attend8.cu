@@ -1,9 +1,11 @@
-// Low-bit attention over the kept blocks: Q Kᵀ in INT8, P V in the tensors' own type, or in e4m3 (sm_89). Ampere, Ada.
+// Low-bit attention over the kept blocks: Q Kᵀ in INT8, P V in the tensors' own type, in f16 with f16 sums, or in e4m3
+// (sm_89). Ampere, Ada.
 // The walk and the pipeline: attend.cuh; the codes of K and V: common/low_bit.cu.
 //
 //   Q ─▶ INT8, a scale a row, in registers, and q k̄ for lse           once an item
-//   S = Q Kᵀ, exact integers ─▶ f32, scaled ─▶ online softmax ─▶ P      16 bits, or 2^8 P in e4m3
-//   O = O shrink + P V: e4m3 products of a step by themselves, since the tensor cores' sums of those keep about 14 bits
+//   S = Q Kᵀ, exact integers ─▶ f32, scaled ─▶ online softmax ─▶ P      16 bits; 2^9 P in f16, 2^8 P in e4m3
+//   O = O shrink + P V: of codes the products of a step by themselves, since their sums keep few bits: e4m3 about 14,
+//                       f16 eleven, within f16's range: 64 products of P <= 2^9 and |v| <= 1
 //
 // Sums start from 1.5 2^23 as a float's bits: the integer added to it is the float's own value, less that number, so
 // that no conversion is needed (a sum is below 127² d < 2^22), and sums compare as integers.
@@ -172,6 +174,56 @@ struct Keys8 {
   }
 };
 
+// Columns of O become sums of values: codes are values times `coded` / (the largest of the coordinate).
+template <int D>
+__device__ void unscale(float (&o)[D / 2], const AttendCall& call, const Work& work, float coded) {
+  const float* most =
+      call.low.v_most + (int64_t{work.s.batch} * call.common.kv_heads + work.kv_head) * D + threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < D / 8; ++i) {
+    const float2 m = *reinterpret_cast<const float2*>(most + 8 * i);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) o[4 * i + e] *= (e % 2 == 0 ? m.x : m.y) * (1.0f / coded);
+  }
+}
+
+// O = O shrink + P V of 64 keys from f16 codes, those products summed in f16.
+template <int dim>
+struct ValuesF16 {
+  static constexpr int D = dim, tile_bytes = step_keys * D * 2, shift = 9;  // 64 2^9 is within f16's range
+  uint32_t p[step_keys / 16][4];
+
+  __device__ ValuesF16(const AttendCall&, const Work&) {}
+  __device__ static __forceinline__ void copy(uint32_t to, const AttendCall& call, const Work& work, const Step& step) {
+    copy_codes<32 * D * 2>(to, call.low.v, call, work, step);
+  }
+  __device__ __forceinline__ void round(const float (&s)[step_keys / 2]) { round_16<F16>(p, s); }
+  __device__ __forceinline__ void mix(float (&o)[D / 2], const float (&shrink)[2], uint32_t tile) const {
+    // Matrices of a load: keys 0 .. 7, 8 .. 15 of a piece, then of the next.
+    const int lane = threadIdx.x % 32, row = lane % 16, piece = lane / 16;
+#pragma unroll
+    for (int i = 0; i < D / 16; ++i) {
+      const uint32_t at = tile + swizzled(row, 2 * i + piece, 2 * D);
+      uint32_t part[4] = {};
+#pragma unroll
+      for (int k = 0; k < step_keys / 16; ++k) {
+        uint32_t v[4];
+        load_transposed(v, at + k * 16 * 2 * D);
+        mma(part, p[k], v[0], v[1], F16{});
+        mma(part + 2, p[k], v[2], v[3], F16{});
+      }
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        o[8 * i + 2 * e] = fmaf(o[8 * i + 2 * e], shrink[e % 2], low_element(part[e], false));
+        o[8 * i + 2 * e + 1] = fmaf(o[8 * i + 2 * e + 1], shrink[e % 2], high_element(part[e], false));
+      }
+    }
+  }
+  __device__ void finish(float (&o)[D / 2], const AttendCall& call, const Work& work) const {
+    unscale<D>(o, call, work, 1);
+  }
+};
+
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
 __device__ __forceinline__ uint32_t pack_e4m3(float a, float b, float c, float d) {
   return to_e4m3_pair(a, b) | static_cast<uint32_t>(to_e4m3_pair(c, d)) << 16;
@@ -215,67 +267,69 @@ struct Values8 {
       for (int e = 0; e < 8; ++e) o[8 * i + e] = fmaf(o[8 * i + e], shrink[e / 2 % 2], part[e]);
     }
   }
-  // Columns are values v 448 / most.
   __device__ void finish(float (&o)[D / 2], const AttendCall& call, const Work& work) const {
-    const float* most =
-        call.low.v_most + (int64_t{work.s.batch} * call.common.kv_heads + work.kv_head) * D + threadIdx.x % 4 * 2;
-#pragma unroll
-    for (int i = 0; i < D / 8; ++i) {
-      const float2 m = *reinterpret_cast<const float2*>(most + 8 * i);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) o[4 * i + e] *= (e % 2 == 0 ? m.x : m.y) * (1.0f / e4m3_most);
-    }
+    unscale<D>(o, call, work, e4m3_most);
   }
 };
 #endif
 
-template <int D, class T, bool e4m3>
-__global__ void __launch_bounds__(attend_threads, blocks_of<D>)
+// compute: a sale_compute. F16 at d = 128 needs some registers more than three thread blocks leave it on an A100, whose
+// f16 sums are no faster than f32 ones anyway.
+template <int D, int compute>
+constexpr int blocks8_of = D == 128 && compute == SALE_COMPUTE_F16 ? 2 : blocks_of<D>;
+
+template <int D, class T, int compute>
+__global__ void __launch_bounds__(attend_threads, blocks8_of<D, compute>)
     attend8_kernel(const __grid_constant__ AttendCall call) {
   extern __shared__ __align__(128) uint8_t shared[];
-  if constexpr (!e4m3) attend<Keys8<D, T>, Values16<D, T>, T>(call, shared);
+  if constexpr (compute == SALE_COMPUTE_INT8) attend<Keys8<D, T>, Values16<D, T>, T>(call, shared);
+  if constexpr (compute == SALE_COMPUTE_F16) attend<Keys8<D, T>, ValuesF16<D>, T>(call, shared);
+  if constexpr (compute == SALE_COMPUTE_FP8) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
-  else
     attend<Keys8<D, T>, Values8<D>, T>(call, shared);
 #else
-  else
     __trap();  // the plan refuses it by name
 #endif
+  }
 }
 
-template <int D, class T, bool e4m3>
+template <int D, class T, int compute>
 struct Kernel {
-  static constexpr auto function = attend8_kernel<D, T, e4m3>;
-  static constexpr int shared = 3 * step_keys * D * (e4m3 ? 1 : 2);
+  static constexpr auto function = attend8_kernel<D, T, compute>;
+  static constexpr int shared = 3 * step_keys * D * (compute == SALE_COMPUTE_FP8 ? 1 : 2);
 };
 
-template <bool e4m3, class F>
+template <int compute, class F>
 cudaError_t with_kernel(int32_t dim, int32_t dtype, F&& f) {
-  if (dim == 128) return dtype == SALE_BF16 ? f(Kernel<128, Bf16, e4m3>{}) : f(Kernel<128, F16, e4m3>{});
-  return dtype == SALE_BF16 ? f(Kernel<64, Bf16, e4m3>{}) : f(Kernel<64, F16, e4m3>{});
+  if (dim == 128) return dtype == SALE_BF16 ? f(Kernel<128, Bf16, compute>{}) : f(Kernel<128, F16, compute>{});
+  return dtype == SALE_BF16 ? f(Kernel<64, Bf16, compute>{}) : f(Kernel<64, F16, compute>{});
+}
+template <class F>
+cudaError_t with_kernel(int32_t compute, int32_t dim, int32_t dtype, F&& f) {
+  if (compute == SALE_COMPUTE_FP8) return with_kernel<SALE_COMPUTE_FP8>(dim, dtype, f);
+  if (compute == SALE_COMPUTE_F16) return with_kernel<SALE_COMPUTE_F16>(dim, dtype, f);
+  return with_kernel<SALE_COMPUTE_INT8>(dim, dtype, f);
 }
 
 }  // namespace
 
 cudaError_t launch_attend8(const AttendCall& call, cudaStream_t stream) {
   const Common& c = call.common;
-  const auto launch = [&](auto kernel) {
+  return with_kernel(call.compute, c.head_dim, c.dtype, [&](auto kernel) {
     kernel.function<<<static_cast<unsigned>(c.n_items * c.q_heads), attend_threads, kernel.shared, stream>>>(call);
     return cudaGetLastError();
-  };
-  return call.low.v != nullptr ? with_kernel<true>(c.head_dim, c.dtype, launch)
-                               : with_kernel<false>(c.head_dim, c.dtype, launch);
+  });
 }
 
-// Kernels of e4m3 need no more than every kernel may have.
 cudaError_t allow_attend8() {
-  for (const int32_t dim : {64, 128})
-    for (const int32_t dtype : {SALE_BF16, SALE_F16}) {
-      const cudaError_t e = with_kernel<false>(dim, dtype, [](auto kernel) {
-        return cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.shared);
-      });
-      if (e != cudaSuccess) return e;
-    }
+  for (const int32_t compute : {SALE_COMPUTE_INT8, SALE_COMPUTE_FP8, SALE_COMPUTE_F16})
+    for (const int32_t dim : {64, 128})
+      for (const int32_t dtype : {SALE_BF16, SALE_F16}) {
+        const cudaError_t e = with_kernel(compute, dim, dtype, [](auto kernel) {
+          return cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.shared);
+        });
+        if (e != cudaSuccess) return e;
+      }
   return cudaSuccess;
 }
 

@@ -100,6 +100,7 @@ cudaError_t launch_select(const SelectCall& call, cudaStream_t stream);
 // compute   SALE_COMPUTE_EXACT   products of the tensors' own type
 //           SALE_COMPUTE_INT8    low.k: INT8 Q K, exact sums; P V in the tensors' own type, f32 sums
 //           SALE_COMPUTE_FP8     low.k and low.v: as on Hopper; compute capability 8.9 only
+//           SALE_COMPUTE_F16     low.k and low.v: P V in f16, summed in f16 over a step, then in f32
 struct AttendCall {
   Common common;
   Strided q, k, v;

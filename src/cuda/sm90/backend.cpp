@@ -34,6 +34,7 @@ std::string why_not(const sale_problem& p, const sale_options& o) {
   if (o.format == SALE_INT8 && o.rank != 0 && o.rank != p.head_dim)
     return text("rank ", o.rank, ": SALE_INT8 scans all coordinates here; SALE_FP8 has projections");
   if (o.compute == SALE_COMPUTE_INT8) return "compute SALE_COMPUTE_INT8 does not run on Hopper; SALE_COMPUTE_FP8 does";
+  if (o.compute == SALE_COMPUTE_F16) return "compute SALE_COMPUTE_F16 does not run on Hopper; SALE_COMPUTE_FP8 does";
   const std::pair<const char*, const sale_strides&> tensors[] = {{"q", p.q}, {"k", p.k}, {"v", p.v}, {"out", p.out}};
   for (const auto& [name, strides] : tensors)
     if (std::string why = why_not_far(name, strides); !why.empty()) return why;

@@ -1,5 +1,5 @@
 // What src/cuda/ptx/mma.cuh says, emulated: lanes hand their fragments to the warp, and every lane makes its four sums.
-// f32 sums are rounded one by one, which tensor cores do not do.
+// f32 sums are rounded one by one, which tensor cores do not do; f16 sums after every eight products.
 #pragma once
 
 #include "cuda/ptx/copy.cuh"
@@ -23,9 +23,9 @@ constexpr int of_word = std::is_same_v<T, S4>                              ? 8
                         : std::is_same_v<T, S8> || std::is_same_v<T, E4m3> ? 4
                                                                            : 2;
 
-// d[e] = c(e) + the sum for the lane's place e.
-template <class T, class Sum, class C>
-void product(Sum* d, const uint32_t* a, uint32_t b0, uint32_t b1, T type, C&& c) {
+// d[e] = c(e) + the sum for the lane's place e; after(sum): what becomes of it after each half of the products.
+template <class T, class Sum, class C, class After>
+void product(Sum* d, const uint32_t* a, uint32_t b0, uint32_t b1, T type, C&& c, After&& after) {
   const uint64_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
   const emulation::Row* rows = emulation::exchange(words, 6);
   const int group = emulation::lane() / 4, quad = emulation::lane() % 4;
@@ -33,14 +33,20 @@ void product(Sum* d, const uint32_t* a, uint32_t b0, uint32_t b1, T type, C&& c)
   for (int e = 0; e < 4; ++e) {
     const int column = 2 * quad + e % 2;
     sums[e] = c(e);
-    for (int half = 0; half < 2; ++half)
+    for (int half = 0; half < 2; ++half) {
       for (int q = 0; q < 4; ++q) {
         const auto left = static_cast<uint32_t>(rows[4 * group + q][2 * half + e / 2]);
         const auto right = static_cast<uint32_t>(rows[4 * column + q][4 + half]);
         for (int i = 0; i < of_word<T>; ++i) sums[e] += element(left, i, type) * element(right, i, type);
       }
+      sums[e] = after(sums[e]);
+    }
   }
   for (int e = 0; e < 4; ++e) d[e] = sums[e];
+}
+template <class T, class Sum, class C>
+void product(Sum* d, const uint32_t* a, uint32_t b0, uint32_t b1, T type, C&& c) {
+  product(d, a, b0, b1, type, c, [](Sum sum) { return sum; });
 }
 
 }  // namespace fragments
@@ -48,6 +54,16 @@ void product(Sum* d, const uint32_t* a, uint32_t b0, uint32_t b1, T type, C&& c)
 template <class T, class Sum>
 void mma(Sum* d, const uint32_t* a, uint32_t b0, uint32_t b1, T type) {
   fragments::product(d, a, b0, b1, type, [&](int e) { return d[e]; });
+}
+inline void mma(uint32_t* d, const uint32_t* a, uint32_t b0, uint32_t b1, F16 type) {
+  float sums[4];
+  fragments::product(
+      sums, a, b0, b1, type, [&](int e) { return fragments::element(d[e / 2], e % 2, F16{}); },
+      [](float sum) { return __half2float(__float2half_rn(sum)); });
+  for (int r = 0; r < 2; ++r) {
+    const __half2 pair = __floats2half2_rn(sums[2 * r], sums[2 * r + 1]);
+    std::memcpy(&d[r], &pair, 4);
+  }
 }
 inline void mma_from(int32_t c, int32_t* d, const uint32_t* a, uint32_t b0, uint32_t b1, S8 type) {
   fragments::product(d, a, b0, b1, type, [&](int) { return c; });
