@@ -21,9 +21,9 @@
 //
 //   registers, thread blocks a multiprocessor (8.6 and 8.9 have 100 KB for them); no spills
 //              d = 128: sm_80    86, 89        d = 64         shared memory
-//   exact      168, 3            218, 2        162, 3         48, 24 KB
-//   INT8       167, 3            218, 2        164, 3         48, 24 KB
-//   e4m3                         228, 2        140, 3         24, 12 KB
+//   exact      168, 3            216, 2        160, 3         48, 24 KB
+//   INT8       166, 3            204, 2        153, 3         48, 24 KB
+//   e4m3                         229, 2        141, 3         24, 12 KB
 //
 // A policy Keys says how Q and K are stored and multiplied, Values how P and V are: attend.cu, attend8.cu.
 #pragma once
