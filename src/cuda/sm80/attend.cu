@@ -73,33 +73,27 @@ struct Kernel {
   static constexpr int shared = 3 * slot_bytes<Keys16<D, T>, Values16<D, T>>;
 };
 
-// f(kernel) for the one that serves such a call.
-template <class F>
-cudaError_t with_kernel(int32_t dim, int32_t dtype, F&& f) {
+constexpr auto with_kernel = [](int32_t dim, int32_t dtype, auto&& f) {
   if (dim == 128) return dtype == SALE_BF16 ? f(Kernel<128, Bf16>{}) : f(Kernel<128, F16>{});
   return dtype == SALE_BF16 ? f(Kernel<64, Bf16>{}) : f(Kernel<64, F16>{});
-}
+};
 
 }  // namespace
 
 cudaError_t launch_attend(const AttendCall& call, cudaStream_t stream) {
-  if (call.low.k != nullptr) return launch_attend8(call, stream);
-  const Common& c = call.common;
-  return with_kernel(c.head_dim, c.dtype, [&](auto kernel) {
-    kernel.function<<<static_cast<unsigned>(c.n_items * c.q_heads), attend_threads, kernel.shared, stream>>>(call);
-    return cudaGetLastError();
-  });
+  switch (call.compute) {
+    case SALE_COMPUTE_INT8: return launch_attend8<SALE_COMPUTE_INT8>(call, stream);
+    case SALE_COMPUTE_FP8: return launch_attend8<SALE_COMPUTE_FP8>(call, stream);
+    case SALE_COMPUTE_F16: return launch_attend8<SALE_COMPUTE_F16>(call, stream);
+    default: return launch_with(with_kernel, call, stream);
+  }
 }
 
 cudaError_t allow_attend() {
-  for (const int32_t dim : {64, 128})
-    for (const int32_t dtype : {SALE_BF16, SALE_F16}) {
-      const cudaError_t e = with_kernel(dim, dtype, [](auto kernel) {
-        return cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.shared);
-      });
-      if (e != cudaSuccess) return e;
-    }
-  return allow_attend8();
+  for (const cudaError_t e : {allow_with(with_kernel), allow_attend8<SALE_COMPUTE_INT8>(),
+                              allow_attend8<SALE_COMPUTE_FP8>(), allow_attend8<SALE_COMPUTE_F16>()})
+    if (e != cudaSuccess) return e;
+  return cudaSuccess;
 }
 
 }  // namespace sale::sm80

@@ -27,7 +27,7 @@
 //   f16 sums   219, 2            219, 2        148, 3         48, 24 KB
 //   e4m3                         228, 2        140, 3         24, 12 KB
 //
-// A policy Keys says how Q and K are stored and multiplied, Values how P and V are: attend.cu, attend8.cu.
+// A policy Keys says how Q and K are stored and multiplied, Values how P and V are: attend.cu, attend8.cuh.
 #pragma once
 
 #include "cuda/common/blocks.cuh"
@@ -40,7 +40,10 @@ namespace sale::sm80 {
 using namespace ptx;
 using namespace cuda;
 
-cudaError_t launch_attend8(const AttendCall& call, cudaStream_t stream);  // low-bit
+// Low-bit forms, by sale_compute.
+template <int compute>
+cudaError_t launch_attend8(const AttendCall& call, cudaStream_t stream);
+template <int compute>
 cudaError_t allow_attend8();
 
 constexpr int attend_threads = 128;
@@ -366,6 +369,28 @@ __device__ __forceinline__ void attend(const AttendCall& call, uint8_t* shared) 
   values.finish(o, call, work);
   __syncthreads();
   store<D, T>(call, work, reinterpret_cast<uint16_t*>(shared), o, softmax, keys.add_lse);
+}
+
+// with(head_dim, dtype, f) is f(kernel) of the one that serves such a call: `function`, and the bytes it has `shared`.
+template <class With>
+cudaError_t launch_with(const With& with, const AttendCall& call, cudaStream_t stream) {
+  const Common& c = call.common;
+  return with(c.head_dim, c.dtype, [&](auto kernel) {
+    kernel.function<<<static_cast<unsigned>(c.n_items * c.q_heads), attend_threads, kernel.shared, stream>>>(call);
+    return cudaGetLastError();
+  });
+}
+
+template <class With>
+cudaError_t allow_with(const With& with) {
+  for (const int32_t dim : {64, 128})
+    for (const int32_t dtype : {SALE_BF16, SALE_F16}) {
+      const cudaError_t e = with(dim, dtype, [](auto kernel) {
+        return cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.shared);
+      });
+      if (e != cudaSuccess) return e;
+    }
+  return cudaSuccess;
 }
 
 }  // namespace sale::sm80
