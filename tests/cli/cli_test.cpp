@@ -61,6 +61,7 @@ TEST(Cli, WhereThereIsNoGpu) {
   // Nor does a CPU take what only GPUs have.
   refused("check " + line + " --backend portable", 3, "portable: ");
   refused("bench k=2k compute=fp8 --backend portable", 3, "SALE_COMPUTE_FP8");
+  refused("bench k=2k compute=f16 --backend portable", 3, "SALE_COMPUTE_F16");
   refused("mask k=2k compensate=1 compute=int8 --backend portable --out " + folder / "m.png", 3, "compensate");
   EXPECT_FALSE(std::filesystem::exists(folder / "m.png"));
 }
@@ -75,7 +76,8 @@ TEST(Cli, Info) {
   EXPECT_EQ(j.at("backends").back().at("usable"), true);
   for (const Json& row : j.at("support")) {
     if (row.at("backend") == "portable" && row.at("estimator") == "int4") {
-      EXPECT_EQ(row.at("head_dims").size(), row.at("products") == "fp8" ? 0u : 11u) << row;
+      const bool of_gpus = row.at("products") == "fp8" || row.at("products") == "f16";
+      EXPECT_EQ(row.at("head_dims").size(), of_gpus ? 0u : 11u) << row;
     }
   }
   const Said table = sale("info --table --json " + folder / "t.json");

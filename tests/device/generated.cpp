@@ -249,8 +249,12 @@ const char* const small[]{
     "compensate=1 page=16"};
 class OneShape : public testing::TestWithParam<int> {};
 TEST_P(OneShape, OfEveryKernel) {
-  const Tally t = check_device_case(served_line(small[GetParam()]));
-  report(small[GetParam()], t);
+  Case c = served_line(small[GetParam()]);
+  const bool exact = c.compute == SALE_COMPUTE_EXACT;
+  for (const sale_compute compute : exact ? std::vector{SALE_COMPUTE_EXACT} : low_bit_forms()) {
+    c.compute = compute;
+    report(small[GetParam()], check_device_case(c));
+  }
 }
 INSTANTIATE_TEST_SUITE_P(Small, OneShape, testing::Range(0, static_cast<int>(std::size(small))));
 
