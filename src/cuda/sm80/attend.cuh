@@ -17,15 +17,15 @@
 // GeForce cards (f32 sums at half rate there, a quarter of an A100's), exponentials 256; shared memory 1280 at 128
 // bytes a cycle, for every warp reads the whole of K and V for its 16 rows and copies write them once. So shared memory
 // bounds an A100 (and an H100 under this code), products bound all others: 2560 with INT8 Q K, 1536 with P V in f16 and
-// f16 sums, which are at full rate there, or in e4m3. Counted in the machine code, per warp and
-// step: 128 products, 64 operand loads, 16 copies, 692 instructions in all: bench/sm80_attend_model.py.
+// f16 sums, which are at full rate there, or in e4m3. Counted in the machine code, per warp and step: 128 products, 64
+// operand loads, 16 copies, 692 instructions in all: bench/sm80_attend_model.py.
 //
 //   registers, thread blocks a multiprocessor (8.6 and 8.9 have 100 KB for them); no spills
 //              d = 128: sm_80    86, 89        d = 64         shared memory
-//   exact      168, 3            218, 2        162, 3         48, 24 KB
-//   INT8       167, 3            218, 2        164, 3         48, 24 KB
-//   f16 sums   219, 2            219, 2        148, 3         48, 24 KB
-//   e4m3                         228, 2        140, 3         24, 12 KB
+//   exact      168, 3            216, 2        160, 3         48, 24 KB
+//   INT8       166, 3            204, 2        153, 3         48, 24 KB
+//   f16 sums   221, 2            221, 2        149, 3         48, 24 KB
+//   e4m3                         229, 2        141, 3         24, 12 KB
 //
 // A policy Keys says how Q and K are stored and multiplied, Values how P and V are: attend.cu, attend8.cuh.
 #pragma once
