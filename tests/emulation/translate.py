@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A kernel's source as C++ for language.hpp: translate.py FROM.cu TO.cpp. What the language adds to C++'s grammar goes:
+"""A kernel's source as C++ for language.hpp: translate.py FROM TO. What the language adds to C++'s grammar goes:
 launches become calls, dynamic shared memory a pointer; all else stays as it is."""
 import pathlib
 import re
@@ -13,4 +13,5 @@ text = launch.sub(lambda m: f"emulation::launch({m[2]}, [=] {{ {m[1]}({m[3]}); }
 for left in ("<<<", "extern __shared__", "asm("):
     if left in text:
         sys.exit(f"{source}: {left} is left")
+to.parent.mkdir(parents=True, exist_ok=True)
 to.write_text(f'#include "language.hpp"\n#line 1 "{source}"\n{text}')
