@@ -131,7 +131,7 @@ typedef enum sale_format SALE_INT {
 
 typedef enum sale_compute SALE_INT {
   SALE_COMPUTE_EXACT = 0, /* bf16 products for bf16 tensors, f32 products for f16 and f32; f32 accumulation */
-  SALE_COMPUTE_INT8 = 1,  /* Q K^T from INT8 codes (SageAttention style), P V as above; CPUs */
+  SALE_COMPUTE_INT8 = 1,  /* Q K^T from INT8 codes (SageAttention style), P V as above; CPUs, sm80 */
   SALE_COMPUTE_FP8 = 2,   /* Q K^T from INT8 codes, P V in e4m3 with a scale per value coordinate; sm90, sm80 */
   SALE_COMPUTE_F16 = 3    /* Q K^T from INT8 codes, P V in f16 summed in f16 over 64 keys, then in f32; a scale per
                              value coordinate; sm80 */

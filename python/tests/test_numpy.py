@@ -291,3 +291,14 @@ def test_backends_say_why_not():
     assert list(backends)[-1] == "portable" and backends["portable"] == ""
     assert backends["sm90"] == "" or "CUDA" in backends["sm90"] or "NVIDIA" in backends["sm90"] or "GPU" in backends["sm90"]
     assert "threads" in sale.explain(Q, K) and sale.machine()
+
+
+def test_auto_is_what_the_device_multiplies_fastest(monkeypatch):
+    from sale import options
+
+    assert options.Options().format_on(-1) == "int8"
+    assert options.Options(backend="sm80").format_on(0) == "int4"
+    for ampere, expected in ((True, "int4"), (False, "fp8")):
+        monkeypatch.setattr(options, "has_4_bit_products", lambda device, answer=ampere: answer)
+        assert options.Options().format_on(0) == expected
+        assert options.Options(format="int8").format_on(0) == "int8"
