@@ -5,11 +5,17 @@
 //     sale::Workspace workspace(plan.workspace().total);
 //     plan.run({.q = q, .k = k, .v = v, .out = out}, workspace);
 //
+// A model has an Estimator for every layer and one Plan a step for all of them:
+//
+//     std::vector<sale::Estimator> layers;                              // once: sale::Estimator(problem, options)
+//     sale::Plan plan(problem, sale::Options(), layers);                // a step
+//     plan.run(layers[i], {.q = q, .k = k, .v = v, .out = out}, workspace);
+//
 // Everything here is inline over the C functions; units, limits and layouts are those of sale.h: sizes, strides and
 // offsets in elements, "bytes" where bytes are meant, tensors [batch, head, token, head_dim].
 //
 // Errors: every member may throw sale::Error with the library's status and sentence; std::bad_alloc stays
-// std::bad_alloc. Threads: a Plan may be used by any number of threads at once, each with its own Workspace. A KeyIndex
+// std::bad_alloc. Threads: an Estimator or a Plan may be used by any number of threads at once, each with its own Workspace. A KeyIndex
 // or BlockList has one writer, or many readers, at a time. Problem, Options and Workspace are plain values.
 #ifndef SALE_SALE_HPP
 #define SALE_SALE_HPP
@@ -55,7 +61,9 @@ public:
   // Contiguous [batch, heads, tokens, head_dim] tensors, causal, the queries at the end of the keys.
   Problem(int32_t batch, int32_t q_heads, int32_t kv_heads, int64_t q_len, int64_t k_len, int32_t head_dim,
           sale_dtype dtype)
-      : problem_(sale_problem_init(batch, q_heads, kv_heads, q_len, k_len, head_dim, dtype)) {}
+      : problem_(sale_problem_init(q_heads, kv_heads, head_dim, dtype, q_len, k_len)) {
+    problem_.batch = batch;
+  }
 
   Problem& q_offset(int64_t position) { return problem_.q_offset = position, *this; }
   Problem& not_causal() { return q_offset(problem_.k_len); }
@@ -70,12 +78,12 @@ public:
   Problem& q_offsets(std::span<const int64_t> n) { return keep(q_offsets_, n, "q_offsets"); }
   // Tensors, indexes, block lists and workspaces in a CUDA device's memory.
   Problem& device(int32_t ordinal) { return problem_.device = ordinal, *this; }
-  // Keys and values in pages; table: device memory, [batch, pages], not copied. See sale_problem.
-  Problem& paged(int32_t page_size, int64_t pages, const int32_t* table) {
-    return problem_.page_size = page_size, problem_.pages = pages, problem_.page_table = table, *this;
+  // Keys and values in pages, whose table every call brings. See sale_problem.
+  Problem& paged(int32_t page_size, int64_t pages) {
+    return problem_.page_size = page_size, problem_.pages = pages, *this;
   }
-  // Keys that are a part of a sequence's; [batch, q_heads, longest q_len], not copied. See sale_problem.
-  Problem& reference(const float* given) { return problem_.reference = given, *this; }
+  // Keys that are a part of a sequence's: every call brings a reference. See sale_problem.
+  Problem& part(bool on = true) { return problem_.part = on, *this; }
   Problem& q_starts(std::span<const int64_t> n) { return keep(q_starts_, n, "q_starts"); }
   Problem& k_starts(std::span<const int64_t> n) { return keep(k_starts_, n, "k_starts"); }
 
@@ -104,10 +112,10 @@ private:
 
 // ---- how it is to be done --------------------------------------------------------------------------------------
 
-// sale_options that own their arrays; starts from the defaults of sale_options_init.
+// What a layer and what a step is to be like: sale_layer and sale_options that own their arrays; starts from the defaults.
 class Options {
 public:
-  Options() : options_(sale_options_init()) {}
+  Options() : layer_(sale_layer_init(1, 1, 16, SALE_F32)), options_(sale_options_init()) {}
 
   // tau: one for all heads, or one per query head (copied). 0 = dense head.
   Options& threshold(float tau) { return thresholds_.assign(1, tau), *this; }
@@ -117,7 +125,7 @@ public:
   }
   // All coordinates, without projection.
   Options& estimator(sale_format format) {
-    options_.format = format, options_.rank = 0;
+    layer_.format = format, layer_.rank = 0;
     q_projection_.clear(), k_projection_.clear();
     return *this;
   }
@@ -128,46 +136,89 @@ public:
       throw Error(SALE_INVALID_ARGUMENT, "q_projection has " + std::to_string(q_projection.size()) +
                                              " numbers and k_projection " + std::to_string(k_projection.size()) +
                                              "; both are [kv_heads, head_dim, rank]");
-    options_.format = format, options_.rank = rank;
+    layer_.format = format, layer_.rank = rank;
     q_projection_.assign(q_projection.begin(), q_projection.end());
     k_projection_.assign(k_projection.begin(), k_projection.end());
     return *this;
   }
-  Options& sink(int32_t keys) { return options_.sink = keys, *this; }
-  Options& local(int32_t keys) { return options_.local = keys, *this; }
+  // [kv_heads, head_dim] and, for FP8, [kv_heads], copied; an empty span: the keys' own. See sale_layer.
+  Options& smoothing(std::span<const float> vectors, std::span<const float> key_scales = {}) {
+    smoothing_.assign(vectors.begin(), vectors.end());
+    key_scales_.assign(key_scales.begin(), key_scales.end());
+    return *this;
+  }
+  Options& sink(int32_t keys) { return layer_.sink = keys, *this; }
+  Options& local(int32_t keys) { return layer_.local = keys, *this; }
   Options& dense_below(int64_t keys) { return options_.dense_below = keys, *this; }
   // Attention over every key: no estimate, no selection, the same kernel.
   Options& dense() { return dense_below(std::numeric_limits<int64_t>::max()); }
   Options& compute(sale_compute c) { return options_.compute = c, *this; }
   Options& backend(std::string name) { return backend_ = std::move(name), *this; }  // "" = the library's choice
-  Options& threads(int32_t n) { return options_.threads = n, *this; }               // 0 = one per CPU
+  Options& threads(int32_t n) { return layer_.threads = n, *this; }                 // 0 = one per CPU
+  // The caller's threads in place of the library's, see sale_parallel_for.
+  Options& parallel_for(sale_parallel_for f, void* context, int32_t threads) {
+    layer_.parallel_for = f, layer_.parallel_context = context, layer_.threads = threads;
+    return *this;
+  }
   Options& compensate(bool on) { return options_.compensate = on, *this; }
   // Rows per query head whose exact attention every run computes besides, see sale_head_audit; 0 = none.
   Options& audit(int32_t rows, uint64_t seed = 0) { return options_.audit = rows, options_.audit_seed = seed, *this; }
 
-  // Whether projections of the right size were given is checked here, since the C side sees pointers only.
-  sale_options c(int32_t kv_heads, int32_t head_dim) const {
-    const auto needed =
-        static_cast<uint64_t>(kv_heads) * static_cast<uint64_t>(head_dim) * static_cast<uint64_t>(options_.rank);
-    if (!q_projection_.empty() && q_projection_.size() != needed)
-      throw Error(SALE_INVALID_ARGUMENT, "q_projection has " + std::to_string(q_projection_.size()) + " numbers; " +
-                                             std::to_string(needed) + " are needed ([kv_heads, head_dim, rank])");
-    sale_options o = options_;
-    if (!thresholds_.empty())
-      o.thresholds = thresholds_.data(), o.n_thresholds = static_cast<int64_t>(thresholds_.size());
-    if (!q_projection_.empty()) o.q_projection = q_projection_.data(), o.k_projection = k_projection_.data();
-    if (!backend_.empty()) o.backend = backend_.c_str();
-    return o;
-  }
-  sale_options c(const Problem& problem) const {
+  // For the C functions; valid while these options live and are not changed. The layer of a problem's heads, type and
+  // device: whether arrays of the right size were given is checked here, since the C side sees pointers only.
+  sale_layer layer(const Problem& problem) const {
     const sale_problem p = problem.c();
-    return c(p.kv_heads, p.head_dim);
+    sale_layer l = layer_;
+    l.q_heads = p.q_heads, l.kv_heads = p.kv_heads, l.head_dim = p.head_dim, l.dtype = p.dtype, l.device = p.device;
+    const int64_t vectors = int64_t{p.kv_heads} * p.head_dim;
+    fits("q_projection", q_projection_, vectors * l.rank, "[kv_heads, head_dim, rank]");
+    fits("smoothing", smoothing_, vectors, "[kv_heads, head_dim]");
+    fits("key_scales", key_scales_, p.kv_heads, "[kv_heads]");
+    if (!thresholds_.empty())
+      l.thresholds = thresholds_.data(), l.n_thresholds = static_cast<int64_t>(thresholds_.size());
+    if (!q_projection_.empty()) l.q_projection = q_projection_.data(), l.k_projection = k_projection_.data();
+    if (!smoothing_.empty()) l.smoothing = smoothing_.data();
+    if (!key_scales_.empty()) l.key_scales = key_scales_.data();
+    if (!backend_.empty()) l.backend = backend_.c_str();
+    return l;
   }
+  sale_options c() const { return options_; }
 
 private:
+  static void fits(const char* name, const std::vector<float>& given, int64_t needed, const char* shape) {
+    if (!given.empty() && static_cast<int64_t>(given.size()) != needed)
+      throw Error(SALE_INVALID_ARGUMENT, std::string(name) + " has " + std::to_string(given.size()) + " numbers; " +
+                                             std::to_string(needed) + " are needed (" + shape + ")");
+  }
+  sale_layer layer_;
   sale_options options_;
-  std::vector<float> thresholds_, q_projection_, k_projection_;
+  std::vector<float> thresholds_, q_projection_, k_projection_, smoothing_, key_scales_;
   std::string backend_;
+};
+
+// ---- layer -----------------------------------------------------------------------------------------------------
+
+// What belongs to one layer of a model: made once, where weights are loaded. Plans and indexes keep what they need of it.
+class Estimator {
+public:
+  // Of the problem its heads, head_dim, type and device are used.
+  Estimator(const Problem& problem, const Options& options) {
+    const sale_layer l = options.layer(problem);
+    sale_estimator* raw = nullptr;
+    check(sale_estimator_create(&l, &raw));
+    handle_.reset(raw);
+  }
+  std::string backend() const { return sale_estimator_backend(get()); }
+  int64_t q_block() const { return sale_estimator_q_block(get()); }
+  // Bytes of an index in caller's memory.
+  size_t index_memory(int64_t capacity) const { return sale_index_memory(get(), capacity); }
+  sale_estimator* get() const noexcept { return handle_.get(); }
+
+private:
+  struct Free {
+    void operator()(sale_estimator* p) const { sale_estimator_destroy(p); }
+  };
+  std::unique_ptr<sale_estimator, Free> handle_;
 };
 
 // ---- memory ----------------------------------------------------------------------------------------------------
@@ -199,6 +250,7 @@ private:
 struct Bytes {
   void* data = nullptr;
   size_t size = 0;
+  bool prepared = false;  // Plan::prepare has been here
   Bytes(const Workspace& w) : data(w.data()), size(w.size()) {}
   Bytes(void* at, size_t bytes) : data(at), size(bytes) {}
 };
@@ -225,25 +277,20 @@ struct Stats {
 // The low-bit codes of one sequence's keys, kept beside the KV cache.
 class KeyIndex {
 public:
-  KeyIndex(const Problem& problem, const Options& options, int64_t capacity) {
-    const sale_problem p = problem.c();
-    const sale_options o = options.c(problem);
+  // page_size: of the keys' pages, 0 when they are not paged. memory: device or host memory to use, or null.
+  KeyIndex(const Estimator& estimator, int64_t capacity, int32_t page_size = 0, void* memory = nullptr,
+           size_t memory_bytes = 0) {
+    const sale_index_options o{sizeof o, capacity, page_size, memory, memory_bytes};
     sale_index* raw = nullptr;
-    check(sale_index_create(&p, &o, capacity, &raw));
+    check(sale_index_create(estimator.get(), &o, &raw));
     handle_.reset(raw);
-    smoothing_size_ = static_cast<size_t>(p.kv_heads) * static_cast<size_t>(p.head_dim);
   }
+  KeyIndex(const Problem& problem, const Options& options, int64_t capacity)
+      : KeyIndex(Estimator(problem, options), capacity, problem.c().page_size) {}
   // k: the sequence's first key; k_len: keys there are now. See sale_index_update.
   void update(const void* k, sale_strides k_strides, int64_t k_len, const int32_t* pages = nullptr,
               void* stream = nullptr) {
     check(sale_index_update(get(), k, k_strides, k_len, pages, stream));
-  }
-  // [kv_heads, head_dim]; at length 0.
-  void set_smoothing(std::span<const float> vectors) {
-    if (vectors.size() != smoothing_size_)
-      throw Error(SALE_INVALID_ARGUMENT, "smoothing vectors: " + std::to_string(vectors.size()) + " numbers; " +
-                                             std::to_string(smoothing_size_) + " are needed ([kv_heads, head_dim])");
-    check(sale_index_set_smoothing(get(), vectors.data()));
   }
   void truncate(int64_t k_len) { check(sale_index_truncate(get(), k_len)); }
   int64_t length() const { return sale_index_length(get()); }
@@ -255,7 +302,6 @@ private:
     void operator()(sale_index* p) const { sale_index_destroy(p); }
   };
   std::unique_ptr<sale_index, Free> handle_;
-  size_t smoothing_size_ = 0;
 };
 
 class Plan;
@@ -269,14 +315,27 @@ public:
     int64_t visible = 0;
   };
   Row row(int32_t sequence, int32_t head, int64_t tile) const {
-    int64_t kept = 0, visible = 0;
-    check(sale_blocks_row(get(), sequence, head, tile, nullptr, 0, &kept, &visible));
-    Row row{std::vector<int32_t>(static_cast<size_t>(kept)), visible};
-    check(sale_blocks_row(get(), sequence, head, tile, row.kept.data(), kept, &kept, &visible));
+    sale_row_counts counts{};
+    check(sale_blocks_row(get(), {sequence, head, tile}, nullptr, 0, &counts));
+    Row row{std::vector<int32_t>(static_cast<size_t>(counts.kept)), counts.visible};
+    check(sale_blocks_row(get(), {sequence, head, tile}, row.kept.data(), counts.kept, &counts));
     return row;
   }
+  // Every row at once, see sale_blocks_csr.
+  struct Csr {
+    std::vector<int64_t> starts;
+    std::vector<int32_t> indices;
+  };
+  Csr csr() const {
+    sale_csr_counts counts{};
+    check(sale_blocks_csr(get(), nullptr, 0, nullptr, 0, &counts));
+    Csr all{std::vector<int64_t>(static_cast<size_t>(counts.rows) + 1),
+            std::vector<int32_t>(static_cast<size_t>(counts.kept))};
+    check(sale_blocks_csr(get(), all.starts.data(), counts.rows, all.indices.data(), counts.kept, &counts));
+    return all;
+  }
   void set_row(int32_t sequence, int32_t head, int64_t tile, std::span<const int32_t> kept) {
-    check(sale_blocks_set_row(get(), sequence, head, tile, kept.data(), static_cast<int64_t>(kept.size())));
+    check(sale_blocks_set_row(get(), {sequence, head, tile}, kept.data(), static_cast<int64_t>(kept.size())));
   }
   int64_t q_block() const noexcept { return q_block_; }  // rows of a tile
   sale_blocks* get() const noexcept { return handle_.get(); }
@@ -294,7 +353,9 @@ private:
 struct Tensors {
   const void *q = nullptr, *k = nullptr, *v = nullptr;
   void* out = nullptr;
-  float* lse = nullptr;  // NULL, or [batch, q_heads, longest q_len]
+  float* lse = nullptr;                 // NULL, or [batch, q_heads, longest q_len]
+  const int32_t* page_table = nullptr;  // of paged keys
+  const float* reference = nullptr;     // of parts
 };
 // One per sequence: {index.get(), ...}.
 using Indexes = std::span<const sale_index* const>;
@@ -302,46 +363,92 @@ using Indexes = std::span<const sale_index* const>;
 class Plan {
 public:
   enum class Keys { indexed_each_run, have_an_index };
-  Plan(const Problem& problem, const Options& options, Keys keys = Keys::indexed_each_run) {
-    const sale_problem p = problem.c();
-    const sale_options o = options.c(problem);
-    sale_plan* raw = nullptr;
-    check(sale_plan_create(&p, &o, keys == Keys::have_an_index ? 1 : 0, &raw));
-    handle_.reset(raw);
-    indexes_ = keys == Keys::have_an_index ? static_cast<size_t>(p.batch) : 0;
-    heads_ = static_cast<size_t>(p.batch) * static_cast<size_t>(p.q_heads);
-    audits_ = o.audit > 0;
+  // With an estimator of its own, from the options: for those who have one layer.
+  Plan(const Problem& problem, const Options& options, Keys keys = Keys::indexed_each_run)
+      : own_(std::make_shared<const Estimator>(problem, options)) {
+    const sale_estimator* one = own_->get();
+    make(problem, options, {&one, 1}, keys);
   }
-  sale_workspace workspace() const { return sale_plan_workspace(get()); }
+  // For the layers of a model. Of the options those of a step are used; estimators are not kept.
+  Plan(const Problem& problem, const Options& options, std::span<const Estimator> layers,
+       Keys keys = Keys::indexed_each_run) {
+    std::vector<const sale_estimator*> all;
+    all.reserve(layers.size());
+    for (const Estimator& e : layers) all.push_back(e.get());
+    make(problem, options, all, keys);
+  }
+  sale_workspace workspace() const {
+    sale_workspace w{};
+    w.struct_size = sizeof w;
+    check(sale_plan_workspace(get(), &w));
+    return w;
+  }
   std::string backend() const { return sale_plan_backend(get()); }
   std::string explain() const { return sale_plan_explain(get()); }
   int64_t q_block() const { return sale_plan_q_block(get()); }
+  // Once a step: calls with the workspace it returns find the plan's tables there, see sale_plan_prepare.
+  Bytes prepare(Bytes workspace, void* stream = nullptr) const {
+    check(sale_plan_prepare(get(), workspace.data, workspace.size, stream));
+    workspace.prepared = true;
+    return workspace;
+  }
 
   // Index (unless given), select, attend. stream: devices only, see sale.h.
-  void run(const Tensors& t, const Bytes& workspace, Indexes indexes = {}, Stats* stats = nullptr,
-           void* stream = nullptr) const {
+  void run(const Estimator& layer, const Tensors& t, const Bytes& workspace, Indexes indexes = {},
+           Stats* stats = nullptr, void* stream = nullptr) const {
     Filling fill(*this, stats);
-    check(
-        sale_run(get(), t.q, t.k, t.v, t.out, t.lse, list(indexes), workspace.data, workspace.size, fill.c(), stream));
+    const sale_call c = call(t, workspace, indexes, nullptr, fill, stream);
+    check(sale_run(get(), layer.get(), &c));
     fill.done();
   }
+  void run(const Tensors& t, const Bytes& workspace, Indexes indexes = {}, Stats* stats = nullptr,
+           void* stream = nullptr) const {
+    run(own(), t, workspace, indexes, stats, stream);
+  }
   // The stages on their own; t.v, t.out and t.lse are not used by select.
+  void select(const Estimator& layer, const Tensors& t, BlockList& blocks, const Bytes& workspace, Indexes indexes = {},
+              Stats* stats = nullptr, void* stream = nullptr) const {
+    Filling fill(*this, stats);
+    const sale_call c = call(t, workspace, indexes, blocks.get(), fill, stream);
+    check(sale_select(get(), layer.get(), &c));
+    fill.done();
+  }
   void select(const Tensors& t, BlockList& blocks, const Bytes& workspace, Indexes indexes = {}, Stats* stats = nullptr,
               void* stream = nullptr) const {
+    select(own(), t, blocks, workspace, indexes, stats, stream);
+  }
+  void attend(const Estimator& layer, const Tensors& t, const BlockList& blocks, const Bytes& workspace,
+              Stats* stats = nullptr, void* stream = nullptr) const {
     Filling fill(*this, stats);
-    check(sale_select(get(), t.q, t.k, list(indexes), blocks.get(), workspace.data, workspace.size, fill.c(), stream));
+    sale_call c = fields(t, workspace, fill, stream);
+    c.blocks = blocks.get();
+    check(sale_attend(get(), layer.get(), &c));
     fill.done();
   }
   void attend(const Tensors& t, const BlockList& blocks, const Bytes& workspace, Stats* stats = nullptr,
               void* stream = nullptr) const {
-    Filling fill(*this, stats);
-    check(sale_attend(get(), t.q, t.k, t.v, blocks.get(), t.out, t.lse, workspace.data, workspace.size, fill.c(),
-                      stream));
-    fill.done();
+    attend(own(), t, blocks, workspace, stats, stream);
+  }
+  // Its own estimator; plans made for given layers have none.
+  const Estimator& own() const {
+    if (!own_) throw Error(SALE_INVALID_ARGUMENT, "estimator: this plan was made for given layers; name one");
+    return *own_;
   }
   sale_plan* get() const noexcept { return handle_.get(); }
 
 private:
+  void make(const Problem& problem, const Options& options, std::span<const sale_estimator* const> estimators,
+            Keys keys) {
+    const sale_problem p = problem.c();
+    sale_options o = options.c();
+    o.with_index = keys == Keys::have_an_index;
+    sale_plan* raw = nullptr;
+    check(sale_plan_create(&p, &o, estimators.data(), static_cast<int64_t>(estimators.size()), &raw));
+    handle_.reset(raw);
+    indexes_ = o.with_index != 0 ? static_cast<size_t>(p.batch) : 0;
+    heads_ = static_cast<size_t>(p.batch) * static_cast<size_t>(p.q_heads);
+    audits_ = o.audit > 0;
+  }
   // Carries a Stats over the C call.
   class Filling {
   public:
@@ -362,8 +469,22 @@ private:
 
   private:
     Stats* to_;
-    sale_stats stats_{};
+    sale_stats stats_{.struct_size = sizeof(sale_stats)};
   };
+  sale_call fields(const Tensors& t, const Bytes& workspace, Filling& fill, void* stream) const {
+    sale_call c = sale_call_init();
+    c.q = t.q, c.k = t.k, c.v = t.v, c.out = t.out, c.lse = t.lse;
+    c.page_table = t.page_table, c.reference = t.reference;
+    c.workspace = workspace.data, c.workspace_bytes = workspace.size, c.prepared = workspace.prepared;
+    c.stats = fill.c(), c.stream = stream;
+    return c;
+  }
+  sale_call call(const Tensors& t, const Bytes& workspace, Indexes indexes, sale_blocks* blocks, Filling& fill,
+                 void* stream) const {
+    sale_call c = fields(t, workspace, fill, stream);
+    c.indexes = list(indexes), c.blocks = blocks;
+    return c;
+  }
   const sale_index* const* list(Indexes indexes) const {
     if (indexes.size() != indexes_)
       throw Error(SALE_INVALID_ARGUMENT, "indexes: " + std::to_string(indexes.size()) + " given; this plan takes " +
@@ -374,6 +495,7 @@ private:
   struct Free {
     void operator()(sale_plan* p) const { sale_plan_destroy(p); }
   };
+  std::shared_ptr<const Estimator> own_;
   std::unique_ptr<sale_plan, Free> handle_;
   size_t indexes_ = 0, heads_ = 0;
   bool audits_ = false;
@@ -389,19 +511,26 @@ inline BlockList::BlockList(const Plan& plan) : q_block_(plan.q_block()) {
 
 struct BackendInfo {
   std::string name, summary, why_not;  // why_not: "" when this machine can run it
+  sale_backend_facts facts;
 };
 inline std::vector<BackendInfo> backends() {
   std::vector<BackendInfo> all;
   all.reserve(static_cast<size_t>(sale_backend_count()));
   for (int32_t i = 0; i < sale_backend_count(); ++i)
-    all.push_back({sale_backend_name(i), sale_backend_summary(i), sale_backend_why_not(i)});
+    all.push_back({sale_backend_name(i),
+                   sale_backend_summary(i),
+                   sale_backend_why_not(i),
+                   {.struct_size = sizeof(sale_backend_facts)}});
+  for (int32_t i = 0; i < sale_backend_count(); ++i)
+    check(sale_backend_describe(i, &all[static_cast<size_t>(i)].facts));
   return all;
 }
 // "" when backend i of the list can run this wherever it runs at all, else the first reason.
 inline std::string why_not(int32_t i, const Problem& problem, const Options& options) {
   const sale_problem p = problem.c();
-  const sale_options o = options.c(problem);
-  return sale_backend_why_not_problem(i, &p, &o);
+  const sale_layer l = options.layer(problem);
+  const sale_options o = options.c();
+  return sale_backend_why_not_problem(i, &p, &l, &o);
 }
 
 }  // namespace v0

@@ -1,6 +1,6 @@
 #include <cstdlib>
 
-#include "core/backend.hpp"
+#include "core/plan.hpp"
 #include "core/status.hpp"
 
 namespace sale {
@@ -12,9 +12,9 @@ const Backend* const in_order[] = {&sm90_backend,    &sm80_backend,
 #endif
                                    &portable_backend};
 
-std::string reason(const Backend& b, const sale_problem& p, const sale_options& o) {
+std::string reason(const Backend& b, const Layer& layer) {
   std::string why = b.why_not_machine(machine());
-  return why.empty() ? b.why_not(p, o) : why;
+  return why.empty() ? b.why_not_layer(layer) : why;
 }
 
 }  // namespace
@@ -22,13 +22,13 @@ std::string reason(const Backend& b, const sale_problem& p, const sale_options& 
 int backend_count() { return static_cast<int>(std::size(in_order)); }
 const Backend& backend(int i) { return *in_order[i]; }
 
-const Backend& choose_backend(const sale_problem& p, const sale_options& o, std::string& notes) {
+const Backend& choose_backend(const Layer& layer, const char* asked, std::string& notes) {
   const char* environment = std::getenv("SALE_BACKEND");
-  const std::string wanted = o.backend != nullptr ? o.backend : environment != nullptr ? environment : "";
-  const std::string by = o.backend != nullptr ? "backend" : "SALE_BACKEND";
+  const std::string wanted = asked != nullptr ? asked : environment != nullptr ? environment : "";
+  const std::string by = asked != nullptr ? "backend" : "SALE_BACKEND";
   for (const Backend* b : in_order) {
-    std::string why = reason(*b, p, o);
-    if (why.empty() && wanted.empty() && b->why_not_unasked != nullptr) why = b->why_not_unasked(p);
+    std::string why = reason(*b, layer);
+    if (why.empty() && wanted.empty() && b->why_not_unasked != nullptr) why = b->why_not_unasked(layer.device);
     if (wanted == b->name) {
       if (why.empty()) return *b;
       fail(SALE_UNSUPPORTED, by, ": ", wanted, " cannot be used: ", why);
@@ -37,7 +37,7 @@ const Backend& choose_backend(const sale_problem& p, const sale_options& o, std:
     notes += (notes.empty() ? "" : "; ") + std::string(b->name) + ": " + (why.empty() ? "usable" : why);
   }
   if (!wanted.empty()) fail(SALE_INVALID_ARGUMENT, by, ": no backend is called '", wanted, "'; there are ", notes);
-  fail(SALE_UNSUPPORTED, "backend: none can run this problem: ", notes);
+  fail(SALE_UNSUPPORTED, "backend: none can run this layer: ", notes);
 }
 
 }  // namespace sale

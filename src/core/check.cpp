@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "core/checked.hpp"
+#include "core/format.hpp"
 #include "core/plan.hpp"
 #include "core/status.hpp"
 
@@ -29,16 +30,19 @@ void check_disjoint(const sale_strides& s, int32_t head_dim, int64_t batch, int6
 
 Sequence check_sequence(const sale_problem& p, int32_t b) {
   const auto pick = [&](const int64_t* list, int64_t otherwise) { return list != nullptr ? list[b] : otherwise; };
-  Sequence s{};
+  Sequence whole{};
+  Sight& s = whole.sight;
   s.q_len = pick(p.q_lens, p.q_len);
   s.k_len = pick(p.k_lens, p.k_len);
-  s.q_start = pick(p.q_starts, 0);
-  s.k_start = pick(p.k_starts, 0);
+  whole.q_start = pick(p.q_starts, 0);
+  whole.k_start = pick(p.k_starts, 0);
   const std::string of = p.batch > 1 ? text(" of sequence ", b) : "";
   require(s.q_len >= 1 && s.q_len <= max_tokens, "q_len", of, ": ", s.q_len, " is not in 1 .. 2^31");
   require(s.k_len >= 1 && s.k_len <= max_tokens, "k_len", of, ": ", s.k_len, " is not in 1 .. 2^31");
-  require(s.q_start >= 0 && s.q_start <= max_tokens, "q_starts", of, ": ", s.q_start, " is not in 0 .. 2^31");
-  require(s.k_start >= 0 && s.k_start <= max_tokens, "k_starts", of, ": ", s.k_start, " is not in 0 .. 2^31");
+  require(whole.q_start >= 0 && whole.q_start <= max_tokens, "q_starts", of, ": ", whole.q_start,
+          " is not in 0 .. 2^31");
+  require(whole.k_start >= 0 && whole.k_start <= max_tokens, "k_starts", of, ": ", whole.k_start,
+          " is not in 0 .. 2^31");
   s.q_offset = pick(p.q_offsets, p.q_offset);
   if (s.q_offset == SALE_AUTO) {
     require(s.q_len <= s.k_len, "q_offset", of, ": automatic, but q_len ", s.q_len, " exceeds k_len ", s.k_len,
@@ -47,22 +51,20 @@ Sequence check_sequence(const sale_problem& p, int32_t b) {
   }
   require(s.q_offset >= 0 && s.q_offset <= max_tokens, "q_offset", of, ": ", s.q_offset,
           " is neither SALE_AUTO nor in 0 .. 2^31");
-  return s;
+  s.last_position = p.part != 0 ? INT64_MAX : s.k_len - 1;
+  return whole;
 }
 
 }  // namespace
 
-void check_heads(const sale_problem& p) {
-  require(p.struct_size == sizeof(sale_problem), "problem.struct_size: ", p.struct_size, ", this library's is ",
-          sizeof(sale_problem), "; header and library versions differ");
-  require(p.kv_heads >= 1 && p.kv_heads <= 65536, "kv_heads: ", p.kv_heads, " is not in 1 .. 65536");
-  require(p.q_heads >= 1 && p.q_heads <= 65536 && p.q_heads % p.kv_heads == 0, "q_heads: ", p.q_heads,
-          " is not a multiple of kv_heads ", p.kv_heads, " in 1 .. 65536");
-  require(p.head_dim >= 16 && p.head_dim <= 256 && p.head_dim % 16 == 0, "head_dim: ", p.head_dim,
+void check_heads(int32_t q_heads, int32_t kv_heads, int32_t head_dim, sale_dtype dtype, int32_t device) {
+  require(kv_heads >= 1 && kv_heads <= 65536, "kv_heads: ", kv_heads, " is not in 1 .. 65536");
+  require(q_heads >= 1 && q_heads <= 65536 && q_heads % kv_heads == 0, "q_heads: ", q_heads,
+          " is not a multiple of kv_heads ", kv_heads, " in 1 .. 65536");
+  require(head_dim >= 16 && head_dim <= 256 && head_dim % 16 == 0, "head_dim: ", head_dim,
           " is not a multiple of 16 in 16 .. 256");
-  require(p.device >= SALE_HOST, "device: ", p.device, " is neither SALE_HOST nor the ordinal of a CUDA device");
-  require(p.page_size >= 0 && p.page_size % 16 == 0, "page_size: ", p.page_size, " is neither 0 nor a multiple of 16");
-  require(p.dtype == SALE_F32 || p.dtype == SALE_F16 || p.dtype == SALE_BF16, "dtype: ", static_cast<int>(p.dtype),
+  require(device >= SALE_HOST, "device: ", device, " is neither SALE_HOST nor the ordinal of a CUDA device");
+  require(dtype == SALE_F32 || dtype == SALE_F16 || dtype == SALE_BF16, "dtype: ", static_cast<int>(dtype),
           " is not SALE_F32, SALE_F16 or SALE_BF16");
 }
 
@@ -71,13 +73,11 @@ namespace {
 void check_pages(const sale_problem& p, const std::vector<Sequence>& sequences) {
   if (p.page_size == 0) {
     require(p.pages == 0, "pages: ", p.pages, ", but page_size is 0");
-    require(p.page_table == nullptr, "page_table: given, but page_size is 0");
     return;
   }
-  require(p.page_table != nullptr, "page_table: null, but page_size is ", p.page_size);
   require(p.k_starts == nullptr, "k_starts: given, but paged keys begin at the first page of their row of page_table");
   int64_t longest = 1;
-  for (const Sequence& s : sequences) longest = std::max(longest, s.k_len);
+  for (const Sequence& s : sequences) longest = std::max(longest, s.sight.k_len);
   const int64_t needed = ceil_div(longest, p.page_size);
   require(p.pages >= needed && p.pages <= max_tokens, "pages: ", p.pages, " is not in ", needed,
           " .. 2^31: the longest sequence has ", longest, " keys in pages of ", p.page_size);
@@ -86,44 +86,48 @@ void check_pages(const sale_problem& p, const std::vector<Sequence>& sequences) 
 }  // namespace
 
 std::vector<Sequence> check_problem(const sale_problem& p) {
-  check_heads(p);
+  check_heads(p.q_heads, p.kv_heads, p.head_dim, p.dtype, p.device);
+  require(p.page_size >= 0 && p.page_size % 16 == 0, "page_size: ", p.page_size, " is neither 0 nor a multiple of 16");
+  require(p.part == 0 || p.part == 1, "part: ", p.part, " is neither 0 nor 1");
   require(p.batch >= 1 && p.batch <= 65536, "batch: ", p.batch, " is not in 1 .. 65536");
   require(p.scale == 0 || (std::isfinite(p.scale) && p.scale > 0), "scale: ", p.scale,
           " is neither 0 (automatic) nor positive and finite");
   std::vector<Sequence> sequences;
-  int64_t q_tokens = 1, k_tokens = 1, rows = 1;
+  int64_t rows = 1;
   for (int32_t b = 0; b < p.batch; ++b) {
     sequences.push_back(check_sequence(p, b));
-    const Sequence& s = sequences.back();
-    q_tokens = std::max(q_tokens, s.q_start + s.q_len);
-    k_tokens = std::max(k_tokens, s.k_start + s.k_len);
-    rows = std::max(rows, s.q_len);
+    rows = std::max(rows, sequences.back().sight.q_len);
   }
   for (Sequence& s : sequences) s.lse_rows = rows;
   require((Checked(p.batch) * Checked(p.q_heads) * Checked(rows) * Checked(4)).ok(), "lse: more than 2^62 bytes");
-  check_strides("q", p.q, p.head_dim, p.batch, p.q_heads, q_tokens);
   check_pages(p, sequences);
-  const bool paged = p.page_size != 0;  // the batch axis is then one of pages, how many is the table's business
-  check_strides("k", p.k, p.head_dim, paged ? 1 : p.batch, p.kv_heads, paged ? p.page_size : k_tokens);
-  check_strides("v", p.v, p.head_dim, paged ? 1 : p.batch, p.kv_heads, paged ? p.page_size : k_tokens);
-  check_strides("out", p.out, p.head_dim, p.batch, p.q_heads, q_tokens);
-  if (p.q_starts == nullptr) {
-    check_disjoint(p.out, p.head_dim, p.batch, p.q_heads, rows);
-  } else {
-    // Packed: sequences share the batch axis, so their row ranges must be apart.
-    check_disjoint(p.out, p.head_dim, 1, p.q_heads, q_tokens);
-    std::vector<std::pair<int64_t, int64_t>> spans;  // in elements of the token axis
-    for (int32_t b = 0; b < p.batch; ++b) {
-      const Sequence& s = sequences[static_cast<size_t>(b)];
-      spans.emplace_back(b * p.out.batch + s.q_start * p.out.token,
-                         b * p.out.batch + (s.q_start + s.q_len) * p.out.token);
-    }
-    std::sort(spans.begin(), spans.end());
-    for (size_t i = 1; i < spans.size(); ++i)
-      require(spans[i - 1].second <= spans[i].first || p.out.token == 0,
-              "q_starts: two sequences write the same rows of out");
-  }
+  check_strides(p, sequences, {p.q, p.k, p.v, p.out});
   return sequences;
+}
+
+void check_strides(const sale_problem& p, const std::vector<Sequence>& sequences, const Strides& s) {
+  int64_t q_tokens = 1, k_tokens = 1;
+  for (const Sequence& q : sequences) {
+    q_tokens = std::max(q_tokens, q.q_start + q.sight.q_len);
+    k_tokens = std::max(k_tokens, q.k_start + q.sight.k_len);
+  }
+  check_strides("q", s.q, p.head_dim, p.batch, p.q_heads, q_tokens);
+  const bool paged = p.page_size != 0;  // the batch axis is then one of pages, how many is the table's business
+  check_strides("k", s.k, p.head_dim, paged ? 1 : p.batch, p.kv_heads, paged ? p.page_size : k_tokens);
+  check_strides("v", s.v, p.head_dim, paged ? 1 : p.batch, p.kv_heads, paged ? p.page_size : k_tokens);
+  check_strides("out", s.out, p.head_dim, p.batch, p.q_heads, q_tokens);
+  check_disjoint(s.out, p.head_dim, p.q_starts == nullptr ? p.batch : 1, p.q_heads, q_tokens);
+  if (p.q_starts == nullptr) return;
+  // Packed: sequences share the batch axis, so their row ranges must be apart.
+  std::vector<std::pair<int64_t, int64_t>> spans;  // in elements of the token axis
+  for (size_t b = 0; b < sequences.size(); ++b) {
+    const int64_t from = static_cast<int64_t>(b) * s.out.batch + sequences[b].q_start * s.out.token;
+    spans.emplace_back(from, from + sequences[b].sight.q_len * s.out.token);
+  }
+  std::sort(spans.begin(), spans.end());
+  for (size_t i = 1; i < spans.size(); ++i)
+    require(spans[i - 1].second <= spans[i].first || s.out.token == 0,
+            "q_starts: two sequences write the same rows of out");
 }
 
 void check_strides(const char* name, const sale_strides& s, int32_t head_dim, int64_t batch, int64_t heads,
@@ -144,58 +148,108 @@ void check_strides(const char* name, const sale_strides& s, int32_t head_dim, in
           " with ", heads, " heads");
 }
 
-Estimator check_estimator(const sale_options& o, int32_t kv_heads, int32_t head_dim) {
-  require(o.struct_size == sizeof(sale_options), "options.struct_size: ", o.struct_size, ", this library's is ",
-          sizeof(sale_options), "; header and library versions differ");
-  require(o.format == SALE_INT4 || o.format == SALE_INT8 || o.format == SALE_FP8,
-          "format: ", static_cast<int>(o.format), " is not SALE_INT4, SALE_INT8 or SALE_FP8");
-  Estimator e;
-  e.format = o.format;
-  e.rank = o.rank == 0 ? head_dim : o.rank;
-  e.projected = e.rank != head_dim;
-  if (!e.projected) {
-    require(o.q_projection == nullptr && o.k_projection == nullptr, "projections: given, but rank ", o.rank,
-            " scans all ", head_dim, " coordinates without one");
-    return e;
+namespace {
+
+std::vector<float> copied(const char* name, const float* from, int64_t n) {
+  for (int64_t i = 0; i < n; ++i)
+    require(std::isfinite(from[i]), name, ": element ", i, " is ", from[i], ", not finite");
+  return {from, from + n};
+}
+
+// Format, rank and projections.
+void check_form(const sale_layer& l, Layer& to) {
+  require(*format_name(l.format) != 0, "format: ", static_cast<int>(l.format),
+          " is not SALE_INT4, SALE_INT8 or SALE_FP8");
+  to.form = {l.format, l.rank == 0 ? l.head_dim : l.rank, l.rank != 0 && l.rank != l.head_dim};
+  const int32_t rank = to.form.rank;
+  if (!to.form.projected) {
+    require(l.q_projection == nullptr && l.k_projection == nullptr, "projections: given, but rank ", l.rank,
+            " scans all ", l.head_dim, " coordinates without one");
+    return;
   }
-  if (o.format == SALE_FP8) {
-    require(e.rank >= 4 && e.rank % 4 == 0 && e.rank <= 60 && e.rank < head_dim, "rank: ", o.rank,
-            " is neither 0, head_dim ", head_dim, ", nor for SALE_FP8 a multiple of 4 in 4 .. ",
-            std::min(60, head_dim - 4));
+  if (l.format == SALE_FP8) {
+    require(rank >= 4 && rank % 4 == 0 && rank <= 60 && rank < l.head_dim, "rank: ", l.rank, " is neither 0, head_dim ",
+            l.head_dim, ", nor for SALE_FP8 a multiple of 4 in 4 .. ", std::min(60, l.head_dim - 4));
   } else {
-    require(e.rank >= 16 && e.rank % 16 == 0 && e.rank <= head_dim, "rank: ", o.rank,
-            " is neither 0 nor a multiple of 16 up to head_dim ", head_dim);
+    require(rank >= 16 && rank % 16 == 0 && rank <= l.head_dim, "rank: ", l.rank,
+            " is neither 0 nor a multiple of 16 up to head_dim ", l.head_dim);
   }
-  const int64_t n = int64_t{kv_heads} * head_dim * e.rank;
+  const int64_t n = int64_t{l.kv_heads} * l.head_dim * rank;
   const auto copy = [&](const char* name, const float* from) {
-    require(from != nullptr, name, ": null, but rank ", o.rank, " is below head_dim ", head_dim);
-    for (int64_t i = 0; i < n; ++i)
-      require(std::isfinite(from[i]), name, ": element ", i, " is ", from[i], ", not finite");
-    return std::vector<float>(from, from + n);
+    require(from != nullptr, name, ": null, but rank ", l.rank, " is below head_dim ", l.head_dim);
+    return copied(name, from, n);
   };
-  e.q_projection = copy("q_projection", o.q_projection);
-  e.k_projection = copy("k_projection", o.k_projection);
-  return e;
+  to.q_projection = copy("q_projection", l.q_projection);
+  to.k_projection = copy("k_projection", l.k_projection);
 }
 
-std::vector<float> check_thresholds(const sale_options& o, int32_t q_heads) {
-  require(o.thresholds != nullptr, "thresholds: null; give one value or one per query head");
-  require(o.n_thresholds == 1 || o.n_thresholds == q_heads, "n_thresholds: ", o.n_thresholds,
-          " is neither 1 nor q_heads ", q_heads);
-  for (int64_t i = 0; i < o.n_thresholds; ++i)
-    require(std::isfinite(o.thresholds[i]) && o.thresholds[i] >= 0, "thresholds: element ", i, " is ", o.thresholds[i],
+// What codes depend on besides the key.
+void check_smoothing(const sale_layer& l, Layer& to) {
+  if (l.smoothing != nullptr) to.smoothing = copied("smoothing", l.smoothing, int64_t{l.kv_heads} * l.head_dim);
+  if (l.key_scales == nullptr) return;
+  require(l.format == SALE_FP8, "key_scales: given, but format is ", format_name(l.format),
+          ", whose scales are those of blocks; they are for SALE_FP8");
+  require(l.smoothing != nullptr, "key_scales: given without smoothing, which they are scales of");
+  to.key_scales = copied("key_scales", l.key_scales, l.kv_heads);
+  for (size_t i = 0; i < to.key_scales.size(); ++i)
+    require(to.key_scales[i] >= std::numeric_limits<float>::min(), "key_scales: element ", i, " is ", to.key_scales[i],
+            ", not a positive normal number");
+}
+
+void check_thresholds(const sale_layer& l, Layer& to) {
+  require(l.thresholds != nullptr, "thresholds: null; give one value or one per query head");
+  require(l.n_thresholds == 1 || l.n_thresholds == l.q_heads, "n_thresholds: ", l.n_thresholds,
+          " is neither 1 nor q_heads ", l.q_heads);
+  for (int64_t i = 0; i < l.n_thresholds; ++i)
+    require(std::isfinite(l.thresholds[i]) && l.thresholds[i] >= 0, "thresholds: element ", i, " is ", l.thresholds[i],
             ", not finite and >= 0");
-  std::vector<float> t(static_cast<size_t>(q_heads), o.thresholds[0]);
-  if (o.n_thresholds > 1) std::copy(o.thresholds, o.thresholds + o.n_thresholds, t.begin());
-  return t;
+  to.thresholds.assign(static_cast<size_t>(l.q_heads), l.thresholds[0]);
+  if (l.n_thresholds > 1) std::copy(l.thresholds, l.thresholds + l.n_thresholds, to.thresholds.begin());
+  to.dense = std::all_of(to.thresholds.begin(), to.thresholds.end(), [](float t) { return t == 0; });
 }
 
-void check_regions(const sale_problem& p, const sale_options& o) {
-  const int32_t least = p.reference != nullptr ? 0 : 32;
-  require(o.sink >= least && o.sink <= 256 && o.sink % 32 == 0, "sink: ", o.sink, " is not a multiple of 32 in ", least,
-          " .. 256");
-  require(o.local >= 32 && o.local <= 1024 && o.local % 32 == 0, "local: ", o.local,
+// FNV-1a, of all that a key's code depends on.
+uint64_t coding_of(const Layer& l) {
+  uint64_t hash = 0xcbf29ce484222325u;
+  const auto mix = [&](const void* from, size_t bytes) {
+    for (const auto* at = static_cast<const unsigned char*>(from); bytes != 0; --bytes)
+      hash = (hash ^ *at++) * 0x100000001b3u;
+  };
+  const int32_t facts[] = {l.kv_heads, l.head_dim, static_cast<int32_t>(l.form.format), l.form.rank};
+  mix(facts, sizeof facts);
+  for (const std::vector<float>* v : {&l.k_projection, &l.smoothing, &l.key_scales}) {
+    const size_t n = v->size();
+    mix(&n, sizeof n);
+    mix(v->data(), n * 4);
+  }
+  return hash;
+}
+
+}  // namespace
+
+Layer check_layer(const sale_layer& l) {
+  check_heads(l.q_heads, l.kv_heads, l.head_dim, l.dtype, l.device);
+  Layer to{};
+  to.q_heads = l.q_heads;
+  to.kv_heads = l.kv_heads;
+  to.head_dim = l.head_dim;
+  to.dtype = l.dtype;
+  to.device = l.device;
+  check_form(l, to);
+  check_smoothing(l, to);
+  check_thresholds(l, to);
+  require(l.sink >= 0 && l.sink <= 256 && l.sink % 32 == 0, "sink: ", l.sink, " is not a multiple of 32 in 0 .. 256");
+  require(l.local >= 32 && l.local <= 1024 && l.local % 32 == 0, "local: ", l.local,
           " is not a multiple of 32 in 32 .. 1024");
+  to.sink = l.sink;
+  to.local = l.local;
+  require(l.threads >= 0 && l.threads <= 1024, "threads: ", l.threads, " is not in 0 .. 1024");
+  require(l.parallel_for == nullptr || l.threads >= 1, "threads: 0, but parallel_for is given; say how many it has");
+  to.coding = coding_of(to);
+  return to;
+}
+
+void check_options(const sale_options& o) {
   require(o.dense_below >= 0, "dense_below: ", o.dense_below, " is negative");
   require(o.compute == SALE_COMPUTE_EXACT || o.compute == SALE_COMPUTE_INT8 || o.compute == SALE_COMPUTE_FP8 ||
               o.compute == SALE_COMPUTE_F16,
@@ -203,7 +257,7 @@ void check_regions(const sale_problem& p, const sale_options& o) {
           " is not SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8, SALE_COMPUTE_FP8 or SALE_COMPUTE_F16");
   require(o.compensate == 0 || o.compensate == 1, "compensate: ", o.compensate, " is neither 0 nor 1");
   require(o.audit >= 0 && o.audit <= 65536, "audit: ", o.audit, " is not in 0 .. 65536");
-  require(o.threads >= 0 && o.threads <= 1024, "threads: ", o.threads, " is not in 0 .. 1024");
+  require(o.with_index == 0 || o.with_index == 1, "with_index: ", o.with_index, " is neither 0 nor 1");
 }
 
 }  // namespace sale

@@ -2,84 +2,83 @@
 #include <algorithm>
 
 #include "core/objects.hpp"
+#include "core/sized.hpp"
 
 using namespace sale;
 
 namespace {
 
-// What an index takes of a problem and of options, for the backends to look at.
-sale_problem keys_of(const sale_problem& p) {
-  sale_problem keys = sale_problem_init(1, p.kv_heads, p.kv_heads, 1, 1, p.head_dim, p.dtype);
-  keys.device = p.device;
-  keys.page_size = p.page_size;
-  return keys;
+constexpr int64_t most_keys = int64_t{1} << 31;
+
+IndexMap map_of(const Layer& l, int64_t capacity) {
+  return l.stages().index_map(l.kv_heads, l.head_dim, l.form, capacity);
 }
-sale_options keys_of(sale_options o) {
-  o.compute = SALE_COMPUTE_EXACT;
-  o.compensate = 0;
-  return o;
+size_t memory_of(const Layer& l, const IndexMap& map) {
+  return map.total + l.stages().index_scratch(l.kv_heads, l.head_dim);
 }
 
 }  // namespace
 
-sale_status sale_index_create(const sale_problem* problem, const sale_options* options, int64_t capacity,
-                              sale_index** index) {
+size_t sale_index_memory(const sale_estimator* estimator, int64_t capacity) {
+  if (estimator == nullptr || capacity < 1 || capacity > most_keys) return 0;
+  return memory_of(*estimator->layer, map_of(*estimator->layer, capacity));
+}
+
+sale_status sale_index_create(const sale_estimator* estimator, const sale_index_options* options, sale_index** index) {
   return guarded([&] {
-    require(problem != nullptr, "problem: null");
-    require(options != nullptr, "options: null");
+    require(estimator != nullptr, "estimator: null");
+    const sale_index_options o = sized(options, "options");
     require(index != nullptr, "index: null");
-    check_heads(*problem);
-    require(capacity >= 1 && capacity <= (int64_t{1} << 31), "capacity: ", capacity, " is not in 1 .. 2^31");
-    require(options->threads >= 0 && options->threads <= 1024, "threads: ", options->threads, " is not in 0 .. 1024");
+    require(o.capacity >= 1 && o.capacity <= most_keys, "capacity: ", o.capacity, " is not in 1 .. 2^31");
+    require(o.page_size >= 0 && o.page_size % 16 == 0, "page_size: ", o.page_size,
+            " is neither 0 nor a multiple of 16");
+    const Layer& l = *estimator->layer;
+    if (o.page_size != 0 && !l.backend->on_device)
+      fail(SALE_UNSUPPORTED, "page_size: ", o.page_size, ", but backend ", l.backend->name,
+           " has no paged keys and values");
     auto made = std::make_unique<sale_index>();
-    made->problem = keys_of(*problem);
-    made->estimator = check_estimator(*options, problem->kv_heads, problem->head_dim);
-    std::string notes;
-    made->backend = &choose_backend(made->problem, keys_of(*options), notes);
-    const Stages& stages = *made->backend->stages;
-    made->capacity = capacity;
-    made->map = stages.index_map(problem->kv_heads, problem->head_dim, made->estimator, capacity);
-    stages.open_index(*made, *options);
-    made->memory = stages.space.allocate(made->map.total, problem->device);
-    made->bytes += made->map.total;
+    made->layer = estimator->layer;
+    made->page_size = o.page_size;
+    made->capacity = o.capacity;
+    made->map = map_of(l, o.capacity);
+    made->smoothed = !l.smoothing.empty();
+    made->fixed = made->smoothed && (!l.key_scales.empty() || l.form.format != SALE_FP8);
+    made->bytes = memory_of(l, made->map);
+    l.stages().open_index(*made);
+    if (o.memory != nullptr) {
+      require(reinterpret_cast<uintptr_t>(o.memory) % 64 == 0, "memory: not aligned to 64 bytes");
+      require(o.memory_bytes >= made->bytes, "memory_bytes: ", o.memory_bytes, " is below the ", made->bytes, " that ",
+              o.capacity, " keys take");
+      l.stages().space.check("memory", o.memory, l.device);
+      made->memory = {o.memory, [](void*) {}};
+    } else {
+      require(o.memory_bytes == 0, "memory: null, but memory_bytes is ", o.memory_bytes);
+      made->memory = l.stages().space.allocate(made->bytes, l.device);
+    }
     *index = made.release();
   });
 }
 
 void sale_index_destroy(sale_index* index) { delete index; }
 
-sale_status sale_index_set_smoothing(sale_index* index, const float* vectors) {
-  return guarded([&] {
-    require(index != nullptr, "index: null");
-    require(vectors != nullptr, "vectors: null");
-    require(index->length == 0, "index: holds ", index->length, " keys; smoothing vectors are fixed before the first");
-    const sale_problem& p = index->problem;
-    index->backend->stages->space.write(index->part(index->map.smoothing_at), vectors,
-                                        static_cast<size_t>(p.kv_heads) * static_cast<size_t>(p.head_dim) * 4,
-                                        p.device);
-    index->smoothed = true;
-    index->fixed = false;
-  });
-}
-
 sale_status sale_index_update(sale_index* index, const void* k, sale_strides strides, int64_t k_len,
                               const int32_t* pages, void* stream) {
   return guarded([&] {
     require(index != nullptr, "index: null");
     require(k != nullptr, "k: null");
-    const sale_problem& p = index->problem;
-    const int64_t size = element_bytes(p.dtype);
+    const Layer& l = *index->layer;
+    const int64_t size = element_bytes(l.dtype);
     require(reinterpret_cast<uintptr_t>(k) % static_cast<uintptr_t>(size) == 0, "k: not aligned to its elements of ",
             size, " bytes");
     require(k_len >= index->length, "k_len: ", k_len, " is below the ", index->length,
             " keys already indexed; truncate first");
     require(k_len >= 1 && k_len <= index->capacity, "k_len: ", k_len, " exceeds the capacity ", index->capacity);
-    require(p.page_size == 0 || pages != nullptr, "pages: null, but the index was made for pages of ", p.page_size,
-            " keys");
-    require(p.page_size != 0 || pages == nullptr, "pages: given, but the index was made without a page_size");
-    require(p.device != SALE_HOST || stream == nullptr, "stream: given, but the keys are in host memory; pass NULL");
-    check_strides("k", strides, p.head_dim, 1, p.kv_heads, p.page_size != 0 ? p.page_size : k_len);
-    index->backend->stages->update(*index, {k, strides, k_len, pages, stream});
+    require(index->page_size == 0 || pages != nullptr, "pages: null, but the index was made for pages of ",
+            index->page_size, " keys");
+    require(index->page_size != 0 || pages == nullptr, "pages: given, but the index was made without a page_size");
+    require(l.device != SALE_HOST || stream == nullptr, "stream: given, but the keys are in host memory; pass NULL");
+    check_strides("k", strides, l.head_dim, 1, l.kv_heads, index->page_size != 0 ? index->page_size : k_len);
+    l.stages().update(*index, {k, strides, k_len, pages, stream});
     index->smoothed = index->fixed = true;
     index->length = k_len;
   });
@@ -103,8 +102,7 @@ sale_status sale_index_codes(const sale_index* index, int32_t head, const int8_t
                              const float** smoothing) {
   return guarded([&] {
     require(index != nullptr, "index: null");
-    require(head >= 0 && head < index->problem.kv_heads, "head: ", head, " is not in 0 .. ",
-            index->problem.kv_heads - 1);
-    index->backend->stages->codes(*index, head, codes, scales, smoothing);
+    require(head >= 0 && head < index->layer->kv_heads, "head: ", head, " is not in 0 .. ", index->layer->kv_heads - 1);
+    index->layer->stages().codes(*index, head, codes, scales, smoothing);
   });
 }

@@ -5,12 +5,14 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/visibility.hpp"
 #include "sale/sale.h"
 
 namespace sale {
 
 constexpr int64_t q_block = SALE_Q_BLOCK;
 constexpr int64_t k_block = SALE_K_BLOCK;
+static_assert(k_block == Sight::block);
 
 // The same for all heads of a plan.
 struct Shape {
@@ -32,13 +34,12 @@ struct IndexView {
 
 // One kv head of one sequence and the query heads that share it. Pointers stand at the sequence's first token and the
 // group's first head; strides in elements; head_dim is contiguous.
-struct HeadGroup {
+struct HeadGroup : Sight {
   Shape shape;
   const void *q, *k, *v;
   void* out;
   float* lse;  // or null; row r of head g at lse[g * lse_head + r]
   int64_t q_token, q_head, k_token, v_token, out_token, out_head, lse_head;
-  int64_t q_len, k_len, q_offset;
   const float* thresholds;  // [group]; 0: dense head
   bool dense;               // every head dense, whatever its threshold
   uint64_t* bits;           // head g's rows of blocks at bits + g * head_words
@@ -53,20 +54,11 @@ struct HeadGroup {
   const void *k_means,
       *v_means;  // compensation: [k_len / k_block, head_dim] in the tensors' type, means of blocks; or null
 
-  int64_t position(int64_t row) const { return row + q_offset; }
-  int64_t visible_keys(int64_t row) const { return position(row) + 1 < k_len ? position(row) + 1 : k_len; }
-  int64_t rows(int64_t tile) const { return q_len - tile * q_block < q_block ? q_len - tile * q_block : q_block; }
-  int64_t visible_blocks(int64_t tile) const {
-    return (visible_keys(tile * q_block + rows(tile) - 1) + k_block - 1) / k_block;
-  }
-  // First block of the local region of a tile; candidates stand between the sink and it. Of a part of a sequence it may
-  // lie beyond the part's end: then there are no local keys here.
-  int64_t local_block(int64_t tile) const {
-    const int64_t at = position(tile * q_block);
-    const int64_t first = at < k_len - 1 || reference != nullptr ? at : k_len - 1;
-    const int64_t key = first + 1 - shape.local, visible = visible_blocks(tile);
-    return key <= 0 ? 0 : key / k_block < visible ? key / k_block : visible;
-  }
+  int64_t visible_keys(int64_t row) const { return end_key(row); }
+  int64_t rows(int64_t tile) const { return end_row(tile, q_block) - first_row(tile, q_block); }
+  int64_t visible_blocks(int64_t tile) const { return end_block(tile, q_block); }
+  // First block of the local region of a tile; candidates stand between the sink and it.
+  int64_t local_block(int64_t tile) const { return Sight::local_block(tile * q_block, shape.local); }
   int64_t sink_blocks() const { return shape.sink / k_block; }
   int64_t bias_stride() const { return (k_len + k_block - 1) / k_block * k_block; }
 };

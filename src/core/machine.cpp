@@ -100,8 +100,7 @@ void hide(Machine& m) {
   const char* list = std::getenv("SALE_HIDE");
   if (list == nullptr) return;
   m.hidden = list;
-  const std::string padded = "," + m.hidden + ",";
-  const auto named = [&](const char* f) { return padded.find(std::string(",") + f + ",") != std::string::npos; };
+  const auto named = [&](const char* f) { return hidden(m, f); };
   if (named("avx2")) m.avx2 = false;
   if (named("avx512") || !m.avx2) m.avx512 = false;
   if (named("avx512_bf16") || !m.avx512) m.avx512_bf16 = false;
@@ -120,6 +119,10 @@ const Machine& machine() {
     return r;
   }();
   return m;
+}
+
+bool hidden(const Machine& m, const std::string& name) {
+  return ("," + m.hidden + ",").find("," + name + ",") != std::string::npos;
 }
 
 std::string describe(const Machine& m) {

@@ -22,5 +22,7 @@ struct Machine {
 // Read once per process; the AMX permission is asked for on the first call.
 const Machine& machine();
 std::string describe(const Machine& m);
+// Whether SALE_HIDE takes this feature or backend away.
+bool hidden(const Machine& m, const std::string& name);
 
 }  // namespace sale

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "core/plan.hpp"
@@ -9,16 +10,21 @@
 
 namespace sale {
 
-// One run's pointers and where its parts of the workspace are. What a stage on its own does not use is null.
+// One call's pointers and where its parts of the workspace are. What a stage on its own does not use is null.
 struct Call {
   const Plan* plan;
+  const Layer* layer;
   const void *q, *k, *v;
   void* out;
   float* lse;
+  Strides strides;
+  const int32_t* page_table;
+  const float* reference;
   const sale_index* const* indexes;
   char* workspace;
   uint64_t* bits;
   void* stream;
+  bool prepared;  // the plan's tables are in the workspace
 };
 
 // The keys a sequence has now: codes from the present length's block on are to be made.
@@ -34,21 +40,29 @@ inline int64_t element_bytes(sale_dtype dtype) { return dtype == SALE_F32 ? 4 : 
 
 }  // namespace sale
 
+struct sale_estimator {
+  std::shared_ptr<const sale::Layer> layer;
+};
+
+// A plan for every form that its layers have; they differ in what the workspace holds.
 struct sale_plan {
-  std::shared_ptr<const sale::Plan> plan;
+  std::vector<std::shared_ptr<const sale::Plan>> forms;
+  size_t total;  // bytes of workspace, for the largest
+  std::string explanation;
+
+  const sale::Plan& first() const { return *forms.front(); }
 };
 
 struct sale_index {
-  sale_problem problem;
-  sale::Estimator estimator;
-  const sale::Backend* backend;
+  std::shared_ptr<const sale::Layer> layer;
+  int32_t page_size;
   sale::IndexMap map;
   int64_t capacity, length = 0;
   bool smoothed = false;         // the smoothing vectors are fixed
   bool fixed = false;            // so is everything else that the first update decides
-  std::shared_ptr<void> memory;  // as the map says
+  std::shared_ptr<void> memory;  // as the map says, then the backend's scratch
   std::shared_ptr<void> state;   // the backend's
-  size_t bytes = 0;              // of both
+  size_t bytes = 0;
 
   char* part(size_t offset) const { return static_cast<char*>(memory.get()) + offset; }
 };

@@ -1,4 +1,5 @@
-// A checked problem, its options, and everything that follows from the two. Immutable once made.
+// The three lifetimes inside the library: Layer (an estimator), Plan (a step), Call (objects.hpp). Each immutable once
+// made.
 #pragma once
 
 #include <algorithm>
@@ -9,39 +10,56 @@
 
 #include "core/backend.hpp"
 #include "core/checked.hpp"
+#include "core/visibility.hpp"
 #include "sale/sale.h"
 
 namespace sale {
 
-// One sequence of the batch. Tile t covers query rows [t q_block, min((t + 1) q_block, q_len)); it sees the key blocks
-// below visible_blocks(t). All rows of bits of one query head stand in `words` 64-bit words, tile t's from row_word[t]
-// on.
-struct Sequence {
-  int64_t q_len, k_len, q_offset, q_start, k_start;
-  int64_t q_block, tiles;
-  bool dense;  // fewer keys than dense_below
-  std::vector<int64_t> row_word;
-  int64_t words;                 // per query head
-  int64_t bits_at;               // first word of this sequence in the block list
-  int64_t lse_rows;              // rows of the lse tensor (the longest sequence's)
-  size_t index_at;               // in the workspace, when the call makes its own index
-  std::vector<int64_t> audited;  // rows, ascending
-
-  int64_t visible_keys(int64_t row) const { return std::min(k_len, row + q_offset + 1); }
-  int64_t visible_blocks(int64_t tile) const {
-    return (visible_keys(std::min((tile + 1) * q_block, q_len) - 1) + k_block - 1) / k_block;
-  }
-};
-
-// The estimator: how keys and queries are coded for the scan.
-struct Estimator {
+// How keys and queries are coded for the scan. What a workspace and an index look like follows from these alone.
+struct Form {
   sale_format format = SALE_INT8;
   int32_t rank = 0;  // coordinates scanned, resolved: head_dim when there is no projection
   bool projected = false;
-  std::vector<float> q_projection, k_projection;              // [kv_heads, head_dim, rank]
   int groups() const { return format == SALE_INT4 ? 4 : 1; }  // key scales per block
+  bool operator==(const Form&) const = default;
 };
-const char* format_name(sale_format f);
+
+// A checked layer.
+struct Layer {
+  int32_t q_heads, kv_heads, head_dim;
+  sale_dtype dtype;
+  int32_t device;
+  Form form;
+  std::vector<float> q_projection, k_projection;  // [kv_heads, head_dim, rank]
+  std::vector<float> smoothing;                   // [kv_heads, head_dim], or empty: of the keys themselves
+  std::vector<float> key_scales;                  // FP8: [kv_heads], or empty
+  std::vector<float> thresholds;                  // [q_heads]
+  bool dense;                                     // every head's threshold is 0
+  int32_t sink, local;
+  uint64_t coding;  // of all that a key's code depends on: layers with the same one code alike
+  const Backend* backend;
+  std::string not_used;         // why others of the list are not
+  std::shared_ptr<void> state;  // the backend's
+
+  const Stages& stages() const { return *backend->stages; }
+};
+
+// One sequence of the batch. Tile t covers query rows [t q_block, min((t + 1) q_block, q_len)). All rows of bits of one
+// query head stand in `words` 64-bit words, tile t's from row_word[t] on.
+struct Sequence {
+  Sight sight;
+  int64_t q_start, k_start;
+  int64_t q_block, tiles;
+  bool dense;  // fewer keys than dense_below, or a layer of dense heads
+  std::vector<int64_t> row_word;
+  int64_t words;     // per query head
+  int64_t bits_at;   // first word of this sequence in the block list
+  int64_t lse_rows;  // rows of the lse tensor (the longest sequence's)
+  size_t index_at;   // in the workspace, when the call makes its own index
+  int64_t audited;   // rows
+
+  int64_t visible_blocks(int64_t tile) const { return sight.end_block(tile, q_block); }
+};
 
 // Parts of a workspace, one after the other, each at a multiple of 64 bytes.
 class Areas {
@@ -54,48 +72,59 @@ private:
 };
 constexpr int64_t area_alignment = 64;
 
-// What the workspace holds, in order; offsets in bytes. Indexes come first, at 0.
+// What the workspace holds, in order; offsets in bytes. The backend's tables come first, at 0.
 struct WorkspaceMap {
+  size_t index_at = 0;    // key indexes
   size_t bits_at = 0;     // selection
   size_t scratch_at = 0;  // the backend's own
   size_t total = 0;
 };
 
+// A step, for layers of one form.
 struct Plan {
-  sale_problem problem;  // of its pointers only page_table and reference are used after the plan is made
+  sale_problem problem;  // of its pointers none is used after the plan is made
   int32_t group;         // query heads per kv head
   float scale;
-  std::vector<float> thresholds;  // [q_heads]
-  Estimator estimator;
-  int32_t sink, local;
+  Form form;
+  bool dense;  // for layers of dense heads
   sale_compute compute;
   bool compensate;
   int32_t audit;  // rows per head, at most; 0: none
+  uint64_t audit_seed;
   bool with_index;
   std::vector<Sequence> sequences;
   int64_t bits_words;  // of the whole block list
   const Backend* backend;
+  int32_t threads;                    // of the layers' workers; 0: none
   std::shared_ptr<const void> state;  // the backend's
   WorkspaceMap workspace;
-  std::string explanation;
 
   const Stages& stages() const { return *backend->stages; }
 };
-
-// Throws Failure. Parts of making a plan that others need too (key index, tools).
-Estimator check_estimator(const sale_options& o, int32_t kv_heads, int32_t head_dim);
-std::unique_ptr<Plan> make_plan(const sale_problem& p, const sale_options& o, bool with_index);
-void check_heads(const sale_problem& p);
-// Up to `count` rows of a sequence, ascending, one in each of as many equal parts.
-std::vector<int64_t> audit_rows(int64_t q_len, int64_t count, uint64_t seed);
-std::vector<Sequence> check_problem(const sale_problem& p);
-void check_strides(const char* name, const sale_strides& s, int32_t head_dim, int64_t batch, int64_t heads,
-                   int64_t tokens);
 
 // Bytes of one sequence's index, and its parts.
 struct IndexMap {
   size_t codes_at, scales_at, smoothing_at, total;
   size_t head_codes, head_scales;  // bytes per kv head
 };
+
+// check.cpp; all throw Failure.
+void check_heads(int32_t q_heads, int32_t kv_heads, int32_t head_dim, sale_dtype dtype, int32_t device);
+Layer check_layer(const sale_layer& l);
+std::vector<Sequence> check_problem(const sale_problem& p);
+void check_options(const sale_options& o);
+void check_strides(const char* name, const sale_strides& s, int32_t head_dim, int64_t batch, int64_t heads,
+                   int64_t tokens);
+// All four tensors' strides, against the sequences' places in them.
+struct Strides {
+  sale_strides q, k, v, out;
+};
+void check_strides(const sale_problem& p, const std::vector<Sequence>& sequences, const Strides& s);
+
+// plan.cpp.
+std::unique_ptr<Plan> make_plan(const sale_problem& p, const sale_options& o, const Layer& layer);
+std::string explain(const Plan& plan, const Layer& layer);
+// What of a problem and its options a layer's backend cannot run, beyond what check_problem refuses; throws Failure.
+void check_runs(const sale_problem& p, const sale_options& o, const Layer& layer);
 
 }  // namespace sale

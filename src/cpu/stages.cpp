@@ -6,11 +6,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
-#include <tuple>
 
 #include "core/objects.hpp"
 #include "cpu/common/load.hpp"
-#include "cpu/thread_pool.hpp"
+#include "cpu/workers.hpp"
 
 namespace sale {
 namespace {
@@ -24,7 +23,6 @@ struct Item {
 // What a plan needs here. Offsets in the workspace, bytes.
 struct CpuPlan {
   const Kernels* kernels;
-  std::shared_ptr<ThreadPool> pool;
   std::vector<Item> items;  // longest first
   int64_t tiles_per_item;
   size_t q_means_at;                          // INT4: [batch, q_heads, head_dim]
@@ -37,15 +35,24 @@ struct CpuPlan {
 };
 const CpuPlan& state(const Plan& plan) { return *static_cast<const CpuPlan*>(plan.state.get()); }
 
-struct CpuIndex {
+// What a layer needs.
+struct CpuLayer {
   const Kernels* kernels;
-  std::shared_ptr<ThreadPool> pool;
+  std::shared_ptr<Workers> workers;
 };
+const CpuLayer& state(const Layer& layer) { return *static_cast<const CpuLayer*>(layer.state.get()); }
+Workers& workers(const Call& call) { return *state(*call.layer).workers; }
 
-Shape shape_of(const Plan& p) {
-  return {
-      p.problem.dtype, p.problem.head_dim, p.group, p.estimator.rank, p.estimator.format, p.compute, p.sink, p.local,
-      p.scale};
+Shape shape_of(const Plan& p, const Layer* layer) {
+  return {p.problem.dtype,
+          p.problem.head_dim,
+          p.group,
+          p.form.rank,
+          p.form.format,
+          p.compute,
+          layer != nullptr ? layer->sink : 0,
+          layer != nullptr ? layer->local : 0,
+          p.scale};
 }
 
 const char* at(const void* base, sale_dtype dtype, int64_t elements) {
@@ -60,15 +67,16 @@ struct Span {
 
 // Ranges of up to `step` key blocks of every head of the sequences that are not dense.
 template <class F>
-void each_span(const Plan& plan, int64_t step, F&& f) {
+void each_span(const Call& call, int64_t step, F&& f) {
+  const Plan& plan = *call.plan;
   int64_t total = 0;
   for (const Sequence& s : plan.sequences)
-    if (!s.dense) total += ceil_div(ceil_div(s.k_len, k_block), step) * plan.problem.kv_heads;
-  state(plan).pool->run(total, [&](int64_t i, int) {
+    if (!s.dense) total += ceil_div(ceil_div(s.sight.k_len, k_block), step) * plan.problem.kv_heads;
+  workers(call).run(total, [&](int64_t i, int) {
     for (int32_t b = 0; b < plan.problem.batch; ++b) {
       const Sequence& s = plan.sequences[static_cast<size_t>(b)];
       if (s.dense) continue;
-      const int64_t blocks = ceil_div(s.k_len, k_block), ranges = ceil_div(blocks, step);
+      const int64_t blocks = ceil_div(s.sight.k_len, k_block), ranges = ceil_div(blocks, step);
       const int64_t here = ranges * plan.problem.kv_heads;
       if (i >= here) {
         i -= here;
@@ -88,7 +96,7 @@ size_t aligned(int64_t bytes) { return static_cast<size_t>(round_up(bytes, area_
 // ---- key index -----------------------------------------------------------------------------------------------------
 
 // Codes [kv_heads, keys rounded up to 32, rank], scales [kv_heads, blocks, groups], smoothing [kv_heads, head_dim].
-IndexMap index_map(int32_t kv_heads, int32_t head_dim, const Estimator& e, int64_t keys) {
+IndexMap index_map(int32_t kv_heads, int32_t head_dim, const Form& e, int64_t keys) {
   const int64_t blocks = ceil_div(keys, k_block);
   IndexMap m{};
   m.head_codes = aligned(blocks * k_block * e.rank);
@@ -100,17 +108,20 @@ IndexMap index_map(int32_t kv_heads, int32_t head_dim, const Estimator& e, int64
   return m;
 }
 
-IndexView view_of(char* base, const IndexMap& m, const Estimator& e, int32_t head_dim, int32_t kv_head) {
+IndexView view_of(char* base, const IndexMap& m, const Layer& layer, int32_t kv_head) {
   const size_t h = static_cast<size_t>(kv_head);
+  const int64_t d = layer.head_dim;
   IndexView view{};
   view.codes = reinterpret_cast<int8_t*>(base + m.codes_at + m.head_codes * h);
   view.scales = reinterpret_cast<float*>(base + m.scales_at + m.head_scales * h);
-  view.smoothing = reinterpret_cast<float*>(base + m.smoothing_at) + int64_t{kv_head} * head_dim;
-  if (e.projected) view.projection = e.k_projection.data() + int64_t{kv_head} * head_dim * e.rank;
+  view.smoothing =
+      (layer.smoothing.empty() ? reinterpret_cast<const float*>(base + m.smoothing_at) : layer.smoothing.data()) +
+      kv_head * d;
+  if (layer.form.projected) view.projection = layer.k_projection.data() + kv_head * d * layer.form.rank;
   return view;
 }
 IndexView view_of(const sale_index& index, int32_t kv_head) {
-  return view_of(index.part(0), index.map, index.estimator, index.problem.head_dim, kv_head);
+  return view_of(index.part(0), index.map, *index.layer, kv_head);
 }
 
 // Mean over `rows` rows of one head, in double, ascending.
@@ -125,41 +136,41 @@ void mean_rows(const void* base, sale_dtype dtype, int64_t head_stride, int64_t 
   for (int32_t c = 0; c < head_dim; ++c) to[c] = static_cast<float>(sum[c] / static_cast<double>(rows));
 }
 
-std::shared_ptr<ThreadPool> pool_for(const sale_options& o) {
-  return shared_pool(o.threads != 0 ? o.threads : machine().cpus);
+void open_layer(Layer& layer, const sale_layer& from) {
+  layer.state = std::make_shared<CpuLayer>(CpuLayer{&layer.backend->kernels(machine()), workers_of(from)});
 }
+int32_t count_workers(const Layer& layer) { return state(layer).workers->threads(); }
 
-void open_index(sale_index& index, const sale_options& o) {
-  index.state = std::make_shared<CpuIndex>(CpuIndex{&index.backend->kernels(machine()), pool_for(o)});
-}
+size_t index_scratch(int32_t, int32_t) { return 0; }
+void open_index(sale_index&) {}
 
 void update(sale_index& index, const IndexUpdate& u) {
-  const CpuIndex& mine = *static_cast<const CpuIndex*>(index.state.get());
-  const sale_problem& p = index.problem;
+  const Layer& layer = *index.layer;
+  Workers& pool = *state(layer).workers;
   HeadGroup h{};
-  h.shape.dtype = p.dtype;
-  h.shape.head_dim = p.head_dim;
+  h.shape.dtype = layer.dtype;
+  h.shape.head_dim = layer.head_dim;
   h.shape.group = 1;
-  h.shape.rank = index.estimator.rank;
-  h.shape.format = index.estimator.format;
+  h.shape.rank = layer.form.rank;
+  h.shape.format = layer.form.format;
   h.k_token = u.strides.token;
   h.k_len = u.k_len;
   const auto head = [&](int64_t i) {
     HeadGroup one = h;
-    one.k = at(u.k, p.dtype, i * u.strides.head);
+    one.k = at(u.k, layer.dtype, i * u.strides.head);
     one.index = view_of(index, static_cast<int32_t>(i));
     return one;
   };
   if (!index.smoothed)
-    mine.pool->run(p.kv_heads, [&](int64_t i, int) {
-      mean_rows(u.k, p.dtype, u.strides.head, u.strides.token, static_cast<int32_t>(i), u.k_len, p.head_dim,
+    pool.run(layer.kv_heads, [&](int64_t i, int) {
+      mean_rows(u.k, layer.dtype, u.strides.head, u.strides.token, static_cast<int32_t>(i), u.k_len, layer.head_dim,
                 const_cast<float*>(head(i).index.smoothing));
     });
   const int64_t first = index.length / k_block, blocks = ceil_div(u.k_len, k_block);
   const int64_t ranges = ceil_div(blocks - first, span_blocks);
-  mine.pool->run(ranges * p.kv_heads, [&](int64_t i, int) {
+  pool.run(ranges * layer.kv_heads, [&](int64_t i, int) {
     const int64_t begin = first + i % ranges * span_blocks;
-    mine.kernels->index(head(i / ranges), begin, std::min(begin + span_blocks, blocks));
+    state(layer).kernels->index(head(i / ranges), begin, std::min(begin + span_blocks, blocks));
   });
 }
 
@@ -198,39 +209,37 @@ std::vector<Item> make_items(const Plan& plan, int64_t step) {
   return items;
 }
 
-void make_state(Plan& plan, const sale_options& o, Areas& areas) {
+void make_state(Plan& plan, Areas& areas) {
   const sale_problem& p = plan.problem;
   auto made = std::make_shared<CpuPlan>();
   made->kernels = &plan.backend->kernels(machine());
-  made->pool = pool_for(o);
-  const int64_t threads = made->pool->threads();
-  made->tiles_per_item = tiles_per_item(plan, made->pool->threads());
+  made->tiles_per_item = tiles_per_item(plan, plan.threads);
   made->items = make_items(plan, made->tiles_per_item);
-  const bool int4 = plan.estimator.format == SALE_INT4, int8_products = plan.compute == SALE_COMPUTE_INT8;
+  const bool int4 = plan.form.format == SALE_INT4, int8_products = plan.compute == SALE_COMPUTE_INT8;
   made->q_means_at = areas.add(int4 ? int64_t{p.batch} * p.q_heads * p.head_dim * 4 : 0);
   made->k_means_at = areas.add(int8_products ? int64_t{p.batch} * p.kv_heads * p.head_dim * 4 : 0);
   for (const Sequence& s : plan.sequences)
-    made->bias_at.push_back(areas.add(int4 && !s.dense ? p.q_heads * round_up(s.k_len, k_block) * 4 : 0));
+    made->bias_at.push_back(areas.add(int4 && !s.dense ? p.q_heads * round_up(s.sight.k_len, k_block) * 4 : 0));
   made->mean_blocks = 0;
-  for (const Sequence& q : plan.sequences) made->mean_blocks = std::max(made->mean_blocks, q.k_len / k_block);
+  for (const Sequence& q : plan.sequences) made->mean_blocks = std::max(made->mean_blocks, q.sight.k_len / k_block);
   const int64_t row_bytes = plan.compensate ? p.head_dim * element_bytes(p.dtype) : 0;
   const Checked means = Checked(p.batch) * Checked(p.kv_heads) * Checked(made->mean_blocks) * Checked(row_bytes);
   made->k_block_means_at = areas.add(means);
   made->v_block_means_at = areas.add(means);
-  const Shape shape = shape_of(plan);
+  const Shape shape = shape_of(plan, nullptr);
   made->audited_at =
       areas.add(Checked(p.batch) * Checked(p.q_heads) * Checked(plan.audit) * Checked(int64_t{sizeof(AuditedRow)}));
   made->scratch_per_thread =
       aligned(static_cast<int64_t>(std::max({made->kernels->select_scratch(shape, made->tiles_per_item),
                                              made->kernels->attend_scratch(shape, made->tiles_per_item),
                                              plan.audit > 0 ? made->kernels->audit_scratch(shape) : 0})));
-  made->scratch_at = areas.add(Checked(static_cast<int64_t>(made->scratch_per_thread)) * Checked(threads));
+  made->scratch_at = areas.add(Checked(static_cast<int64_t>(made->scratch_per_thread)) * Checked(plan.threads));
   plan.state = std::move(made);
 }
 
-std::string explain(const Plan& plan) {
+std::string explain_plan(const Plan& plan, const Layer&) {
   const CpuPlan& mine = state(plan);
-  return text("threads    ", mine.pool->threads(), ", each with ", mine.scratch_per_thread, " bytes of scratch\n",
+  return text("threads    ", plan.threads, ", each with ", mine.scratch_per_thread, " bytes of scratch\n",
               "items      ", mine.items.size(), " of up to ", mine.tiles_per_item, " query tiles x ", plan.group,
               " query heads\n");
 }
@@ -239,37 +248,39 @@ std::string explain(const Plan& plan) {
 
 HeadGroup head_group(const Call& call, int32_t sequence, int32_t kv_head) {
   const Plan& p = *call.plan;
+  const Layer& layer = *call.layer;
   const CpuPlan& mine = state(p);
-  const auto [q, k, v, out, lse] = std::tuple(call.q, call.k, call.v, call.out, call.lse);
   const sale_problem& x = p.problem;
+  const Strides& by = call.strides;
   const Sequence& s = p.sequences[static_cast<size_t>(sequence)];
   const int64_t head = int64_t{kv_head} * p.group, d = x.head_dim;
+  const int64_t rows_at = (int64_t{sequence} * x.q_heads + head) * s.lse_rows;
   HeadGroup h{};
-  h.shape = shape_of(p);
-  h.q = at(q, x.dtype, sequence * x.q.batch + head * x.q.head + s.q_start * x.q.token);
-  h.k = at(k, x.dtype, sequence * x.k.batch + kv_head * x.k.head + s.k_start * x.k.token);
-  if (v != nullptr) h.v = at(v, x.dtype, sequence * x.v.batch + kv_head * x.v.head + s.k_start * x.v.token);
-  if (out != nullptr)
-    h.out = const_cast<char*>(at(out, x.dtype, sequence * x.out.batch + head * x.out.head + s.q_start * x.out.token));
+  static_cast<Sight&>(h) = s.sight;
+  h.shape = shape_of(p, &layer);
+  h.q = at(call.q, x.dtype, sequence * by.q.batch + head * by.q.head + s.q_start * by.q.token);
+  h.k = at(call.k, x.dtype, sequence * by.k.batch + kv_head * by.k.head + s.k_start * by.k.token);
+  if (call.v != nullptr)
+    h.v = at(call.v, x.dtype, sequence * by.v.batch + kv_head * by.v.head + s.k_start * by.v.token);
+  if (call.out != nullptr)
+    h.out = const_cast<char*>(
+        at(call.out, x.dtype, sequence * by.out.batch + head * by.out.head + s.q_start * by.out.token));
   h.lse_head = s.lse_rows;
-  if (lse != nullptr) h.lse = lse + (int64_t{sequence} * x.q_heads + head) * s.lse_rows;
-  if (x.reference != nullptr) h.reference = x.reference + (int64_t{sequence} * x.q_heads + head) * s.lse_rows;
-  h.q_token = x.q.token;
-  h.q_head = x.q.head;
-  h.k_token = x.k.token;
-  h.v_token = x.v.token;
-  h.out_token = x.out.token;
-  h.out_head = x.out.head;
-  h.q_len = s.q_len;
-  h.k_len = s.k_len;
-  h.q_offset = s.q_offset;
-  h.thresholds = p.thresholds.data() + head;
+  if (call.lse != nullptr) h.lse = call.lse + rows_at;
+  if (call.reference != nullptr) h.reference = call.reference + rows_at;
+  h.q_token = by.q.token;
+  h.q_head = by.q.head;
+  h.k_token = by.k.token;
+  h.v_token = by.v.token;
+  h.out_token = by.out.token;
+  h.out_head = by.out.head;
+  h.thresholds = layer.thresholds.data() + head;
   h.dense = s.dense;
   h.bits = call.bits + s.bits_at + head * s.words;
   h.head_words = s.words;
   h.row_word = s.row_word.data();
   const auto floats = [&](size_t offset) { return reinterpret_cast<float*>(call.workspace + offset); };
-  if (p.estimator.format == SALE_INT4) {
+  if (p.form.format == SALE_INT4) {
     h.q_mean = floats(mine.q_means_at) + (sequence * x.q_heads + head) * d;
     h.bias = floats(mine.bias_at[static_cast<size_t>(sequence)]) + head * h.bias_stride();
   }
@@ -280,11 +291,10 @@ HeadGroup head_group(const Call& call, int32_t sequence, int32_t kv_head) {
   }
   if (p.compute == SALE_COMPUTE_INT8) h.k_mean = floats(mine.k_means_at) + (sequence * x.kv_heads + kv_head) * d;
   if (s.dense) return h;
-  h.index = call.indexes != nullptr
-                ? view_of(*call.indexes[sequence], kv_head)
-                : view_of(call.workspace + s.index_at, index_map(x.kv_heads, x.head_dim, p.estimator, s.k_len),
-                          p.estimator, x.head_dim, kv_head);
-  if (p.estimator.projected) h.q_projection = p.estimator.q_projection.data() + kv_head * d * p.estimator.rank;
+  h.index = call.indexes != nullptr ? view_of(*call.indexes[sequence], kv_head)
+                                    : view_of(call.workspace + s.index_at,
+                                              index_map(x.kv_heads, x.head_dim, p.form, s.sight.k_len), layer, kv_head);
+  if (p.form.projected) h.q_projection = layer.q_projection.data() + kv_head * d * p.form.rank;
   return h;
 }
 
@@ -296,11 +306,12 @@ char* scratch(const Call& call, int thread) {
 void make_index(const Call& call) {
   const Plan& plan = *call.plan;
   const int32_t d = plan.problem.head_dim;
-  each_span(plan, int64_t{1} << 40, [&](const Span& span) {
-    const HeadGroup h = head_group(call, span.sequence, span.kv_head);
-    mean_rows(h.k, h.shape.dtype, 0, h.k_token, 0, h.k_len, d, const_cast<float*>(h.index.smoothing));
-  });
-  each_span(plan, span_blocks, [&](const Span& span) {
+  if (call.layer->smoothing.empty())
+    each_span(call, int64_t{1} << 40, [&](const Span& span) {
+      const HeadGroup h = head_group(call, span.sequence, span.kv_head);
+      mean_rows(h.k, h.shape.dtype, 0, h.k_token, 0, h.k_len, d, const_cast<float*>(h.index.smoothing));
+    });
+  each_span(call, span_blocks, [&](const Span& span) {
     state(plan).kernels->index(head_group(call, span.sequence, span.kv_head), span.begin, span.end);
   });
 }
@@ -309,7 +320,7 @@ void make_index(const Call& call) {
 void make_means(const Call& call) {
   const Plan& plan = *call.plan;
   const int32_t kv_heads = plan.problem.kv_heads;
-  state(plan).pool->run(int64_t{plan.problem.batch} * kv_heads, [&](int64_t i, int) {
+  workers(call).run(int64_t{plan.problem.batch} * kv_heads, [&](int64_t i, int) {
     const HeadGroup h = head_group(call, static_cast<int32_t>(i / kv_heads), static_cast<int32_t>(i % kv_heads));
     mean_rows(h.k, h.shape.dtype, 0, h.k_token, 0, h.k_len, plan.problem.head_dim, const_cast<float*>(h.k_mean));
   });
@@ -335,7 +346,7 @@ void mean_blocks(const void* from, void* to, const Shape& shape, int64_t token, 
 
 // What compensation needs besides.
 void make_block_means(const Call& call) {
-  each_span(*call.plan, span_blocks, [&](const Span& span) {
+  each_span(call, span_blocks, [&](const Span& span) {
     const HeadGroup h = head_group(call, span.sequence, span.kv_head);
     const int64_t end = std::min(span.end, h.k_len / k_block);
     mean_blocks(h.k, const_cast<void*>(h.k_means), h.shape, h.k_token, span.begin, end);
@@ -346,17 +357,17 @@ void make_block_means(const Call& call) {
 void select_blocks(const Call& call) {
   const Plan& plan = *call.plan;
   const int32_t d = plan.problem.head_dim;
-  if (plan.estimator.format == SALE_INT4) {
-    each_span(plan, int64_t{1} << 40, [&](const Span& span) {
+  if (plan.form.format == SALE_INT4) {
+    each_span(call, int64_t{1} << 40, [&](const Span& span) {
       const HeadGroup h = head_group(call, span.sequence, span.kv_head);
       for (int32_t g = 0; g < plan.group; ++g)
         mean_rows(h.q, h.shape.dtype, h.q_head, h.q_token, g, h.q_len, d, const_cast<float*>(h.q_mean) + g * d);
     });
-    each_span(plan, span_blocks, [&](const Span& span) {
+    each_span(call, span_blocks, [&](const Span& span) {
       state(plan).kernels->bias(head_group(call, span.sequence, span.kv_head), span.begin, span.end);
     });
   }
-  state(plan).pool->run(static_cast<int64_t>(state(plan).items.size()), [&](int64_t i, int thread) {
+  workers(call).run(static_cast<int64_t>(state(plan).items.size()), [&](int64_t i, int thread) {
     const Item& item = state(plan).items[static_cast<size_t>(i)];
     state(plan).kernels->select(head_group(call, item.sequence, item.kv_head), item.tile_begin, item.tile_end,
                                 scratch(call, thread));
@@ -367,7 +378,7 @@ void attend_blocks(const Call& call) {
   const Plan& plan = *call.plan;
   if (plan.compute == SALE_COMPUTE_INT8) make_means(call);
   if (plan.compensate) make_block_means(call);
-  state(plan).pool->run(static_cast<int64_t>(state(plan).items.size()), [&](int64_t i, int thread) {
+  workers(call).run(static_cast<int64_t>(state(plan).items.size()), [&](int64_t i, int thread) {
     const Item& item = state(plan).items[static_cast<size_t>(i)];
     state(plan).kernels->attend(head_group(call, item.sequence, item.kv_head), item.tile_begin, item.tile_end,
                                 scratch(call, thread));
@@ -385,19 +396,25 @@ void audit(const Call& call, sale_head_audit* to) {
   const Plan& plan = *call.plan;
   const int64_t kv_heads = plan.problem.kv_heads, pieces = ceil_div(int64_t{plan.audit} * plan.group, audit_lanes);
   // From the last piece back: later rows see more keys.
-  state(plan).pool->run(plan.problem.batch * kv_heads * pieces, [&](int64_t i, int thread) {
+  workers(call).run(plan.problem.batch * kv_heads * pieces, [&](int64_t i, int thread) {
     const int64_t b = i / (kv_heads * pieces), kv_head = i / pieces % kv_heads, piece = pieces - 1 - i % pieces;
     const Sequence& s = plan.sequences[static_cast<size_t>(b)];
-    const int64_t lanes = static_cast<int64_t>(s.audited.size()) * plan.group, begin = piece * audit_lanes;
+    const int64_t lanes = s.audited * plan.group, begin = piece * audit_lanes;
     if (begin >= lanes) return;
-    state(plan).kernels->audit(head_group(call, static_cast<int32_t>(b), static_cast<int32_t>(kv_head)),
-                               s.audited.data(), begin, std::min(begin + audit_lanes, lanes),
-                               audited(call, b, kv_head) + begin, scratch(call, thread));
+    const int64_t end = std::min(begin + audit_lanes, lanes), first_row = begin / plan.group;
+    // The kernel counts rows from that of lane 0; only those of these lanes are looked at.
+    int64_t rows[audit_lanes];
+    for (int64_t r = first_row; r * plan.group < end; ++r)
+      rows[r - first_row] = audited_row(s.sight.q_len, s.audited, r, plan.audit_seed);
+    const int64_t skipped = first_row * plan.group;
+    state(plan).kernels->audit(head_group(call, static_cast<int32_t>(b), static_cast<int32_t>(kv_head)), rows,
+                               begin - skipped, end - skipped, audited(call, b, kv_head) + begin,
+                               scratch(call, thread));
   });
   for (int64_t i = 0; i < int64_t{plan.problem.batch} * plan.problem.q_heads; ++i) {
     const int64_t b = i / plan.problem.q_heads, head = i % plan.problem.q_heads;
     const AuditedRow* rows = audited(call, b, head / plan.group) + head % plan.group;
-    sale_head_audit sum{static_cast<int64_t>(plan.sequences[static_cast<size_t>(b)].audited.size()), 0, 0, 0, 1};
+    sale_head_audit sum{plan.sequences[static_cast<size_t>(b)].audited, 0, 0, 0, 1};
     for (int64_t r = 0; r < sum.rows; ++r) {
       const AuditedRow& row = rows[r * plan.group];
       sum.error += row.error, sum.size += row.size, sum.mass += row.mass;
@@ -418,6 +435,8 @@ void count(const Call& call, int64_t first, int64_t n, int64_t* kept) {
   }
 }
 
+void tables(Plan&, Areas&) {}
+void prepare(const Plan&, char*, void*) {}
 void check(const Call&) {}
 void wait(const Call&) {}
 
@@ -435,14 +454,20 @@ constexpr Space host{allocate, copy, copy, check_address};
 
 }  // namespace
 
-const Stages cpu_stages{q_block, host,       index_map,     open_index,    update, codes, make_state, explain,
-                        check,   make_index, select_blocks, attend_blocks, wait,   audit, count};
+const Stages cpu_stages{q_block,       host,          open_layer, count_workers, index_map,
+                        index_scratch, open_index,    update,     codes,         tables,
+                        make_state,    explain_plan,  check,      prepare,       make_index,
+                        select_blocks, attend_blocks, wait,       audit,         count};
+
+std::string cpu_why_not_layer(const Layer& layer) {
+  if (layer.device != SALE_HOST)
+    return text("the tensors are in the memory of device ", layer.device, "; CPU backends need device SALE_HOST");
+  if (layer.form.format == SALE_FP8) return "format SALE_FP8 runs on GPUs only";
+  return {};
+}
 
 std::string cpu_why_not(const sale_problem& p, const sale_options& o) {
-  if (p.device != SALE_HOST)
-    return text("the tensors are in the memory of device ", p.device, "; CPU backends need device SALE_HOST");
   if (p.page_size != 0) return text("page_size ", p.page_size, ": CPU backends have no paged keys and values");
-  if (o.format == SALE_FP8) return "format SALE_FP8 runs on GPUs only";
   if (o.compute == SALE_COMPUTE_FP8) return "compute SALE_COMPUTE_FP8 runs on GPUs only";
   if (o.compute == SALE_COMPUTE_F16) return "compute SALE_COMPUTE_F16 runs on GPUs only (sm80)";
   if (o.compensate != 0 && o.compute != SALE_COMPUTE_EXACT)

@@ -12,27 +12,21 @@
 #include <thread>
 #include <vector>
 
+#include "cpu/workers.hpp"
+
 namespace sale {
 
-class ThreadPool {
+class ThreadPool : public Workers {
 public:
-  using Body = void (*)(void* context, int64_t item, int thread);
-
   explicit ThreadPool(int threads);  // the caller of run is one of them
-  ~ThreadPool();
-  ThreadPool(const ThreadPool&) = delete;
-  ThreadPool& operator=(const ThreadPool&) = delete;
+  ~ThreadPool() override;
 
-  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+  using Workers::run;
+  int threads() const override { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls body(context, i, thread) for every i in [0, items), thread in [0, threads()). Items are taken in order, one
   // at a time. When another caller is using the pool, the calling thread does all items itself, as thread 0.
-  void run(int64_t items, Body body, void* context);
-
-  template <class F>
-  void run(int64_t items, F&& f) {
-    run(items, [](void* c, int64_t i, int t) { (*static_cast<F*>(c))(i, t); }, &f);
-  }
+  void run(int64_t items, Body body, void* context) override;
 
 private:
   void work(int thread);
@@ -50,7 +44,7 @@ private:
   std::vector<std::thread> workers_;
 };
 
-// The process's pool of that many threads, shared by all plans that use it and gone with the last of them.
+// The process's pool of that many threads, shared by all layers that use it and gone with the last of them.
 std::shared_ptr<ThreadPool> shared_pool(int threads);
 
 }  // namespace sale

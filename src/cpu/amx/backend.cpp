@@ -1,4 +1,4 @@
-#include "core/backend.hpp"
+#include "core/plan.hpp"
 #include "cpu/amx/kernels.hpp"
 #include "cpu/avx512/kernels.hpp"
 #include "cpu/stages.hpp"
@@ -13,9 +13,9 @@ std::string why_not_machine(const Machine& m) {
   return m.amx_int8 && m.amx_bf16 && m.avx512_bf16 ? "" : "this CPU has no AMX with INT8 and BF16 tiles";
 }
 #endif
-std::string why_not(const sale_problem& p, const sale_options& o) {
-  if (p.head_dim % 64 != 0) return "head_dim " + std::to_string(p.head_dim) + " is not a multiple of 64";
-  return cpu_why_not(p, o);
+std::string why_not_layer(const Layer& layer) {
+  if (layer.head_dim % 64 != 0) return "head_dim " + std::to_string(layer.head_dim) + " is not a multiple of 64";
+  return cpu_why_not_layer(layer);
 }
 const Kernels& kernels(const Machine&) {
   static constexpr Kernels k{amx::select_scratch, amx::attend_scratch, avx512::index,         avx512::bias,
@@ -24,7 +24,7 @@ const Kernels& kernels(const Machine&) {
 }
 }  // namespace
 
-const Backend amx_backend{"amx",  "x86-64 with AMX INT8 and BF16 tiles, AVX-512", why_not_machine, why_not, &cpu_stages,
-                          kernels};
+const Backend amx_backend =
+    cpu_backend("amx", "x86-64 with AMX INT8 and BF16 tiles, AVX-512", why_not_machine, why_not_layer, kernels);
 
 }  // namespace sale

@@ -1,4 +1,4 @@
-#include "core/backend.hpp"
+#include "core/plan.hpp"
 #include "cpu/avx2/kernels.hpp"
 #include "cpu/stages.hpp"
 
@@ -12,6 +12,7 @@ const Kernels& kernels(const Machine&) {
 }
 }  // namespace
 
-const Backend avx2_backend{"avx2", "x86-64 with AVX2, FMA, F16C", why_not_machine, cpu_why_not, &cpu_stages, kernels};
+const Backend avx2_backend =
+    cpu_backend("avx2", "x86-64 with AVX2, FMA, F16C", why_not_machine, cpu_why_not_layer, kernels);
 
 }  // namespace sale

@@ -1,4 +1,4 @@
-#include "core/backend.hpp"
+#include "core/plan.hpp"
 #include "cpu/avx512/kernels.hpp"
 #include "cpu/stages.hpp"
 
@@ -7,9 +7,9 @@ namespace {
 std::string why_not_machine(const Machine& m) {
   return m.avx512 ? "" : "this CPU has no AVX-512 with BW, DQ, VL and VNNI";
 }
-std::string why_not(const sale_problem& p, const sale_options& o) {
-  if (p.head_dim % 32 != 0) return "head_dim " + std::to_string(p.head_dim) + " is not a multiple of 32";
-  return cpu_why_not(p, o);
+std::string why_not_layer(const Layer& layer) {
+  if (layer.head_dim % 32 != 0) return "head_dim " + std::to_string(layer.head_dim) + " is not a multiple of 32";
+  return cpu_why_not_layer(layer);
 }
 const Kernels& kernels(const Machine& m) {
   using namespace avx512;
@@ -20,8 +20,8 @@ const Kernels& kernels(const Machine& m) {
 }
 }  // namespace
 
-const Backend avx512_backend{"avx512",        "x86-64 with AVX-512 (VNNI; bf16 products where AVX512-BF16 is there)",
-                             why_not_machine, why_not,
-                             &cpu_stages,     kernels};
+const Backend avx512_backend =
+    cpu_backend("avx512", "x86-64 with AVX-512 (VNNI; bf16 products where AVX512-BF16 is there)", why_not_machine,
+                why_not_layer, kernels);
 
 }  // namespace sale

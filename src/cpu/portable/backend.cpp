@@ -1,4 +1,4 @@
-#include "core/backend.hpp"
+#include "core/plan.hpp"
 #include "cpu/portable/kernels.hpp"
 #include "cpu/stages.hpp"
 
@@ -12,7 +12,7 @@ const Kernels& kernels(const Machine&) {
 }
 }  // namespace
 
-const Backend portable_backend{"portable", "any CPU, baseline instructions", why_not_machine, cpu_why_not, &cpu_stages,
-                               kernels};
+const Backend portable_backend =
+    cpu_backend("portable", "any CPU, baseline instructions", why_not_machine, cpu_why_not_layer, kernels);
 
 }  // namespace sale

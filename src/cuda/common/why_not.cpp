@@ -2,26 +2,18 @@
 
 namespace sale::cuda {
 namespace {
-
 constexpr int64_t most_keys = int64_t{1} << 21, most_tokens = (int64_t{1} << 31) - 1;
+}  // namespace
 
-std::string why_not_strides(const char* name, const sale_strides& s) {
-  const struct {
-    const char* axis;
-    int64_t stride;
-  } axes[] = {{"batch", s.batch}, {"head", s.head}, {"token", s.token}};
-  for (const auto& a : axes)
-    if (a.stride % 8 != 0) return text(name, " strides: ", a.axis, " stride ", a.stride, " is not a multiple of 8");
+std::string why_not_layer(const Layer& l) {
+  if (l.device == SALE_HOST) return "the tensors are in host memory (device SALE_HOST)";
+  if (l.dtype == SALE_F32) return "dtype SALE_F32: its tensor cores multiply 16-bit tensors";
+  if (l.head_dim != 64 && l.head_dim != 128) return text("head_dim ", l.head_dim, " is neither 64 nor 128");
+  if (l.q_heads > 65535) return text("q_heads ", l.q_heads, " exceeds 65535");
   return {};
 }
 
-}  // namespace
-
 std::string why_not_problem(const sale_problem& p) {
-  if (p.device == SALE_HOST) return "the tensors are in host memory (device SALE_HOST)";
-  if (p.dtype == SALE_F32) return "dtype SALE_F32: its tensor cores multiply 16-bit tensors";
-  if (p.head_dim != 64 && p.head_dim != 128) return text("head_dim ", p.head_dim, " is neither 64 nor 128");
-  if (p.q_heads > 65535) return text("q_heads ", p.q_heads, " exceeds 65535");
   for (int32_t b = 0; b < p.batch; ++b) {
     const int64_t keys = p.k_lens != nullptr ? p.k_lens[b] : p.k_len,
                   rows = p.q_lens != nullptr ? p.q_lens[b] : p.q_len;
@@ -30,9 +22,15 @@ std::string why_not_problem(const sale_problem& p) {
         keys + (p.k_starts != nullptr ? p.k_starts[b] : 0) > most_tokens)
       return text("sequence ", b, " ends beyond token 2^31 of its tensor");
   }
-  const std::pair<const char*, const sale_strides&> tensors[] = {{"q", p.q}, {"k", p.k}, {"v", p.v}, {"out", p.out}};
+  return why_not_strides({p.q, p.k, p.v, p.out});
+}
+
+std::string why_not_strides(const Strides& s) {
+  const std::pair<const char*, const sale_strides&> tensors[] = {{"q", s.q}, {"k", s.k}, {"v", s.v}, {"out", s.out}};
   for (const auto& [name, strides] : tensors)
-    if (std::string why = why_not_strides(name, strides); !why.empty()) return why;
+    for (const auto& [axis, stride] :
+         {std::pair("batch", strides.batch), {"head", strides.head}, {"token", strides.token}})
+      if (stride % 8 != 0) return text(name, " strides: ", axis, " stride ", stride, " is not a multiple of 8");
   return {};
 }
 

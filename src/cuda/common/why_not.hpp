@@ -9,11 +9,9 @@
 
 namespace sale::cuda {
 
-inline bool hidden(const Machine& m, const std::string& name) {
-  return ("," + m.hidden + ",").find("," + name + ",") != std::string::npos;
-}
-
-// Memory, types, lengths, and what loads and stores of 16 bytes ask of strides.
+// Memory and types of a layer; lengths of a problem, and what loads and stores of 16 bytes ask of strides.
+std::string why_not_layer(const Layer& layer);
 std::string why_not_problem(const sale_problem& p);
+std::string why_not_strides(const Strides& s);
 
 }  // namespace sale::cuda

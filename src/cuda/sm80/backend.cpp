@@ -1,5 +1,6 @@
 // The Ampere and Ada backend as the list shows it; compiled with and without CUDA.
 #include "core/backend.hpp"
+#include "core/format.hpp"
 #include "core/plan.hpp"
 #include "core/status.hpp"
 #include "cuda/common/why_not.hpp"
@@ -10,7 +11,7 @@ namespace {
 
 #if defined(SALE_WITH_CUDA)
 std::string why_not_machine(const Machine& m) {
-  if (cuda::hidden(m, "sm80")) return "SALE_HIDE takes it away";
+  if (hidden(m, "sm80")) return "SALE_HIDE takes it away";
   return sm80::why_no_device();
 }
 const Stages* const stages = &sm80::stages;
@@ -18,20 +19,32 @@ constexpr auto why_not_unasked = sm80::why_not_unasked;
 #else
 std::string why_not_machine(const Machine&) { return "this build was made without CUDA"; }
 const Stages* const stages = nullptr;
-constexpr std::string (*why_not_unasked)(const sale_problem&) = nullptr;
+constexpr std::string (*why_not_unasked)(int32_t) = nullptr;
 #endif
 
-std::string why_not(const sale_problem& p, const sale_options& o) {
-  if (std::string why = cuda::why_not_problem(p); !why.empty()) return why;
-  if (o.format == SALE_FP8) return "format SALE_FP8 is Hopper's; SALE_INT4 is the format here";
+std::string why_not_layer(const Layer& l) {
+  if (std::string why = cuda::why_not_layer(l); !why.empty()) return why;
+  if (l.form.format == SALE_FP8) return "format SALE_FP8 is Hopper's; SALE_INT4 is the format here";
   return {};
 }
+std::string why_not(const sale_problem& p, const sale_options&) { return cuda::why_not_problem(p); }
+constexpr uint32_t formats = format_bit(SALE_INT4) | format_bit(SALE_INT8);
 
 }  // namespace
 
-const Backend sm80_backend{"sm80",          "NVIDIA Ampere, Ada (RTX 30, RTX 40, A100, L40): 4-bit products",
-                           why_not_machine, why_not,
-                           stages,          nullptr,
+const Backend sm80_backend{"sm80",
+                           "NVIDIA Ampere, Ada (RTX 30, RTX 40, A100, L40): 4-bit products",
+                           true,
+                           64,
+                           SALE_INT4,
+                           formats,
+                           formats,
+                           true,
+                           why_not_machine,
+                           why_not_layer,
+                           why_not,
+                           stages,
+                           nullptr,
                            why_not_unasked};
 
 }  // namespace sale

@@ -10,7 +10,7 @@ namespace sale::sm90 {
 extern const Stages stages;
 // Why no device of this machine will do, in words; "" when one will. Asked once per process.
 std::string why_no_device();
-// Why the problem's device is not what it was made for, in words; "" when it is.
-std::string why_not_unasked(const sale_problem& p);
+// Why a device is not what it was made for, in words; "" when it is.
+std::string why_not_unasked(int32_t device);
 
 }  // namespace sale::sm90

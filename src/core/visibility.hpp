@@ -1,0 +1,68 @@
+// Who sees what: the one place that knows which keys a row sees, which blocks a tile sees, and what of them is sink,
+// candidate and local. For the host, CPU kernels and CUDA kernels alike; the oracle keeps its own.
+//
+//     keys    first_key(row)                                             end_key(row)
+//     blocks  first_block | sink, kept | candidates of the scan | local, kept | end_block
+//
+// Intervals are half open. Blocks are of k_block keys, numbered from the sequence's first key.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define SALE_BOTH __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+#define SALE_BOTH __attribute__((always_inline)) inline
+#else
+#define SALE_BOTH inline
+#endif
+
+namespace sale {
+
+// The rows and keys of one sequence.
+struct Sight {
+  static constexpr int64_t block = 32;  // keys
+
+  int64_t q_len, k_len, q_offset;
+  int64_t last_position;  // up to which local keys are counted back from a row: k_len - 1, of a part no end
+
+  // The key position of a row.
+  SALE_BOTH constexpr int64_t position(int64_t row) const { return row + q_offset; }
+  SALE_BOTH constexpr int64_t first_key(int64_t) const { return 0; }
+  SALE_BOTH constexpr int64_t end_key(int64_t row) const { return lesser(k_len, position(row) + 1); }
+
+  // Tiles of `rows` query rows.
+  SALE_BOTH constexpr int64_t tiles(int64_t rows) const { return (q_len + rows - 1) / rows; }
+  SALE_BOTH constexpr int64_t first_row(int64_t tile, int64_t rows) const { return tile * rows; }
+  SALE_BOTH constexpr int64_t end_row(int64_t tile, int64_t rows) const { return lesser(q_len, (tile + 1) * rows); }
+  // Blocks of which some row of the tile sees some key.
+  SALE_BOTH constexpr int64_t first_block(int64_t tile, int64_t rows) const {
+    return first_key(first_row(tile, rows)) / block;
+  }
+  SALE_BOTH constexpr int64_t end_block(int64_t tile, int64_t rows) const {
+    return blocks_of(end_key(end_row(tile, rows) - 1));
+  }
+  // First local block of the rows that begin at `row`: the end of the keys where these are a part that lies far behind.
+  SALE_BOTH constexpr int64_t local_block(int64_t row, int64_t local) const {
+    const int64_t key = lesser(position(row), last_position) + 1 - local;
+    return key <= 0 ? 0 : lesser(key / block, blocks_of(k_len));
+  }
+  SALE_BOTH static constexpr int64_t blocks_of(int64_t keys) { return (keys + block - 1) / block; }
+  // 64-bit words of a tile's row of block bits.
+  SALE_BOTH constexpr int64_t row_words(int64_t tile, int64_t rows) const { return (end_block(tile, rows) + 63) / 64; }
+
+private:
+  SALE_BOTH static constexpr int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
+};
+
+// Row i of n that are audited of a sequence's rows: one in each of n equal parts, by the i-th number of splitmix64.
+SALE_BOTH constexpr int64_t audited_row(int64_t q_len, int64_t n, int64_t i, uint64_t seed) {
+  uint64_t x = seed + 0x9e3779b97f4a7c15u * (static_cast<uint64_t>(i) + 1);
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  x ^= x >> 31;
+  const int64_t begin = i * q_len / n, end = (i + 1) * q_len / n;
+  return begin + static_cast<int64_t>(x % static_cast<uint64_t>(end - begin));
+}
+
+}  // namespace sale
