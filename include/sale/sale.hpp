@@ -469,7 +469,11 @@ private:
 
   private:
     Stats* to_;
-    sale_stats stats_{.struct_size = sizeof(sale_stats)};
+    sale_stats stats_ = [] {
+      sale_stats s{};
+      s.struct_size = sizeof s;
+      return s;
+    }();
   };
   sale_call fields(const Tensors& t, const Bytes& workspace, Filling& fill, void* stream) const {
     sale_call c = sale_call_init();
@@ -515,14 +519,12 @@ struct BackendInfo {
 };
 inline std::vector<BackendInfo> backends() {
   std::vector<BackendInfo> all;
-  all.reserve(static_cast<size_t>(sale_backend_count()));
-  for (int32_t i = 0; i < sale_backend_count(); ++i)
-    all.push_back({sale_backend_name(i),
-                   sale_backend_summary(i),
-                   sale_backend_why_not(i),
-                   {.struct_size = sizeof(sale_backend_facts)}});
-  for (int32_t i = 0; i < sale_backend_count(); ++i)
-    check(sale_backend_describe(i, &all[static_cast<size_t>(i)].facts));
+  for (int32_t i = 0; i < sale_backend_count(); ++i) {
+    sale_backend_facts facts{};
+    facts.struct_size = sizeof facts;
+    check(sale_backend_describe(i, &facts));
+    all.push_back({sale_backend_name(i), sale_backend_summary(i), sale_backend_why_not(i), facts});
+  }
   return all;
 }
 // "" when backend i of the list can run this wherever it runs at all, else the first reason.
