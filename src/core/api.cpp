@@ -247,8 +247,7 @@ const char* sale_plan_backend(const sale_plan* plan) { return plan == nullptr ? 
 int64_t sale_plan_q_block(const sale_plan* plan) { return plan == nullptr ? 0 : plan->plan->stages().q_block; }
 const char* sale_plan_explain(const sale_plan* plan) { return plan == nullptr ? "" : plan->plan->explanation.c_str(); }
 
-// ---- blocks
-// ----------------------------------------------------------------------------------------------------------
+// ---- blocks --------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -361,8 +360,7 @@ sale_status sale_blocks_set_row(sale_blocks* blocks, int32_t sequence, int32_t h
   });
 }
 
-// ---- run
-// -------------------------------------------------------------------------------------------------------------
+// ---- run -----------------------------------------------------------------------------------------------------------
 
 sale_status sale_run(const sale_plan* plan, const void* q, const void* k, const void* v, void* out, float* lse,
                      const sale_index* const* indexes, void* workspace, size_t workspace_bytes, sale_stats* stats,
@@ -443,8 +441,7 @@ sale_status sale_attend(const sale_plan* plan, const void* q, const void* k, con
   });
 }
 
-// ---- backends
-// --------------------------------------------------------------------------------------------------------
+// ---- backends ------------------------------------------------------------------------------------------------------
 
 namespace {
 thread_local std::string reason_text;

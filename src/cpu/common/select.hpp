@@ -1,8 +1,8 @@
 // Selection: which key blocks of a query tile can matter. docs/numerics.md sections 2 to 4.
 //
 //   item      one kv head, T query tiles, G heads: U = T*G lanes (head, tile)
-//   lanes of a vector are queries: a tile is 4 panels of 16. Codes of a panel: [rank/4 words][16 queries], 4 int8 a
-//   word
+//   lanes     of a vector are queries: a tile is 4 panels of 16
+//   codes     of a panel: [rank/4 words][16 queries], 4 int8 a word
 //
 //   per lane, once:   code the queries; thresholds T[64] from sink and local keys (exact integers, 4 digit products)
 //   for each chunk of 8 key blocks, for each lane, for each candidate block:
