@@ -6,11 +6,12 @@
 //
 //     {"schema": 1, "library": "0.1.0",
 //      "model": {"name", "layers", "q_heads", "kv_heads", "head_dim", "fingerprint"},   16 hexadecimal digits
-//      "estimator": {"format": "int4"|"int8"|"fp8", "rank"},                                  rank head_dim: no
-//      projections "projections": null | {"file", "fingerprint"},                                   a file name without
-//      folders "blocks": {"query": 64, "key": 32, "sink", "local", "dense_below"}, "thresholds": [[one per query head],
-//      one row per layer], "provenance": {"prompts": [{"text", "tokens"}], "command", "date", "note"}, "error":
-//      {"relative_l1_limit", "relative_l1", "retained_mass", "density"}}
+//      "estimator": {"format": "int4"|"int8"|"fp8", "rank"},                            rank head_dim: no projections
+//      "projections": null | {"file", "fingerprint"},                                   a file name without folders
+//      "blocks": {"query": 64, "key": 32, "sink", "local", "dense_below"},
+//      "thresholds": [[one per query head], one row per layer],
+//      "provenance": {"prompts": [{"text", "tokens"}], "command", "date", "note"},
+//      "error": {"relative_l1_limit", "relative_l1", "retained_mass", "density"}}
 //
 // Files are not trusted. Unknown, missing and repeated fields, wrong counts, numbers out of range (NaN, infinity
 // included) and files above the size limits are refused with a sentence that names the file and the field.

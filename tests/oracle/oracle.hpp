@@ -60,8 +60,7 @@ Codes key_codes(const Floats& k, int64_t k_len, int64_t d, const Floats& smoothi
 // smoothing: the mean of q for INT4; not used for INT8.
 Codes query_codes(const Floats& q, int64_t q_len, int64_t d, const Floats& smoothing, const Estimator& e);
 
-// ---- 3: thresholds
-// ---------------------------------------------------------------------------------------------------
+// ---- 3: thresholds -------------------------------------------------------------------------------------------------
 
 // Per row: T_i = m_i + ln(tau l_i) over the reference keys. `exact` from exact scores in double, `defined` the page's
 // fixed-point form to the bit.
@@ -73,8 +72,7 @@ struct Thresholds {
 Thresholds thresholds(const Head& h, const Floats& smoothed_keys, const Floats& smoothing, float tau, const Regions& r,
                       bool fixed_point);
 
-// ---- 4: the vote
-// -----------------------------------------------------------------------------------------------------
+// ---- 4: the vote ---------------------------------------------------------------------------------------------------
 
 struct Candidate {
   int32_t block;
@@ -115,8 +113,7 @@ using Fp8Tile = std::vector<Fp8Candidate>;
 std::vector<Fp8Tile> fp8_select(const Head& h, const Floats& smoothing, const Fp8Keys& keys, const Estimator& e,
                                 const Regions& r, float tau, sale_dtype dtype);
 
-// ---- tiles of 128 rows
-// -----------------------------------------------------------------------------------------------
+// ---- tiles of 128 rows ---------------------------------------------------------------------------------------------
 
 // Candidates of tile T of 128 rows: [first, last), of visible blocks; everything else is kept.
 struct Range {

@@ -1,7 +1,6 @@
 // One line of text that is at once a test input, a benchmark row, a log line and a reproduce command:
 //
-//   batch=2 qheads=4 kvheads=2 q=1000 k=4k offset=auto d=128 type=bf16 tau=0.004 estimator=int8:32 data=real-like
-//   seed=7
+//   batch=2 qheads=4 kvheads=2 q=1000 k=4k d=128 type=bf16 tau=0.004 estimator=int8:32 data=real-like seed=7
 //
 // A Case is what such a line says: a problem, its options and how to fill the tensors. docs: sale_case::grammar().
 #pragma once

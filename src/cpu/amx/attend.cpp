@@ -2,14 +2,13 @@
 //
 //   tiles 0..3  C: [2 halves of 16 rows][2 panels of 16 columns]
 //   tiles 4, 5  A: the strip's rows (Q or P), 16 x 64 bytes each
-//   tiles 6, 7  B: a panel each (K or V, packed by common/bf16.hpp)
+//   tiles 6, 7  B: a panel each (K or V, packed by avx512/bf16.hpp)
 //
 // Per 32 x 32 block of C and 64 bytes of depth: 4 loads of 8 cycles and 4 products of 16, so the tile unit is the limit
 // (512 bf16 products a cycle) as long as panels come from L2 or nearer.
-#include "cpu/amx/kernels.hpp"
 #include "cpu/amx/tile.hpp"
-#include "cpu/avx512/kernels.hpp"
-#include "cpu/common/bf16.hpp"
+#include "cpu/avx512/bf16.hpp"
+#include "cpu/common/tables.hpp"
 
 namespace sale {
 namespace {
@@ -127,10 +126,10 @@ using Tiled = AttendPair<Attend<ScoreTiles, MixTiles>, Attend<ScoreI8Tiles, MixT
 namespace amx {
 
 size_t attend_scratch(const Shape& s, int64_t tiles) {
-  return s.dtype == SALE_BF16 ? Tiled::scratch(s, tiles) : avx512::attend_scratch(s, tiles);
+  return s.dtype == SALE_BF16 ? Tiled::scratch(s, tiles) : avx512::kernels.attend_scratch(s, tiles);
 }
 void attend(const HeadGroup& h, int64_t begin, int64_t end, void* scratch) {
-  if (h.shape.dtype != SALE_BF16) return avx512::attend(h, begin, end, scratch);
+  if (h.shape.dtype != SALE_BF16) return avx512::kernels.attend(h, begin, end, scratch);
   tiles_begin();
   Tiled::item(h, begin, end, scratch);
   tiles_end();

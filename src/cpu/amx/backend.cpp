@@ -1,6 +1,4 @@
-#include "core/plan.hpp"
-#include "cpu/amx/kernels.hpp"
-#include "cpu/avx512/kernels.hpp"
+#include "cpu/common/tables.hpp"
 #include "cpu/stages.hpp"
 
 namespace sale {
@@ -18,9 +16,15 @@ std::string why_not_layer(const Layer& layer) {
   return cpu_why_not_layer(layer);
 }
 const Kernels& kernels(const Machine&) {
-  static constexpr Kernels k{amx::select_scratch, amx::attend_scratch, avx512::index,         avx512::bias,
-                             amx::select,         amx::attend,         avx512::audit_scratch, avx512::audit};
-  return k;
+  static const Kernels tiled = [] {
+    Kernels k = avx512::kernels;
+    k.select_scratch = amx::select_scratch;
+    k.attend_scratch = amx::attend_scratch;
+    k.select = amx::select;
+    k.attend = amx::attend;
+    return k;
+  }();
+  return tiled;
 }
 }  // namespace
 

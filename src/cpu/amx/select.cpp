@@ -6,8 +6,8 @@
 // for the block before, 128 vector maxima (64), all on different units. Floor 0.0625 cycles a score by the tile unit
 // (rank 64; 0.125 at 128).
 #include "cpu/common/select.hpp"
-#include "cpu/amx/kernels.hpp"
 #include "cpu/amx/tile.hpp"
+#include "cpu/common/tables.hpp"
 
 namespace sale {
 namespace {
@@ -34,7 +34,7 @@ struct ScanTiles {
 
   // The tile unit works on one block while the vector units reduce the one before: two buffers, alternating.
   static void maxima(const int8_t* keys, int64_t blocks, const uint32_t* q, int32_t width, const int32_t*,
-                     I16 (*m)[panels]) {
+                     i32x16 (*m)[panels]) {
     alignas(64) int32_t out[2][panels][k_block][16];
     for (int64_t b = 0; b <= blocks; ++b, keys += k_block * width) {
       Block *now = &out[b & 1], *before = &out[(b + 1) & 1];
@@ -51,8 +51,8 @@ struct ScanTiles {
 private:
   using Block = int32_t[panels][k_block][16];
 
-  SALE_INLINE I16 top_of(const int32_t (*rows)[16]) {
-    I16 a = load(rows[0]), b = load(rows[1]);
+  SALE_INLINE i32x16 top_of(const int32_t (*rows)[16]) {
+    i32x16 a = load(rows[0]), b = load(rows[1]);
     for (int j = 2; j < 16; j += 2) {
       a = max(a, load(rows[j]));
       b = max(b, load(rows[j + 1]));
@@ -65,7 +65,7 @@ private:
   // (L1).
   template <bool multiply, bool reduce, int c>
   SALE_INLINE void panel(const int8_t* keys, const uint32_t* q, int32_t width, int32_t (*to)[16],
-                         const int32_t (*from)[16], I16* m) {
+                         const int32_t (*from)[16], i32x16* m) {
     if constexpr (multiply) {
       tile_zero<c>();
       tile_zero<c + 1>();
@@ -80,14 +80,15 @@ private:
       }
       tile_store<c>(to[0], 64);
     }
-    I16 top = splat(INT32_MIN);
+    i32x16 top = splat(INT32_MIN);
     if constexpr (reduce) top = top_of(from);
     if constexpr (multiply) tile_store<c + 1>(to[16], 64);
     if constexpr (reduce) *m = max(top, top_of(from + 16));
   }
 
   template <bool multiply, bool reduce>
-  SALE_INLINE void step(const int8_t* keys, const uint32_t* q, int32_t width, Block& now, const Block& before, I16* m) {
+  SALE_INLINE void step(const int8_t* keys, const uint32_t* q, int32_t width, Block& now, const Block& before,
+                        i32x16* m) {
     const int64_t next = 16 * (width / 4);
     if (multiply && width == 64) {  // one tile deep: the keys stay
       tile_load<4>(keys, 64);

@@ -1,15 +1,10 @@
-#include "core/plan.hpp"
-#include "cpu/avx2/kernels.hpp"
+#include "cpu/common/tables.hpp"
 #include "cpu/stages.hpp"
 
 namespace sale {
 namespace {
 std::string why_not_machine(const Machine& m) { return m.avx2 ? "" : "this CPU has no AVX2 with FMA and F16C"; }
-const Kernels& kernels(const Machine&) {
-  using namespace avx2;
-  static constexpr Kernels k{select_scratch, attend_scratch, index, bias, select, attend, audit_scratch, audit};
-  return k;
-}
+const Kernels& kernels(const Machine&) { return avx2::kernels; }
 }  // namespace
 
 const Backend avx2_backend =

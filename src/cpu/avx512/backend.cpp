@@ -1,5 +1,4 @@
-#include "core/plan.hpp"
-#include "cpu/avx512/kernels.hpp"
+#include "cpu/common/tables.hpp"
 #include "cpu/stages.hpp"
 
 namespace sale {
@@ -12,11 +11,13 @@ std::string why_not_layer(const Layer& layer) {
   return cpu_why_not_layer(layer);
 }
 const Kernels& kernels(const Machine& m) {
-  using namespace avx512;
-  static constexpr Kernels f32{select_scratch, attend_scratch, index, bias, select, attend, audit_scratch, audit};
-  static constexpr Kernels bf16{select_scratch, attend_scratch_bf16, index,         bias,
-                                select,         attend_bf16,         audit_scratch, audit};
-  return m.avx512_bf16 ? bf16 : f32;
+  static const Kernels bf16 = [] {
+    Kernels k = avx512::kernels;
+    k.attend_scratch = avx512::attend_scratch_bf16;
+    k.attend = avx512::attend_bf16;
+    return k;
+  }();
+  return m.avx512_bf16 ? bf16 : avx512::kernels;
 }
 }  // namespace
 

@@ -83,7 +83,7 @@ SALE_INLINE float code_row(const float* x, int32_t d, float amax, int8_t* to) {
   return finite ? amax / 127.0f : __builtin_nanf("");
 }
 SALE_INLINE float largest(const float* x, int32_t d) {  // infinity for NaN
-  I16 m = splat(int32_t{0});
+  i32x16 m = splat(int32_t{0});
   for (int32_t c = 0; c < d; c += 16) m = max(m, bits(load(x + c)) & splat(int32_t{0x7fffffff}));
   int32_t v[16], a = 0;
   store(v, m);
@@ -147,7 +147,7 @@ struct Int8Codes {
   // Integers to scores, in place.
   static void dequantize(int64_t rows, const float* q_scale, float k_scale, float* s) {
     for (int64_t r = 0; r < rows; ++r) {
-      const F16 f = splat(q_scale[r] * k_scale);
+      const f32x16 f = splat(q_scale[r] * k_scale);
       for (int c = 0; c < k_block; c += 16) {
         float* at = s + r * run_keys + c;
         store(at, to_float(bits(load(at))) * f);
@@ -198,7 +198,7 @@ struct MixF32 {
       for (int32_t c = 0; c < d; c += 16) std::memcpy(to + c * k_block + j * 16, row + c, 64);
     }
   }
-  SALE_INLINE void put(P* to, const F16& a, const F16& b) {
+  SALE_INLINE void put(P* to, const f32x16& a, const f32x16& b) {
     store(to, a);
     store(to + 16, b);
   }
@@ -304,22 +304,22 @@ struct Attend {
     }
   }
 
-  SALE_INLINE void soften_row(const float* s, int columns, F16 c, float& m, float* l, float* o, int32_t d,
+  SALE_INLINE void soften_row(const float* s, int columns, f32x16 c, float& m, float* l, float* o, int32_t d,
                               typename Mix::P* p) {
-    F16 top = load(s);
+    f32x16 top = load(s);
     for (int j = 16; j < columns; j += 16) top = max(top, load(s + j));
     const float highest = max_lane(top * c);
-    F16 sum = load(l);
+    f32x16 sum = load(l);
     if (highest > m) {
-      const F16 shrink = exp2<Mix::degree>(splat(m - highest));
+      const f32x16 shrink = exp2<Mix::degree>(splat(m - highest));
       m = highest;
       sum = sum * shrink;
       for (int32_t i = 0; i < d; i += 16) store(o + i, load(o + i) * shrink);
     }
-    const F16 base = splat(-m);
+    const f32x16 base = splat(-m);
     for (int j = 0; j < columns; j += 32) {
-      const F16 a = exp2<Mix::degree>(fused(load(s + j), c, base)),
-                b = exp2<Mix::degree>(fused(load(s + j + 16), c, base));
+      const f32x16 a = exp2<Mix::degree>(fused(load(s + j), c, base)),
+                   b = exp2<Mix::degree>(fused(load(s + j + 16), c, base));
       sum = sum + (a + b);
       Mix::put(p + j, a, b);
     }
@@ -333,7 +333,7 @@ struct Attend {
     const int64_t rows = lane.padded - row < strip_rows ? lane.padded - row : strip_rows;
     Score::scores(h, rows, lane.q + row * d, lane.q_scale + row, k, blocks, w.s);
     mask(lane, row, rows, keys, blocks, w.s);
-    const F16 c = splat(h.shape.scale * log2e);
+    const f32x16 c = splat(h.shape.scale * log2e);
     for (int64_t r = 0; r < rows; ++r)
       soften_row(w.s + r * run_keys, blocks * static_cast<int>(k_block), c, lane.m[row + r], lane.l + (row + r) * 16,
                  lane.o + (row + r) * d, d, w.p + r * run_keys);
@@ -362,7 +362,7 @@ struct Attend {
     const int64_t rows = lane.padded - row < strip_rows ? lane.padded - row : strip_rows;
     Score::scores(h, rows, lane.q + row * d, lane.q_scale + row, &w.k_means, 1, w.s);
     const float weight = 5 * ln2 / h.shape.scale;  // ln 32, before scaling
-    const F16 c = splat(h.shape.scale * log2e);
+    const f32x16 c = splat(h.shape.scale * log2e);
     for (int64_t r = 0; r < rows; ++r) {
       float* s = w.s + r * run_keys;
       for (int64_t b = 0; b < k_block; ++b) s[b] = (bits >> b & 1) != 0 ? s[b] + weight : -__builtin_inff();
@@ -399,7 +399,7 @@ struct Attend {
       float l = sum_lanes(load(lane.l + r * 16));
       // No key, or every score -infinity: what the exponential leaves of nothing is not a weight. (NaN stays.)
       if (lane.m[r] == empty_maximum && l < 1.0f) l = 0;
-      const F16 inverse = splat(l == 0 ? 0.0f : 1.0f / l);
+      const f32x16 inverse = splat(l == 0 ? 0.0f : 1.0f / l);
       for (int32_t i = 0; i < d; i += 16) store(o + i, load(o + i) * inverse);
       const int64_t row = lane.tile * q_block + r;
       store_row(h.out, h.shape.dtype, lane.head * h.out_head + row * h.out_token, d, o);

@@ -12,7 +12,7 @@ constexpr float max_float = 3.402823466e38f, smallest_range = 0x1p-100f;
 
 // max |x|, on the bits: infinity when anything is infinite or NaN.
 struct Range {
-  I16 lanes = splat(int32_t{0});
+  i32x16 lanes = splat(int32_t{0});
   SALE_INLINE void include(Range& r, const float* x, int64_t n) {
     for (int64_t c = 0; c < n; c += 16) r.lanes = max(r.lanes, bits(load(x + c)) & splat(int32_t{0x7fffffff}));
   }
@@ -50,18 +50,9 @@ struct Quantizer {
       return;
     }
     for (int64_t c = 0; c < n; c += 16) {
-      const I16 code = round_small(load(x + c) * splat(z.inverse));
+      const i32x16 code = round_small(load(x + c) * splat(z.inverse));
       narrow(code, to + c);
     }
-  }
-  SALE_INLINE void narrow(const I16& code, int8_t* to) {
-#if defined(__AVX512F__)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)code.p[0]));
-#else
-    int32_t v[16];
-    store(v, code);
-    for (int i = 0; i < 16; ++i) to[i] = static_cast<int8_t>(v[i]);
-#endif
   }
 };
 
@@ -76,10 +67,10 @@ SALE_INLINE float digits(const float* x, int32_t d, int8_t* hi, int8_t* lo) {
     return z.scale;
   }
   for (int32_t c = 0; c < d; c += 16) {
-    const I16 code = round_small(load(x + c) * splat(z.inverse));
-    const I16 high = shift_right<7>(code + splat(int32_t{64}));
-    Quantizer::narrow(high, hi + c);
-    Quantizer::narrow(code - shift_left<7>(high), lo + c);
+    const i32x16 code = round_small(load(x + c) * splat(z.inverse));
+    const i32x16 high = shift_right<7>(code + splat(int32_t{64}));
+    narrow(high, hi + c);
+    narrow(code - shift_left<7>(high), lo + c);
   }
   return z.scale;
 }
@@ -90,10 +81,10 @@ static void project(const float* x, int64_t rows, int32_t d, const float* m, int
   for (int64_t r = 0; r < rows; r += R) {
     const int64_t n = rows - r < R ? rows - r : R;
     for (int32_t c = 0; c < rank; c += 16) {
-      F16 acc[R];
+      f32x16 acc[R];
       for (int i = 0; i < R; ++i) acc[i] = splat(0.0f);
       for (int32_t a = 0; a < d; ++a) {
-        const F16 column = load(m + int64_t{a} * rank + c);
+        const f32x16 column = load(m + int64_t{a} * rank + c);
         for (int i = 0; i < R; ++i) acc[i] = acc[i] + splat(x[(r + (i < n ? i : 0)) * d + a]) * column;
       }
       for (int i = 0; i < n; ++i) store(y + (r + i) * rank + c, acc[i]);
@@ -155,7 +146,7 @@ static void code_block(sale_format format, const float* y, int64_t keys, int32_t
     std::memset(x + keys * d, 0, static_cast<size_t>((k_block - keys) * d) * 4);
     pack_panels(rows, 2, d, reinterpret_cast<uint32_t*>(turned));
     for (int g = 0; g < h.shape.group; ++g) {
-      F16 low = splat(0.0f), high = splat(0.0f);
+      f32x16 low = splat(0.0f), high = splat(0.0f);
       const float* mean = h.q_mean + g * d;
       for (int32_t a = 0; a < d; ++a) {
         low = low + splat(mean[a]) * load(turned + a * 16);

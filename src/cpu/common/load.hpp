@@ -14,7 +14,7 @@ SALE_INLINE const char* element(const void* base, sale_dtype dtype, int64_t inde
 SALE_INLINE void load_row(const void* base, sale_dtype dtype, int64_t at, int32_t d, float* to) {
   const char* from = element(base, dtype, at);
   for (int32_t c = 0; c < d; c += 16) {
-    F16 x;
+    f32x16 x;
     if (dtype == SALE_BF16) {
       x = from_bf16(reinterpret_cast<const uint16_t*>(from) + c);
     } else if (dtype == SALE_F16) {

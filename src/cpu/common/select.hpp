@@ -1,8 +1,8 @@
 // Selection: which key blocks of a query tile can matter. docs/numerics.md sections 2 to 4.
 //
 //   item      one kv head, T query tiles, G heads: U = T*G lanes (head, tile)
-//   lanes of a vector are queries: a tile is 4 panels of 16. Codes of a panel: [rank/4 words][16 queries], 4 int8 a
-//   word
+//   lanes     of a vector are queries: a tile is 4 panels of 16
+//   codes     of a panel: [rank/4 words][16 queries], 4 int8 a word
 //
 //   per lane, once:   code the queries; thresholds T[64] from sink and local keys (exact integers, 4 digit products)
 //   for each chunk of 8 key blocks, for each lane, for each candidate block:
@@ -33,17 +33,17 @@ struct ScanDot {
 
   // out[32][16]
   static void products(const int8_t* keys, const uint32_t* panel, int32_t width, const int32_t* undo, int32_t* out) {
-    multiply_keys<1>(keys, panel, width, undo, [&](int64_t j, int, const I16& acc) { store(out + j * 16, acc); });
+    multiply_keys<1>(keys, panel, width, undo, [&](int64_t j, int, const i32x16& acc) { store(out + j * 16, acc); });
   }
   // m[b][p] = max over the 32 keys of block b, for each of the four panels of q.
   static void maxima(const int8_t* keys, int64_t blocks, const uint32_t* q, int32_t width, const int32_t* undo,
-                     I16 (*m)[panels]) {
+                     i32x16 (*m)[panels]) {
     for (int64_t b = 0; b < blocks; ++b, keys += k_block * width) {
       for (int p = 0; p < panels; p += tile_panels) {
-        I16 top[tile_panels];
+        i32x16 top[tile_panels];
         for (int i = 0; i < tile_panels; ++i) top[i] = splat(INT32_MIN);
         multiply_keys<tile_panels>(keys, q + p * 16 * (width / 4), width, undo + p * 16,
-                                   [&](int64_t, int i, const I16& acc) { top[i] = max(top[i], acc); });
+                                   [&](int64_t, int i, const i32x16& acc) { top[i] = max(top[i], acc); });
         for (int i = 0; i < tile_panels; ++i) m[b][p + i] = top[i];
       }
     }
@@ -54,11 +54,11 @@ private:
   SALE_INLINE void multiply_keys(const int8_t* keys, const uint32_t* q, int32_t width, const int32_t* undo, F&& each) {
     constexpr int R = tile_rows;
     const int64_t words = width / 4;
-    I16 start[P];
+    i32x16 start[P];
     for (int p = 0; p < P; ++p) start[p] = load(undo + p * 16);
     const uint32_t* k = reinterpret_cast<const uint32_t*>(keys);
     for (int64_t j = 0; j < k_block; j += R) {
-      I16 acc[R][P];
+      i32x16 acc[R][P];
       for (int i = 0; i < R; ++i)
         for (int p = 0; p < P; ++p) acc[i][p] = start[p];
       for (int64_t w = 0; w < words; ++w)
@@ -249,9 +249,9 @@ struct Select {
     return n;
   }
 
-  SALE_INLINE F16 keep_where(const I16& at_least, const I16& a, const F16& x, float otherwise) {
-    F16 r;
-    const F16 o = splat(otherwise);
+  SALE_INLINE f32x16 keep_where(const i32x16& at_least, const i32x16& a, const f32x16& x, float otherwise) {
+    f32x16 r;
+    const f32x16 o = splat(otherwise);
     SALE_EACH {
       const vi seen = (vi)(at_least.p[i] >= a.p[i]);
       r.p[i] = (vf)(((vi)x.p[i] & seen) | ((vi)o.p[i] & ~seen));
@@ -301,11 +301,11 @@ struct Select {
     const int32_t d = h.shape.head_dim;
     const int64_t words = d / 4, base = h.position(lane.tile * q_block + row);
     const uint32_t *hi = w.qp_hi + row * words, *lo = w.qp_lo + row * words;
-    const F16 row_scale = load(w.row_scale + row) * splat(h.shape.scale);
+    const f32x16 row_scale = load(w.row_scale + row) * splat(h.shape.scale);
     int32_t lane_number[16];
     for (int i = 0; i < 16; ++i) lane_number[i] = i;
-    const I16 numbers = load(lane_number);
-    F16 top = splat(-__builtin_inff()), bad = splat(0.0f);
+    const i32x16 numbers = load(lane_number);
+    f32x16 top = splat(-__builtin_inff()), bad = splat(0.0f);
     for (int64_t b = 0; b < n; b += k_block) {
       Scan::products(w.k_hi + b * d, hi, d, w.undo_hi + row, w.hh);
       Scan::products(w.k_hi + b * d, lo, d, w.undo_lo + row, w.x1);
@@ -313,12 +313,12 @@ struct Select {
       Scan::products(w.k_lo + b * d, lo, d, w.undo_lo + row, w.ll);
       for (int64_t j = 0; j < k_block; ++j) {
         const int64_t key = w.key_at[b + j], ahead = key - base;  // seen by lanes >= ahead
-        F16 s = (to_float(load(w.hh + j * 16)) * splat(16384.0f) +
-                 to_float(load(w.x1 + j * 16) + load(w.x2 + j * 16)) * splat(128.0f)) +
-                to_float(load(w.ll + j * 16));
+        f32x16 s = (to_float(load(w.hh + j * 16)) * splat(16384.0f) +
+                    to_float(load(w.x1 + j * 16) + load(w.x2 + j * 16)) * splat(128.0f)) +
+                   to_float(load(w.ll + j * 16));
         s = s * (row_scale * splat(w.key_scale[b + j]));
         if (ahead > 0) {
-          const I16 first = splat(static_cast<int32_t>(ahead < 16 ? ahead : 16));
+          const i32x16 first = splat(static_cast<int32_t>(ahead < 16 ? ahead : 16));
           bad = bad + keep_where(numbers, first, s - s, 0.0f);
           s = keep_where(numbers, first, s, -__builtin_inff());
         } else {
@@ -328,8 +328,8 @@ struct Select {
         top = max(top, s);
       }
     }
-    I16 count = splat(int32_t{0});
-    const F16 to_base2 = splat(1.44269502162933349609375f), unit = splat(1048576.0f);
+    i32x16 count = splat(int32_t{0});
+    const f32x16 to_base2 = splat(1.44269502162933349609375f), unit = splat(1048576.0f);
     for (int64_t j = 0; j < n; ++j) count = count + round_small(exp2<6>((load(w.s + j * 16) - top) * to_base2) * unit);
     int32_t counts[16];
     float tops[16], bads[16];
@@ -349,10 +349,10 @@ struct Select {
   }
 
   static void vote_int8(const HeadGroup& h, const Lane& lane, const int8_t* keys, int64_t first, int64_t blocks) {
-    I16 m[scan_blocks][panels];
+    i32x16 m[scan_blocks][panels];
     Scan::maxima(keys, blocks, lane.codes, Scan::width(h.shape.rank), lane.undo, m);
     for (int64_t b = 0; b < blocks; ++b) {
-      const F16 f = splat((lane.scale[0] * h.shape.scale) * h.index.scales[first + b]);
+      const f32x16 f = splat((lane.scale[0] * h.shape.scale) * h.index.scales[first + b]);
       bool any = false;
       for (int p = 0; p < panels; ++p) any |= any_not_below(to_float(m[b][p]) * f, load(lane.threshold + p * 16));
       if (any) keep(lane.bits, first + b, first + b + 1);
@@ -364,19 +364,19 @@ struct Select {
     const int32_t width = Scan::width(h.shape.rank);
     const int64_t words = width / 4;
     for (int64_t p = 0; p < panels; ++p) {
-      const F16 q_scale = load(lane.scale + p * 16), threshold = load(lane.threshold + p * 16);
+      const f32x16 q_scale = load(lane.scale + p * 16), threshold = load(lane.threshold + p * 16);
       if (p * 16 >= lane.rows) return false;
       Scan::products(keys, lane.codes + p * 16 * words, width, lane.undo + p * 16, w.hh);
       for (int g = 0; g < 4; ++g) {
-        const F16 unit = q_scale * splat(key_scales[g]);
-        F16 inverse;
+        const f32x16 unit = q_scale * splat(key_scales[g]);
+        f32x16 inverse;
         SALE_EACH inverse.p[i] = 1.0f / unit.p[i];
-        F16 widest = splat(0.0f);
-        I16 m = splat(INT32_MIN);
+        f32x16 widest = splat(0.0f);
+        i32x16 m = splat(INT32_MIN);
         for (int n = 0; n < 4; ++n) {
           for (int e = 0; e < 2; ++e) {
             const int64_t j = 8 * n + 2 * g + e;
-            const F16 beta = splat(bias[j]) * inverse;
+            const f32x16 beta = splat(bias[j]) * inverse;
             widest = max(widest, as_float(bits(beta) & splat(int32_t{0x7fffffff})));  // NaN wins: second argument
             m = max(m, load(w.hh + j * 16) + round_small(beta));
           }
@@ -389,7 +389,7 @@ struct Select {
     return false;
   }
   // The same test for a panel with absent rows, whose scales mean nothing.
-  static bool wide_row(const Lane& lane, const F16& widest, int64_t panel) {
+  static bool wide_row(const Lane& lane, const f32x16& widest, int64_t panel) {
     float v[16];
     store(v, widest);
     for (int64_t i = 0; panel * 16 + i < lane.rows && i < 16; ++i)

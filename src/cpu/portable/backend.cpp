@@ -1,15 +1,10 @@
-#include "core/plan.hpp"
-#include "cpu/portable/kernels.hpp"
+#include "cpu/common/tables.hpp"
 #include "cpu/stages.hpp"
 
 namespace sale {
 namespace {
 std::string why_not_machine(const Machine&) { return {}; }
-const Kernels& kernels(const Machine&) {
-  using namespace portable;
-  static constexpr Kernels k{select_scratch, attend_scratch, index, bias, select, attend, audit_scratch, audit};
-  return k;
-}
+const Kernels& kernels(const Machine&) { return portable::kernels; }
 }  // namespace
 
 const Backend portable_backend =

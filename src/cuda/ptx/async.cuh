@@ -16,8 +16,7 @@ __device__ __forceinline__ T& shared_as(char* raw) {
   return *reinterpret_cast<T*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
 }
 
-// ---- mbarrier: a count of arrivals and of bytes to come; phases alternate, waiting is for the parity of a phase
-// ------
+// ---- mbarrier: a count of arrivals and of bytes to come; phases alternate, waiting is for the parity of a phase ----
 
 __device__ __forceinline__ void barrier_init(uint64_t* bar, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(bar)), "r"(arrivals) : "memory");

@@ -75,8 +75,7 @@ __device__ inline Place place_of(const Common& c, int32_t number) {
   return {&c.sequences[i.sequence], i.tile, kv_head * c.group + rest % c.group};
 }
 
-// ---- producers
-// -------------------------------------------------------------------------------------------------------
+// ---- producers -----------------------------------------------------------------------------------------------------
 
 // Set bits of a row, highest first: a dozen instructions each, for producers are as busy as anyone. All lanes of the
 // warp together.

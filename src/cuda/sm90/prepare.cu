@@ -3,12 +3,13 @@
 // One thread block owns 64 rows (half a tile) of up to four query heads that share a kv head, a warpgroup a head. A
 // producer warp brings Q (once) and the reference keys, sink and local, block by block:
 //
-//   S = Q K_refᵀ (64 x 32, 16-bit products, f32 sums) ─▶ running maximum m and sum l of every row; given references
-//   stand for m + ln l
-//   Y = Q A      (projected: A as one more block of 32 columns)  ─▶ e4m3 codes, one scale a row
-//   T = m + ln(tau l) - q k̄: the codes are of smoothed keys, whose scores are lower by that. k̄ takes two spare columns
-//   of A, its 16-bit value and what that leaves. last coordinates of the row ─▶ -T in code units, in three e4m3 pieces:
-//   the scan's sums are then D - T
+//   S = Q K_refᵀ   64 x 32, 16-bit products, f32 sums ─▶ running maximum m and sum l of every row; a given reference
+//                  stands for m + ln l
+//   Y = Q A        projected: A as one more block of 32 columns ─▶ e4m3 codes, one scale a row
+//   T = m + ln(tau l) - q k̄
+//                  the codes are of smoothed keys, whose scores are lower by q k̄. k̄ takes two spare columns of A, its
+//                  16-bit value and what that leaves.
+//   last coordinates of the row ─▶ -T in code units, in three e4m3 pieces: the scan's sums are then D - T
 //
 // Without projection the codes are made from Q itself, and T goes to row_limits: FP8 in code units, INT8 as it is (that
 // one needs T to the bit: exact.cu writes it).

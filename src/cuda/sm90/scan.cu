@@ -4,18 +4,17 @@
 // One thread block owns four slots, each a (128-row tile, query head) of one kv head, a warpgroup a slot; their coded
 // queries stay in shared memory. A producer warp streams the coded keys past them:
 //
-//   keys (chunk) ─▶ ring of stages ─▶ per slot, for both halves of 64 rows:  wgmma 64 x chunk ─▶ vote ─▶ one bit a
-//   block
+//   keys (chunk) ─▶ ring of stages ─▶ per slot, both halves of 64 rows:  wgmma 64 x chunk ─▶ vote ─▶ one bit a block
 //
 // The four warpgroups overlap each other: while one votes on the vector units, the products of the others run.
 //
 //   Signs (FP8 projected)   keys of 32 or 64 bytes, chunks of 256. The last coordinates of query and key multiply to
-//   -T, so the
-//                           sign of a sum is the decision. Sums in f16, two a register, and all negative is the AND of
-//                           the registers: 4 LOP3 for the 16 scores a thread has of a block. (-0 counts as below.)
+//                           -T, so the sign of a sum is the decision. Sums in f16, two a register, and all negative is
+//                           the AND of the registers: 4 LOP3 for the 16 scores a thread has of a block. (-0 counts as
+//                           below.)
 //   Limits (FP8, rank d)    chunks of 128, sums in f32, each compared with its row's limit; NaN keeps.
 //   Maxima (INT8, rank d)   chunks of 128, exact integer sums, the maximum per row and block, one dequantization after
-//   it.
+//                           it.
 //
 // Bits gather in registers, 32 blocks at a time, are or-ed together in shared memory, and leave with the sink and local
 // blocks added.
@@ -38,9 +37,8 @@ using namespace ptx;
 constexpr int slots = 4, half_rows = 64, threads = 128 * (slots + 1);
 constexpr int max_words = max_keys / block_keys / 64;
 
-// ---- the three ways to vote: products of 64 rows and a chunk; what a thread saw, in bits that may be or-ed; a bit a
-// block
-// ------------------------------------
+// ---- the three ways to vote -----------------------------------------------------------------------------------------
+// Each multiplies 64 rows by a chunk, keeps what a thread saw in bits that may be or-ed, and makes a bit a block of it.
 
 template <int bytes>
 struct Signs {

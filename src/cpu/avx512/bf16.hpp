@@ -57,7 +57,7 @@ struct PackedBf16Values {
       }
     }
   }
-  SALE_INLINE void put(P* to, const F16& a, const F16& b) {
+  SALE_INLINE void put(P* to, const f32x16& a, const f32x16& b) {
     const __m512bh both = _mm512_cvtne2ps_pbh((__m512)b.p[0], (__m512)a.p[0]);
     std::memcpy(to, &both, 64);
   }
