@@ -243,10 +243,6 @@ void count_blocks(const Call& call, sale_stats& stats) {
   }
 }
 
-void prepare(const Call& call) {
-  if (!call.prepared) call.plan->stages().prepare(*call.plan, call.workspace, call.stream);
-}
-
 }  // namespace
 
 // ---- problem, options, plan ----------------------------------------------------------------------------------------
@@ -363,7 +359,7 @@ void carry_out(const sale_plan* plan, const sale_estimator* estimator, const sal
   if (use != Use::select) check_audits(*call.plan, wanted);
   stages.check(call);
 
-  prepare(call);
+  stages.begin(call);
   Laps laps(call, wanted);
   stats.index_s = stats.select_s = stats.attend_s = 0;
   if (use != Use::attend) {
