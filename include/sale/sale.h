@@ -382,7 +382,7 @@ SALE_API sale_call sale_call_init(void);
  * in host memory. */
 SALE_API sale_status sale_plan_prepare(const sale_plan* plan, void* workspace, size_t workspace_bytes, void* stream);
 
-/* estimator: one of those the plan was made for, or one of the same format, rank and heads. */
+/* estimator: one of those the plan was made for, or one of the same format, rank, heads, sink and local. */
 SALE_API sale_status sale_run(const sale_plan* plan, const sale_estimator* estimator, const sale_call* call);
 /* The stages on their own. */
 SALE_API sale_status sale_select(const sale_plan* plan, const sale_estimator* estimator, const sale_call* call);

@@ -114,9 +114,10 @@ const Plan& plan_of(const sale_plan& plan, const Layer& layer) {
           " threads, the plan's have ", first.threads);
   require(first.problem.part != 0 || layer.sink >= 32, "estimator: its sink is 0, which is for parts of a sequence");
   for (const auto& each : plan.forms)
-    if (each->form == layer.form && each->dense == layer.dense) return *each;
+    if (each->serves(layer)) return *each;
   fail(SALE_INVALID_ARGUMENT, "estimator: scans ", format_name(layer.form.format), " rank ", layer.form.rank,
-       layer.dense ? ", every head dense" : "", "; the plan was made for none like it");
+       layer.dense ? ", every head dense" : "", ", sink ", layer.sink, ", local ", layer.local,
+       "; the plan was made for none like it");
 }
 
 // Checks everything, touches nothing.
@@ -292,7 +293,7 @@ sale_status sale_plan_create(const sale_problem* problem, const sale_options* op
     for (int64_t i = 0; i < n_estimators; ++i) {
       require(estimators[i] != nullptr, "estimators[", i, "]: null");
       const Layer& layer = *estimators[i]->layer;
-      const auto like = [&](const auto& each) { return each->form == layer.form && each->dense == layer.dense; };
+      const auto like = [&](const auto& each) { return each->serves(layer); };
       if (i == 0 || std::none_of(made->forms.begin(), made->forms.end(), like)) {
         made->forms.push_back(make_plan(p, o, layer));
         made->total = std::max(made->total, made->forms.back()->workspace.total);

@@ -47,15 +47,8 @@ struct CpuLayer {
 const CpuLayer& state(const Layer& layer) { return *static_cast<const CpuLayer*>(layer.state.get()); }
 Workers& workers(const Call& call) { return *state(*call.layer).workers; }
 
-Shape shape_of(const Plan& p, const Layer* layer) {
-  return {p.problem.dtype,
-          p.problem.head_dim,
-          p.group,
-          p.form.rank,
-          p.form.format,
-          p.compute,
-          layer != nullptr ? layer->sink : 0,
-          layer != nullptr ? layer->local : 0,
+Shape shape_of(const Plan& p) {
+  return {p.problem.dtype, p.problem.head_dim, p.group, p.form.rank, p.form.format, p.compute, p.sink, p.local,
           p.scale};
 }
 
@@ -274,7 +267,7 @@ void make_state(Plan& plan, Areas& areas) {
       Checked(p.kv_heads) * Checked(made->gathered_keys) * Checked(p.head_dim * element_bytes(p.dtype));
   made->gathered_k_at = areas.add(pages);
   made->gathered_v_at = areas.add(pages);
-  const Shape shape = shape_of(plan, nullptr);
+  const Shape shape = shape_of(plan);
   made->audited_at =
       areas.add(Checked(p.batch) * Checked(p.q_heads) * Checked(plan.audit) * Checked(int64_t{sizeof(AuditedRow)}));
   made->scratch_per_thread =
@@ -305,7 +298,7 @@ HeadGroup head_group(const Call& call, int32_t sequence, int32_t kv_head) {
   const int64_t rows_at = (int64_t{sequence} * x.q_heads + head) * s.lse_rows;
   HeadGroup h{};
   static_cast<Sight&>(h) = s.sight;
-  h.shape = shape_of(p, &layer);
+  h.shape = shape_of(p);
   h.q = at(call.q, x.dtype, sequence * by.q.batch + head * by.q.head + s.q_start * by.q.token);
   h.k = at(call.k, x.dtype, sequence * by.k.batch + kv_head * by.k.head + s.k_start * by.k.token);
   if (call.v != nullptr)
