@@ -143,6 +143,29 @@ TEST(Invariance, SplitHeads) {
   });
 }
 
+// One key-value head, one query head, one sequence for all, by a stride of 0: as when it lies there as often.
+TEST(Invariance, StrideZeroRepeats) {
+  const auto repeated = [](Case& c) {
+    c.layout = sale_case::Layout::bhld;
+    c.kv_heads = 3;
+    c.q_heads = 6;
+    c.taus = {0.01f};
+    c.q_lens.clear(), c.k_lens.clear(), c.q_offsets.clear();
+    c.batch = 2;
+    c.q_offset = 7;
+  };
+  on_random_cases(95'000, 12, repeated, [](Instance& in, const std::string& backend) {
+    for (const sale_case::Tensor* t : {&in.q, &in.k, &in.v})
+      for (int64_t b = 0; b < in.c.batch; ++b)
+        for (int64_t h = 0; h < t->heads; ++h) const_cast<sale_case::Tensor*>(t)->set_head(b, h, t->head(0, 0));
+    const Result lying = run(in, backend);
+    in.problem.q.head = in.problem.k.head = in.problem.v.head = 0;
+    expect(run(in, backend) == lying, backend + ": a head repeated by its stride gives other bits than its copies");
+    in.problem.q.batch = in.problem.k.batch = in.problem.v.batch = 0;
+    expect(run(in, backend) == lying, backend + ": a sequence repeated by its stride gives other bits than its copies");
+  });
+}
+
 // Heads in another order give the same heads in that order.
 TEST(Invariance, HeadOrder) {
   const auto plain = [](Case& c) {
