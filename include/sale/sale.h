@@ -154,8 +154,8 @@ typedef struct sale_options {
   sale_compute compute;
   const char* backend; /* NULL: environment SALE_BACKEND, else the first usable of the list. A name forces that one */
   int32_t threads;     /* of CPU backends; 0: one per available CPU */
-  int32_t compensate;  /* 1: a pseudo-key stands in for every dropped block: its mean key, weighing as many keys as it
-                          has, and its mean value; lse counts it. sm90; CPUs with exact products */
+  int32_t compensate;  /* 1: pseudo-keys stand in for dropped blocks: mean key and mean value of 256 keys each, weighing
+                          as many as were dropped of them; lse counts them. GPUs; CPUs with exact products */
   int32_t audit;       /* rows of every sequence and query head computed again over all keys they see, 0 .. 65536; more
                           than there are: all. sale_stats.audits has what was found */
   uint64_t audit_seed; /* chooses them: one in each of `audit` equal parts, docs/numerics.md section 8 */
@@ -174,7 +174,7 @@ typedef struct sale_workspace {
   size_t key_index; /* 0 for sequences that come with an index of their own */
   size_t selection; /* one bit per candidate block, rounded up to 64 per row of blocks */
   size_t scratch;   /* CPUs: per thread, independent of the lengths; INT4 adds 4 bytes per key and query head. Devices:
-                       coded queries, at most some 256 MB; compensation adds 2 / 32 of the bytes of K and V, 8-bit
+                       coded queries, at most some 256 MB; compensation adds 1 / 256 of the bytes of K and V, 8-bit
                        products half of them */
 } sale_workspace;
 

@@ -11,6 +11,8 @@ namespace sale {
 
 constexpr int64_t q_block = SALE_Q_BLOCK;
 constexpr int64_t k_block = SALE_K_BLOCK;
+// Compensation: a pseudo-key is the mean of so many blocks and weighs as many keys as are in the dropped ones of them.
+constexpr int64_t mean_blocks = 8, mean_keys = mean_blocks * k_block;
 
 // The same for all heads of a plan.
 struct Shape {
@@ -50,8 +52,7 @@ struct HeadGroup {
   float* bias;                // INT4: [group, keys rounded up to 32], q_mean . smoothed key
   const float* k_mean;        // INT8 products: [head_dim], smoothing of the keys
   const float* reference;  // or null: keys are a part of a sequence's; row r of head g at reference[g * lse_head + r]
-  const void *k_means,
-      *v_means;  // compensation: [k_len / k_block, head_dim] in the tensors' type, means of blocks; or null
+  const void *k_means, *v_means;  // compensation: [k_len / mean_keys rounded up, head_dim], the tensors' type; or null
 
   int64_t position(int64_t row) const { return row + q_offset; }
   int64_t visible_keys(int64_t row) const { return position(row) + 1 < k_len ? position(row) + 1 : k_len; }
@@ -66,6 +67,12 @@ struct HeadGroup {
     const int64_t first = at < k_len - 1 || reference != nullptr ? at : k_len - 1;
     const int64_t key = first + 1 - shape.local, visible = visible_blocks(tile);
     return key <= 0 ? 0 : key / k_block < visible ? key / k_block : visible;
+  }
+  // Compensation: dropped blocks before it count, as far as the tile's first row sees all that is in a mean.
+  int64_t mean_end(int64_t tile) const {
+    const int64_t seen = visible_keys(tile * q_block), end = local_block(tile);
+    if (seen == k_len || seen / mean_keys * mean_blocks >= end) return end;
+    return seen / mean_keys * mean_blocks;
   }
   int64_t sink_blocks() const { return shape.sink / k_block; }
   int64_t bias_stride() const { return (k_len + k_block - 1) / k_block * k_block; }

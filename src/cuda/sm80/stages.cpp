@@ -63,7 +63,7 @@ void attend_blocks(const Call& call) {
     c.k_means = reinterpret_cast<const uint16_t*>(call.workspace + t.k_means_at);
     c.v_means = reinterpret_cast<const uint16_t*>(call.workspace + t.v_means_at);
   }
-  c.means_head = t.blocks * x.head_dim;
+  c.means_head = t.means * x.head_dim;
   c.compute = p.compute;
   c.low = cuda::low_bit_of(call);
   c.out = call.out;
