@@ -62,7 +62,7 @@ void add_sparse_options(CLI::App& command, SparseArguments& a, const char* calib
       .add_option("--compute", a.compute, "products of attention: exact, int8 (CPUs, sm80), fp8 (GPUs) or f16 (sm80)")
       ->check(CLI::IsMember({"exact", "int8", "fp8", "f16"}))
       ->capture_default_str();
-  command.add_flag("--compensate", a.compensate, "a pseudo-key stands in for every dropped block");
+  command.add_flag("--compensate", a.compensate, "mean keys and values stand in for dropped blocks");
   if (calibration_default != nullptr)
     command.add_option("--calibration", a.calibration,
                        fmt::format("calibration file, or none (default: {})", calibration_default));

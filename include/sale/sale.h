@@ -204,8 +204,8 @@ typedef struct sale_options {
   size_t struct_size;  /* sizeof(sale_options) */
   int64_t dense_below; /* sequences with fewer keys run dense */
   sale_compute compute;
-  int32_t compensate;  /* 1: a pseudo-key stands in for every dropped block: its mean key, weighing as many keys as it
-                          has, and its mean value; lse counts it. CPUs with exact products; sm80, sm90 */
+  int32_t compensate;  /* 1: pseudo-keys stand in for dropped blocks: mean key and mean value of 256 keys each, weighing
+                          as many as were dropped of them; lse counts them. GPUs; CPUs with exact products */
   int32_t audit;       /* rows of every sequence and query head computed again over all keys they see, 0 .. 65536; more
                           than there are: all. sale_stats.audits has what was found */
   int32_t with_index;  /* 1: calls bring one key index per sequence; 0: each call makes its own in the workspace and
@@ -227,7 +227,7 @@ typedef struct sale_workspace {
   size_t key_index; /* 0 for sequences that come with an index of their own */
   size_t selection; /* one bit per candidate block, rounded up to 64 per row of blocks */
   size_t scratch;   /* CPUs: per thread, independent of the lengths; INT4 adds 4 bytes per key and query head. Devices:
-                       coded queries, at most some 256 MB; compensation adds 2 / 32 of the bytes of K and V, 8-bit
+                       coded queries, at most some 256 MB; compensation adds 1 / 256 of the bytes of K and V, 8-bit
                        products half of them. CPUs: paged keys and values once more */
 } sale_workspace;
 

@@ -46,7 +46,7 @@ class Options:
     compute       products of attention: "exact", "int8" (CPUs, sm80), "fp8" (GPUs) or "f16" (sm80)
     backend       a name of `sale.backends()`, or None: the fastest that can
     threads       of CPU backends; 0: one per CPU
-    compensate    a pseudo-key stands in for every dropped block (GPUs; CPUs with exact products)
+    compensate    mean keys and values stand in for dropped blocks (GPUs; CPUs with exact products)
 
     `number` stands for it in torch operators. Raises ValueError, TypeError where a value cannot be right whatever the tensors; the rest is checked with them.
     """

@@ -13,6 +13,8 @@ namespace sale {
 constexpr int64_t q_block = SALE_Q_BLOCK;
 constexpr int64_t k_block = SALE_K_BLOCK;
 static_assert(k_block == Sight::block);
+// Compensation: a pseudo-key is the mean of so many blocks and weighs as many keys as are in the dropped ones of them.
+constexpr int64_t mean_blocks = Sight::mean_blocks, mean_keys = mean_blocks * k_block;
 
 // The same for all heads of a plan.
 struct Shape {
@@ -51,14 +53,14 @@ struct HeadGroup : Sight {
   float* bias;                // INT4: [group, keys rounded up to 32], q_mean . smoothed key
   const float* k_mean;        // INT8 products: [head_dim], smoothing of the keys
   const float* reference;  // or null: keys are a part of a sequence's; row r of head g at reference[g * lse_head + r]
-  const void *k_means,
-      *v_means;  // compensation: [k_len / k_block, head_dim] in the tensors' type, means of blocks; or null
+  const void *k_means, *v_means;  // compensation: [k_len / mean_keys rounded up, head_dim], the tensors' type; or null
 
   int64_t visible_keys(int64_t row) const { return end_key(row); }
   int64_t rows(int64_t tile) const { return end_row(tile, q_block) - first_row(tile, q_block); }
   int64_t visible_blocks(int64_t tile) const { return end_block(tile, q_block); }
   // First block of the local region of a tile; candidates stand between the sink and it.
   int64_t local_block(int64_t tile) const { return Sight::local_block(tile * q_block, shape.local); }
+  int64_t mean_end(int64_t tile) const { return Sight::mean_end(tile * q_block, shape.local); }
   int64_t sink_blocks() const { return shape.sink / k_block; }
   int64_t bias_stride() const { return (k_len + k_block - 1) / k_block * k_block; }
 };

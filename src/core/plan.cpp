@@ -32,7 +32,7 @@ void lay_out_bits(Plan& plan) {
   plan.bits_words = at;
 }
 
-// A pseudo-key stands for a whole block. Of a part of a sequence's keys the last one may be dropped too.
+// A pseudo-key stands for whole blocks. Of a part of a sequence's keys the last one may be dropped too.
 void check_stand_ins(const Plan& plan) {
   if (!plan.compensate || plan.problem.part == 0) return;
   for (const Sequence& s : plan.sequences) {

@@ -49,6 +49,13 @@ struct Sight {
     const int64_t key = lesser(position(row), last_position) + 1 - local;
     return key <= 0 ? 0 : lesser(key / block, blocks_of(k_len));
   }
+  // Compensation: of the rows that begin at `row`, dropped blocks count below this one: those before the local region, as
+  // far as the first row sees all the keys of a mean.
+  static constexpr int64_t mean_blocks = 8;  // of a pseudo-key
+  SALE_BOTH constexpr int64_t mean_end(int64_t row, int64_t local) const {
+    const int64_t seen = end_key(row), end = local_block(row, local);
+    return seen == k_len ? end : lesser(end, seen / (mean_blocks * block) * mean_blocks);
+  }
   SALE_BOTH static constexpr int64_t blocks_of(int64_t keys) { return (keys + block - 1) / block; }
   // The first tile that sees more than `blocks` blocks; tiles() when there is none. What tiles see never shrinks.
   SALE_BOTH constexpr int64_t first_beyond(int64_t blocks, int64_t rows) const {

@@ -28,8 +28,8 @@ struct CpuPlan {
   size_t q_means_at;                          // INT4: [batch, q_heads, head_dim]
   size_t k_means_at;                          // INT8 products: [batch, kv_heads, head_dim]
   std::vector<size_t> bias_at;                // INT4: per sequence [q_heads, keys rounded up to 32]
-  size_t k_block_means_at, v_block_means_at;  // compensation: [batch, kv_heads, mean_blocks, head_dim]
-  int64_t mean_blocks;                        // whole blocks of the longest sequence
+  size_t k_block_means_at, v_block_means_at;  // compensation: [batch, kv_heads, means, head_dim]
+  int64_t means;                              // of the longest sequence
   size_t audited_at;                          // [batch, kv_heads, audit x group] AuditedRow
   size_t scratch_at, scratch_per_thread;
   // Pages put in order: K and V [kv_heads, gathered_keys, head_dim], a sequence's keys from gathered_of on.
@@ -252,10 +252,10 @@ void make_state(Plan& plan, Areas& areas) {
   made->k_means_at = areas.add(int8_products ? int64_t{p.batch} * p.kv_heads * p.head_dim * 4 : 0);
   for (const Sequence& s : plan.sequences)
     made->bias_at.push_back(areas.add(int4 && !s.dense ? p.q_heads * round_up(s.sight.k_len, k_block) * 4 : 0));
-  made->mean_blocks = 0;
-  for (const Sequence& q : plan.sequences) made->mean_blocks = std::max(made->mean_blocks, q.sight.k_len / k_block);
+  made->means = 0;
+  for (const Sequence& q : plan.sequences) made->means = std::max(made->means, ceil_div(q.sight.k_len, mean_keys));
   const int64_t row_bytes = plan.compensate ? p.head_dim * element_bytes(p.dtype) : 0;
-  const Checked means = Checked(p.batch) * Checked(p.kv_heads) * Checked(made->mean_blocks) * Checked(row_bytes);
+  const Checked means = Checked(p.batch) * Checked(p.kv_heads) * Checked(made->means) * Checked(row_bytes);
   made->k_block_means_at = areas.add(means);
   made->v_block_means_at = areas.add(means);
   made->gathered_keys = 0;
@@ -332,7 +332,7 @@ HeadGroup head_group(const Call& call, int32_t sequence, int32_t kv_head) {
     h.bias = floats(mine.bias_at[static_cast<size_t>(sequence)]) + head * h.bias_stride();
   }
   if (p.compensate && !s.dense) {
-    const int64_t first = (int64_t{sequence} * x.kv_heads + kv_head) * mine.mean_blocks * d;
+    const int64_t first = (int64_t{sequence} * x.kv_heads + kv_head) * mine.means * d;
     h.k_means = at(call.workspace + mine.k_block_means_at, x.dtype, first);
     h.v_means = at(call.workspace + mine.v_block_means_at, x.dtype, first);
   }
@@ -373,21 +373,23 @@ void make_means(const Call& call) {
   });
 }
 
-// Of whole key blocks [begin, end): f32 sums of every second or fourth row, ascending, added in pairs.
-void mean_blocks(const void* from, void* to, const Shape& shape, int64_t token, int64_t begin, int64_t end) {
+// Means [begin, end) of `rows` rows: f32 sums of every second or fourth row, ascending, added in pairs.
+void make_means_of(const void* from, void* to, const Shape& shape, int64_t token, int64_t rows, int64_t begin,
+                   int64_t end) {
   const int32_t d = shape.head_dim, lanes = d > 64 ? 2 : 4;
   float row[256], mean[256];
-  for (int64_t b = begin; b < end; ++b) {
+  for (int64_t m = begin; m < end; ++m) {
+    const int64_t present = std::min(mean_keys, rows - m * mean_keys);
     float sums[4][256] = {};
-    for (int64_t r = 0; r < k_block; ++r) {
-      load_row(from, shape.dtype, (b * k_block + r) * token, d, row);
+    for (int64_t r = 0; r < present; ++r) {
+      load_row(from, shape.dtype, (m * mean_keys + r) * token, d, row);
       for (int32_t c = 0; c < d; ++c) sums[r % lanes][c] += row[c];
     }
     for (int32_t c = 0; c < d; ++c) {
-      const float m = ((sums[0][c] + sums[1][c]) + (sums[2][c] + sums[3][c])) / static_cast<float>(k_block);
-      mean[c] = std::isfinite(m) ? m : 0.0f;
+      const float x = ((sums[0][c] + sums[1][c]) + (sums[2][c] + sums[3][c])) / static_cast<float>(present);
+      mean[c] = std::isfinite(x) ? x : 0.0f;
     }
-    store_row(to, shape.dtype, b * d, d, mean);
+    store_row(to, shape.dtype, m * d, d, mean);
   }
 }
 
@@ -395,9 +397,9 @@ void mean_blocks(const void* from, void* to, const Shape& shape, int64_t token, 
 void make_block_means(const Call& call) {
   each_span(call, span_blocks, [&](const Span& span) {
     const HeadGroup h = head_group(call, span.sequence, span.kv_head);
-    const int64_t end = std::min(span.end, h.k_len / k_block);
-    mean_blocks(h.k, const_cast<void*>(h.k_means), h.shape, h.k_token, span.begin, end);
-    mean_blocks(h.v, const_cast<void*>(h.v_means), h.shape, h.v_token, span.begin, end);
+    const int64_t begin = span.begin / mean_blocks, end = ceil_div(span.end, mean_blocks);
+    make_means_of(h.k, const_cast<void*>(h.k_means), h.shape, h.k_token, h.k_len, begin, end);
+    make_means_of(h.v, const_cast<void*>(h.v_means), h.shape, h.v_token, h.k_len, begin, end);
   });
 }
 

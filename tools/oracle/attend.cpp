@@ -17,7 +17,7 @@ std::vector<int64_t> seen_keys(const Head& h, const std::vector<int32_t>& blocks
   return keys;
 }
 
-// What a row weighs: a key, or the means of a dropped block in the place of 32.
+// What a row weighs: a key, or the means of 256 keys in the place of those in dropped blocks.
 struct Term {
   const double *k, *v;
   double more;  // added to its score
@@ -29,10 +29,16 @@ std::vector<Term> terms_of(const Head& h, const Operands& x, const Form& form, c
   std::vector<Term> terms;
   for (int64_t j : seen_keys(h, blocks, row)) terms.push_back({x.k.data() + j * h.d, x.v.data() + j * h.d, 0, j});
   if (!form.compensate) return terms;
-  const int64_t first_local = h.first_local(row / form.tile * form.tile, form.local), all = h.k_len / block_keys;
-  for (int64_t b = 0; b < std::min(first_local, all); ++b)
-    if (!std::binary_search(blocks.begin(), blocks.end(), static_cast<int32_t>(b)))
-      terms.push_back({x.k_means.data() + b * h.d, x.v_means.data() + b * h.d, std::log(32.0), -1});
+  const int64_t first = row / form.tile * form.tile, first_local = h.first_local(first, form.local);
+  for (int64_t m = 0; m * mean_keys < h.k_len; ++m) {
+    if (std::min((m + 1) * mean_keys, h.k_len) > h.visible_keys(first)) break;  // not seen whole by every row
+    int64_t dropped = 0;
+    for (int64_t b = m * mean_blocks; b < std::min((m + 1) * mean_blocks, first_local) && b * block_keys < h.k_len; ++b)
+      dropped += !std::binary_search(blocks.begin(), blocks.end(), static_cast<int32_t>(b));
+    if (dropped == 0) continue;
+    const double weight = static_cast<double>(dropped * block_keys);
+    terms.push_back({x.k_means.data() + m * h.d, x.v_means.data() + m * h.d, std::log(weight), -1});
+  }
   return terms;
 }
 
@@ -66,7 +72,7 @@ double doubt_of(sale_compute compute, double p) {
 // F16: what a step's sums may lose below f16's normal numbers, 8 steps of 2^-24, where values are 1 at most and weights
 // 2^9; two kept blocks or 64 pseudo-keys a step.
 double lost_of_steps(const Head& h, const std::vector<int32_t>& blocks, bool compensate) {
-  const int64_t steps = static_cast<int64_t>(blocks.size() + 1) / 2 + (compensate ? h.k_len / 2048 + 1 : 0);
+  const int64_t steps = static_cast<int64_t>(blocks.size() + 1) / 2 + (compensate ? h.k_len / (64 * mean_keys) + 1 : 0);
   return 0x1p-30 * static_cast<double>(steps);
 }
 

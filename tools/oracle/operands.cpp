@@ -85,26 +85,26 @@ double rounded(double x, sale_dtype dtype) {
   return std::ldexp(std::nearbyint(std::ldexp(x, -last)), last);
 }
 
-Floats block_means(const Floats& x, int64_t rows, int64_t d, sale_dtype dtype) {
-  Floats means;
+Floats means(const Floats& x, int64_t rows, int64_t d, sale_dtype dtype) {
+  Floats all;
   const int64_t parts = d > 64 ? 2 : 4;
-  for (int64_t first = 0; first < rows; first += block_keys)
+  for (int64_t first = 0; first < rows; first += mean_keys)
     for (int64_t c = 0; c < d; ++c) {
-      const int64_t present = std::min(block_keys, rows - first);
+      const int64_t present = std::min(mean_keys, rows - first);
       float part[4] = {0, 0, 0, 0};
       for (int64_t r = 0; r < present; ++r) part[r % parts] += x[static_cast<size_t>((first + r) * d + c)];
       const float sum = (part[0] + part[1]) + (part[2] + part[3]), mean = sum / static_cast<float>(present);
-      means.push_back(std::isfinite(mean) ? static_cast<float>(rounded(double{mean}, dtype)) : 0.0f);
+      all.push_back(std::isfinite(mean) ? static_cast<float>(rounded(double{mean}, dtype)) : 0.0f);
     }
-  return means;
+  return all;
 }
 
 Operands operands(const Head& h, const Form& form) {
   Operands x;
   Floats k_means, v_means;
   if (form.compensate) {
-    k_means = block_means(h.k, h.k_len, h.d, form.dtype);
-    v_means = block_means(h.v, h.k_len, h.d, form.dtype);
+    k_means = means(h.k, h.k_len, h.d, form.dtype);
+    v_means = means(h.v, h.k_len, h.d, form.dtype);
   }
   if (form.compute == SALE_COMPUTE_EXACT)
     return {doubles(h.q), doubles(h.k), doubles(h.v), doubles(k_means), doubles(v_means), {}, {}};
@@ -113,8 +113,8 @@ Operands operands(const Head& h, const Form& form) {
     for (float& m : x.smoothing) m = std::isfinite(m) ? m : 0.0f;
   x.q = int8_rows(h.q, h.q_len, h.d, 1);
   x.k = int8_rows(less(h.k, x.smoothing), h.k_len, h.d, block_keys);
-  const auto blocks = static_cast<int64_t>(k_means.size()) / h.d;
-  x.k_means = int8_rows(less(k_means, x.smoothing), blocks, h.d, block_keys);
+  const auto pseudo_keys = static_cast<int64_t>(k_means.size()) / h.d;
+  x.k_means = int8_rows(less(k_means, x.smoothing), pseudo_keys, h.d, 32);
   if (form.compute == SALE_COMPUTE_INT8) {
     x.v = doubles(h.v);
     x.v_means = doubles(v_means);

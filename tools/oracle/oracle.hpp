@@ -14,6 +14,7 @@ namespace sale_oracle {
 using Floats = std::vector<float>;
 
 constexpr int64_t tile_rows = 64, block_keys = 32;
+constexpr int64_t mean_blocks = 8, mean_keys = mean_blocks * block_keys;  // what a pseudo-key is the mean of
 
 // One query head and its kv head: values as f32, [tokens, d].
 struct Head {
@@ -162,15 +163,16 @@ Audit audit(const Head& h, const BlockLists& kept, const Floats& out, const std:
 
 // ---- parts of 6 ----------------------------------------------------------------------------------------------------
 
-// What products are made of: exact numbers, or codes times their scales. [tokens, d], of means [blocks, d].
+// What products are made of: exact numbers, or codes times their scales. [tokens, d], of means [runs of blocks, d].
 struct Operands {
   std::vector<double> q, k, v, k_means, v_means;
   Floats smoothing;  // of keys, not finite ones 0; empty when scores hold all of q k
   Floats most;       // FP8, F16: the largest |v| of every column
 };
 Operands operands(const Head& h, const Form& form);
-// Of every block of 32 rows the f32 mean of each column, rounded; 0 where it is not finite.
-Floats block_means(const Floats& x, int64_t rows, int64_t d, sale_dtype dtype);
+// Of every 256 rows (the last ones: as many as there are) the f32 mean of each column, rounded; 0 where it is not
+// finite.
+Floats means(const Floats& x, int64_t rows, int64_t d, sale_dtype dtype);
 double rounded(double x, sale_dtype dtype);  // to what the type can hold, to nearest even
 // The same in f32 throughout, one sum after the other: what a plain implementation gets.
 Floats attend_plainly(const Head& h, const BlockLists& blocks);

@@ -11,8 +11,8 @@
 //         mask               only blocks that reach the diagonal
 //         P = 2^(S c - m)    c = scale log2 e; when m grows, O and l of that row shrink first
 //         O += P V
-//     with compensation: the means of the chunk's blocks are one more block, of which a lane sees those of its dropped
-//     blocks, each with the weight of 32 keys
+//     with compensation, after every 256 blocks: the means of eight blocks each are one more block of 32 pseudo-keys,
+//     each with the weight of the lane's dropped keys among those it is the mean of
 //   out = O / l, lse = (m + log2 l) ln 2
 //
 // Blocks are taken in ascending order and runs never cross a chunk, so a lane's arithmetic depends on its own list
@@ -216,6 +216,7 @@ template <class Score, class Mix>
 struct Attend {
   // As many packed blocks as share L2 with the lanes' state: half a MiB at d = 128.
   static constexpr int chunk_blocks = sizeof(typename Mix::P) == 2 ? 32 : 16;
+  static constexpr int64_t span_blocks = k_block * mean_blocks;  // behind one block of pseudo-keys
 
   struct Lane {
     const HeadGroup* h;
@@ -230,7 +231,7 @@ struct Attend {
     typename Mix::P* p;
     uint32_t* k[chunk_blocks];
     uint32_t* v[chunk_blocks];
-    uint32_t *k_means, *v_means;  // of the chunk's blocks
+    uint32_t *k_means, *v_means;  // 32 pseudo-keys
     Lane* lanes;
   };
 
@@ -283,12 +284,27 @@ struct Attend {
            (0xffffffffu >> (32 - chunk_blocks));
   }
 
-  // Its dropped blocks of those, up to where the local ones begin.
-  static uint32_t dropped(const Lane& lane, int64_t first) {
-    const int64_t n = lane.h->local_block(lane.tile) - first;
-    if (n <= 0) return 0;
-    const uint32_t all = 0xffffffffu >> (32 - (n < chunk_blocks ? n : chunk_blocks));
-    return all & ~kept(lane, first);
+  // What the 32 pseudo-keys of blocks [first, first + span_blocks) weigh: what their scores lack, -infinity where
+  // nothing was dropped. False when that is so everywhere.
+  static bool weights(const Lane& lane, int64_t first, float (&to)[k_block]) {
+    const HeadGroup& h = *lane.h;
+    const int64_t end = h.mean_end(lane.tile);
+    uint64_t some = 0;
+    for (int64_t w = 0; w < span_blocks / 64; ++w) {
+      const int64_t left = end - first - 64 * w;
+      uint64_t dropped = 0;
+      if (left > 0) {
+        dropped = ~h.bits[lane.head * h.head_words + h.row_word[lane.tile] + first / 64 + w];
+        if (left < 64) dropped &= (uint64_t{1} << left) - 1;
+      }
+      some |= dropped;
+      for (int64_t i = 0; i < 64 / mean_blocks; ++i) {
+        const uint64_t mine = dropped >> mean_blocks * i & ((uint64_t{1} << mean_blocks) - 1);
+        to[64 / mean_blocks * w + i] =
+            __builtin_logf(static_cast<float>(__builtin_popcountll(mine) * k_block)) / h.shape.scale;
+      }
+    }
+    return some != 0;
   }
 
   // Keys that a row does not see, in blocks that reach beyond the diagonal.
@@ -355,39 +371,39 @@ struct Attend {
         run(lane, w, row, k + i, v + i, keys + i, n - i < run_blocks ? n - i : run_blocks);
   }
 
-  // One row of scores per row, one column per block of the chunk: what was kept is masked.
-  static void run_means(const Lane& lane, const Scratch& w, int64_t row, uint32_t bits) {
+  // One column per pseudo-key.
+  static void run_means(const Lane& lane, const Scratch& w, int64_t row, const float (&weight)[k_block]) {
     const HeadGroup& h = *lane.h;
     const int32_t d = h.shape.head_dim;
     const int64_t rows = lane.padded - row < strip_rows ? lane.padded - row : strip_rows;
     Score::scores(h, rows, lane.q + row * d, lane.q_scale + row, &w.k_means, 1, w.s);
-    const float weight = 5 * ln2 / h.shape.scale;  // ln 32, before scaling
     const f32x16 c = splat(h.shape.scale * log2e);
     for (int64_t r = 0; r < rows; ++r) {
       float* s = w.s + r * run_keys;
-      for (int64_t b = 0; b < k_block; ++b) s[b] = (bits >> b & 1) != 0 ? s[b] + weight : -__builtin_inff();
+      for (int64_t i = 0; i < k_block; ++i) s[i] = weight[i] == -__builtin_inff() ? weight[i] : s[i] + weight[i];
       soften_row(s, static_cast<int>(k_block), c, lane.m[row + r], lane.l + (row + r) * 16, lane.o + (row + r) * d, d,
                  w.p + r * run_keys);
     }
     Mix::mix(h, rows, w.p, &w.v_means, 1, lane.o + row * d);
   }
 
+  // For blocks [first, first + span_blocks).
   static void compensate(const HeadGroup& h, const Scratch& w, int64_t lanes, int64_t first) {
     bool packed = false;
+    float weight[k_block];
     for (int64_t u = 0; u < lanes; ++u) {
       const Lane& lane = w.lanes[u];
-      const uint32_t bits = dropped(lane, first);
-      if (bits == 0) continue;
+      if (!weights(lane, first, weight)) continue;
       if (!packed) {
         HeadGroup means = h;
         means.k = h.k_means, means.v = h.v_means;
         means.k_token = means.v_token = h.shape.head_dim;
-        const int64_t left = h.k_len / k_block - first, n = left < chunk_blocks ? left : chunk_blocks;
-        Score::pack_k(means, first, n, w.k_means);
-        Mix::pack_v(means, first, n, w.v_means);
+        const int64_t at = first / mean_blocks, left = (h.k_len + mean_keys - 1) / mean_keys - at;
+        Score::pack_k(means, at, left < k_block ? left : k_block, w.k_means);
+        Mix::pack_v(means, at, left < k_block ? left : k_block, w.v_means);
         packed = true;
       }
-      for (int64_t row = 0; row < lane.padded; row += strip_rows) run_means(lane, w, row, bits);
+      for (int64_t row = 0; row < lane.padded; row += strip_rows) run_means(lane, w, row, weight);
     }
   }
 
@@ -436,7 +452,9 @@ struct Attend {
         const uint32_t bits = kept(w.lanes[u], first);
         if (bits != 0) chunk(w.lanes[u], w, first, bits);
       }
-      if (h.k_means != nullptr) compensate(h, w, lanes, first);
+      const int64_t next = first + chunk_blocks;
+      if (h.k_means != nullptr && (next % span_blocks == 0 || next >= blocks))
+        compensate(h, w, lanes, first / span_blocks * span_blocks);
     }
     for (int64_t u = 0; u < lanes; ++u) finish(w.lanes[u]);
   }

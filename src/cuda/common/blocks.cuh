@@ -31,10 +31,22 @@ __device__ __forceinline__ uint64_t* tile_bits(const Common& c, const Sequence& 
 __device__ __forceinline__ uint64_t bits_below(int32_t n) {
   return n <= 0 ? uint64_t{0} : n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1;
 }
-// Which of the 32 blocks from `first` (a multiple of 32) on are dropped, of those below `end`. row: of block bits.
-__device__ __forceinline__ uint32_t dropped_bits(const uint64_t* row, int32_t first, int32_t end) {
+__device__ __forceinline__ int32_t mean_end(const Sequence& s, int64_t row, int32_t local) {
+  return static_cast<int32_t>(s.mean_end(row, local));
+}
+// How many of the blocks of each of the pseudo-keys 4 w .. 4 w + 3 are dropped and below `end`, a byte each. row: of
+// block bits.
+__device__ __forceinline__ uint32_t dropped_counts(const uint64_t* row, int32_t w, int32_t end) {
+  constexpr auto of_mean = static_cast<int32_t>(mean_blocks);
+  static_assert(64 % (4 * of_mean) == 0);
+  const int32_t first = w * 4 * of_mean, word = first / 64;
   if (first >= end) return 0;
-  return static_cast<uint32_t>((~row[first / 64] & bits_below(end - first / 64 * 64)) >> first % 64);
+  const uint64_t x = (~row[word] & bits_below(end - word * 64)) >> first % 64;
+  uint32_t counts = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    counts |= static_cast<uint32_t>(__popc(static_cast<uint32_t>(x >> of_mean * i) & ((1u << of_mean) - 1))) << 8 * i;
+  return counts;
 }
 // Token and outer (batch or page) coordinate of a key in K and V.
 struct KeyPlace {

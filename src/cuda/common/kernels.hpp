@@ -28,8 +28,8 @@ struct Sequence : Sight {
   float* scales;                    // INT8: [blocks]; INT4: [blocks, 4]; FP8: one number
   float* smoothing;                 // [head_dim]
   int64_t codes_head, scales_head;  // strides: bytes, floats
-  // In the arrays of a call's means and 8-bit blocks: its first block, and the first of its coded means.
-  int64_t block_at, mean_block_at;
+  // In the arrays of a call's means and 8-bit blocks: its first mean, its first block, the first of its coded means.
+  int64_t mean_at, block_at, mean_block_at;
 };
 
 struct Item {
@@ -124,15 +124,15 @@ cudaError_t launch_mean(const MeanCall& call, cudaStream_t stream);
 
 // ---- what stands for keys and values --------------------------------------------------------------------------------
 
-// Compensation: the mean key and the mean value of every block. A mean that is not finite is written as 0.
+// Compensation: the mean key and the mean value of every mean_keys keys. A mean that is not finite is written as 0.
 struct MeansCall {
   Tokens k, v;
   int32_t dtype, head_dim, kv_heads;
   int64_t k_len;
-  uint16_t *k_means, *v_means;  // tensors' dtype; the sequence's first block of kv head 0
+  uint16_t *k_means, *v_means;  // tensors' dtype; the sequence's first of kv head 0
   int64_t means_head;           // stride in elements
 };
-// For every sequence of a call with compensation, the dense ones too: a step may look beyond a sequence's last block.
+// For every sequence of a call with compensation, the dense ones too: a step may look beyond a sequence's last mean.
 cudaError_t launch_means(const MeansCall& call, cudaStream_t stream);
 
 // K and V in few bits. Per kv head: blocks of 32 keys, then the coded means, 32 a block.
@@ -167,7 +167,7 @@ struct LowBitCall {
   void* scratch;  // device, mean_scratch_bytes()
 };
 // Blocks that the coded means of so many keys take: whole steps of four.
-constexpr int64_t coded_mean_blocks(int64_t k_len) { return (k_len + 4095) / 4096 * 4; }
+constexpr int64_t coded_mean_blocks(int64_t k_len) { return (k_len + 128 * mean_keys - 1) / (128 * mean_keys) * 4; }
 cudaError_t launch_low_bit(const LowBitCall& call, cudaStream_t stream);
 
 // ---- statistics ----------------------------------------------------------------------------------------------

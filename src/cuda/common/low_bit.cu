@@ -187,7 +187,7 @@ cudaError_t launch(const LowBitCall& c, cudaStream_t stream) {
   if (c.k_means != nullptr) {
     const Tokens k{c.k_means, c.means_head, D, 0, 0, nullptr}, v{c.v_means, c.means_head, D, 0, 0, nullptr};
     code_kernel<D><<<dim3(static_cast<unsigned>(coded_mean_blocks(c.k_len)), heads), threads, 0, stream>>>(
-        c, {k, v, blocks, c.mean_block_at});
+        c, {k, v, (c.k_len + mean_keys - 1) / mean_keys, c.mean_block_at});
   }
   return cudaGetLastError();
 }

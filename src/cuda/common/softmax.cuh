@@ -116,17 +116,24 @@ __device__ __forceinline__ void mask(float (&s)[16 * blocks], const int32_t (&id
   }
 }
 
-// Of 32 pseudo-keys a word those of kept blocks become -inf. dropped: a bit each.
-template <int blocks>
-__device__ __forceinline__ void mask_means(float (&s)[16 * blocks], const uint32_t (&dropped)[blocks]) {
+// Scores of pseudo-keys grow by the binary logarithm of how many of their blocks were dropped, and become -inf where
+// none was. counts: of lane l, those of pseudo-keys 4 l .. 4 l + 3, a byte each. scale: of scores, in base 2. What one
+// block weighs is step()'s bonus, mean_bonus.
+constexpr float mean_bonus = 5;
+template <int N>
+__device__ __forceinline__ void weigh_means(float (&s)[N], uint32_t counts, float scale) {
+  const int lane = threadIdx.x % 32;
+  const float more_of = log2f(static_cast<float>(lane)) / scale;  // a table of what lane blocks add
 #pragma unroll
-  for (int b = 0; b < blocks; ++b) {
-    const uint32_t mine = dropped[b] >> threadIdx.x % 4 * 2;
+  for (int i = 0; i < N / 4; ++i) {
+    const uint32_t two = __shfl_sync(0xffffffff, counts, 2 * i + lane % 4 / 2) >> lane % 2 * 16;
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-#pragma unroll
-      for (int e = 0; e < 2; ++e)
-        if ((mine >> (8 * i + e) & 1) == 0) s[4 * (4 * b + i) + e] = s[4 * (4 * b + i) + 2 + e] = -INFINITY;
+    for (int e = 0; e < 2; ++e) {
+      const float more = __shfl_sync(0xffffffff, more_of, static_cast<int>(two >> 8 * e & 255));
+      const bool none = more == -INFINITY;
+      s[4 * i + e] = none ? more : s[4 * i + e] + more;
+      s[4 * i + 2 + e] = none ? more : s[4 * i + 2 + e] + more;
+    }
   }
 }
 

@@ -24,6 +24,7 @@ Common common_of(const Architecture&, const Call& call, const Group& group) {
     s.row_word_at = tables.row_word_of[static_cast<size_t>(b)];
     s.batch = b;
     s.dense = from.dense;
+    s.mean_at = tables.mean_at[static_cast<size_t>(b)];
     s.block_at = tables.block_at[static_cast<size_t>(b)];
     s.mean_block_at = tables.mean_block_at[static_cast<size_t>(b)];
     if (from.dense) continue;
@@ -126,11 +127,11 @@ void make_stand_ins(const Call& call) {
   const sale_problem& x = p.problem;
   for (size_t b = 0; b < p.sequences.size(); ++b) {
     const auto means = [&](size_t at) {
-      return reinterpret_cast<uint16_t*>(call.workspace + at) + t.block_at[b] * x.head_dim;
+      return reinterpret_cast<uint16_t*>(call.workspace + at) + t.mean_at[b] * x.head_dim;
     };
     const Tokens k = tokens_of(call, call.k, call.strides.k, static_cast<int64_t>(b));
     const Tokens v = tokens_of(call, call.v, call.strides.v, static_cast<int64_t>(b));
-    const int64_t k_len = p.sequences[b].sight.k_len, means_head = t.blocks * x.head_dim;
+    const int64_t k_len = p.sequences[b].sight.k_len, means_head = t.means * x.head_dim;
     if (p.compensate)
       must(launch_means(
                {k, v, x.dtype, x.head_dim, x.kv_heads, k_len, means(t.k_means_at), means(t.v_means_at), means_head},

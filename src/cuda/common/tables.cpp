@@ -123,13 +123,14 @@ void prepare(const Architecture& a, const Plan& plan, char* workspace, void* str
 
 namespace {
 
-// Means of blocks, and keys and values in few bits: whole blocks of every sequence side by side, the coded means after
-// them.
+// Means, and keys and values in few bits: whole blocks of every sequence side by side, the coded means after them.
 void place_stand_ins(const Plan& plan, Tables& t, Areas& areas) {
   const sale_problem& p = plan.problem;
   const bool low = plan.compute != SALE_COMPUTE_EXACT;
-  t.blocks = 0;
+  t.means = t.blocks = 0;
   for (const sale::Sequence& s : plan.sequences) {
+    t.mean_at.push_back(t.means);
+    t.means += ceil_div(s.sight.k_len, mean_keys);
     t.block_at.push_back(t.blocks);
     t.blocks += Sight::blocks_of(s.sight.k_len);
   }
@@ -139,7 +140,7 @@ void place_stand_ins(const Plan& plan, Tables& t, Areas& areas) {
     if (plan.compensate) t.coded_blocks += coded_mean_blocks(s.sight.k_len);
   }
   const Checked heads(p.kv_heads), dim(p.head_dim);
-  const Checked means = plan.compensate ? heads * Checked(t.blocks) * dim * Checked(2) : Checked(0);
+  const Checked means = plan.compensate ? heads * Checked(t.means) * dim * Checked(2) : Checked(0);
   t.k_means_at = areas.add(means);
   t.v_means_at = areas.add(means);
   const Checked codes = low ? heads * Checked(t.coded_blocks) * Checked(block_keys) * dim : Checked(0);

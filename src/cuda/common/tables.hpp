@@ -44,8 +44,8 @@ struct Tables {
   size_t q_codes_at, row_limits_at;                     // selection
   size_t counter_at, counts_at, index_scratch_at, audit_rows_at, audit_partials_at, audits_at;
   // What stands for keys and values, [kv_heads, blocks, ...]: first blocks of each sequence, then where the arrays are.
-  std::vector<int64_t> block_at, mean_block_at;
-  int64_t blocks, coded_blocks;
+  std::vector<int64_t> mean_at, block_at, mean_block_at;
+  int64_t means, blocks, coded_blocks;
   size_t k_means_at, v_means_at;                                        // compensation
   size_t k_codes_at, v_codes_at, k_scales_at, v_most_at, smoothing_at;  // low-bit
   std::shared_ptr<const void> own;                                      // the backend's

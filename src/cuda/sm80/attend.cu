@@ -51,9 +51,9 @@ struct Keys16 {
         mma(s + 8 * n + 4, q[i], k[2], k[3], T{});
       }
     }
-    if (step.means()) {
-      mask_means(s, step.dropped);
-      softmax.step(s, shrink, 5.0f / softmax.scale);  // a pseudo-key stands for 2^5 keys
+    if (step.means) {
+      weigh_means(s, step.counts, softmax.scale);
+      softmax.step(s, shrink, mean_bonus / softmax.scale);
     } else {
       if (!seen_whole(step, work)) mask(s, step.id, work.visible(lane_row()), work.visible(lane_row() + 8));
       softmax.step(s, shrink);

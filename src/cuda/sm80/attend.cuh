@@ -83,14 +83,14 @@ struct Work {
 
 // What a step works on: two blocks of keys, or two blocks of 32 means.
 struct Step {
-  int32_t id[step_blocks];        // ascending; a missing block is -1 and the first; both: there is no such step
-  uint32_t dropped[step_blocks];  // means: of which blocks, a bit each; keys: 0
-  int32_t page, in_page;          // paged: of 16 keys, by lane: the (lane % 4)-th of the step
-  float scale[step_blocks];       // low-bit: of the codes
+  int32_t id[step_blocks];  // ascending; a missing block is -1 and the first; both: there is no such step
+  bool means;
+  uint32_t counts;           // of means: for weigh_means()
+  int32_t page, in_page;     // paged: of 16 keys, by lane: the (lane % 4)-th of the step
+  float scale[step_blocks];  // low-bit: of the codes
 
   __device__ bool some() const { return id[1] >= 0; }
-  __device__ bool means() const { return (dropped[0] | dropped[1]) != 0; }
-  // Keys of block b that are there.
+  // Rows of block b that are there.
   __device__ int32_t present(int b, int32_t end) const { return id[b] < 0 ? 0 : end - id[b] * 32; }
 };
 
@@ -105,18 +105,19 @@ public:
     step.id[1] = next_block();
     step.id[0] = next_block();
     if (step.id[1] < 0 && call.k_means != nullptr) {
-      const int32_t end = mean_end(call, work);
-      for (; !step.means() && mean_ * 32 < end; mean_ += step_blocks) {
-#pragma unroll
-        for (int b = 0; b < step_blocks; ++b) step.dropped[b] = dropped_bits(row_, (mean_ + b) * 32, end);
-        if (step.means()) step.id[0] = mean_, step.id[1] = mean_ + 1;
+      constexpr int32_t of_block = 32 * static_cast<int32_t>(mean_blocks), words = step_keys / 4;
+      const int32_t end = end_of_means(call, work);
+      for (; !step.means && mean_ * of_block < end; mean_ += step_blocks) {
+        step.counts = dropped_counts(row_, mean_ * (32 / 4) + static_cast<int32_t>(threadIdx.x) % words, end);
+        step.means = __any_sync(0xffffffff, step.counts != 0);
+        if (step.means) step.id[0] = mean_, step.id[1] = mean_ + 1;
       }
     }
     return step;
   }
-  // Means are of the blocks below it.
-  __device__ static int32_t mean_end(const AttendCall& call, const Work& work) {
-    return local_block(work.s, work.first_row(), call.common.local);
+  // Dropped blocks below it count.
+  __device__ static int32_t end_of_means(const AttendCall& call, const Work& work) {
+    return mean_end(work.s, work.first_row(), call.common.local);
   }
 
 private:
@@ -137,7 +138,7 @@ private:
 
 // The page of this lane's 16 keys of a step.
 __device__ __forceinline__ void look_up_page(const Common& c, const Work& work, Step& step) {
-  if (c.page_size == 0 || step.means() || !step.some()) return;
+  if (c.page_size == 0 || step.means || !step.some()) return;
   const int32_t lane = threadIdx.x % 4, id = max(lane < 2 ? step.id[0] : step.id[1], 0);
   const auto at = static_cast<uint32_t>(min(id * 32 + lane % 2 * 16, (work.k_len - 1) / 16 * 16));
   const uint32_t page = at / static_cast<uint32_t>(c.page_size);
@@ -181,17 +182,18 @@ public:
     const uint16_t* from[4];  // of 16 rows each
     int64_t token = rows.token;
     int32_t end = work.k_len;
-    if (call.common.page_size != 0 && !step.means()) {
+    if (call.common.page_size != 0 && !step.means) {
 #pragma unroll
       for (int g = 0; g < 4; ++g)
         from[g] = from_ + __shfl_sync(0xffffffff, step.page, g) * rows.outer +
                   __shfl_sync(0xffffffff, step.in_page, g) * token;
     } else {
       const uint16_t* first = from_;
-      if (step.means()) {
+      if (step.means) {
         token = D;
-        end = Walk::mean_end(call, work);
-        first = means + work.kv_head * call.means_head + (work.s.block_at + row()) * D + piece() * 8;
+        end = (Walk::end_of_means(call, work) + static_cast<int32_t>(mean_blocks) - 1) /
+              static_cast<int32_t>(mean_blocks);
+        first = means + work.kv_head * call.means_head + (work.s.mean_at + row()) * D + piece() * 8;
       }
 #pragma unroll
       for (int b = 0; b < step_blocks; ++b) {

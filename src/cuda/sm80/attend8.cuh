@@ -30,7 +30,7 @@ __device__ __forceinline__ float value_of(int32_t sum) { return __int_as_float(s
 
 // Block number of the coded arrays; of a missing block what is there will do.
 __device__ __forceinline__ int64_t coded_block(const AttendCall& call, const Work& work, const Step& step, int b) {
-  return work.kv_head * call.low.blocks + (step.means() ? work.s.mean_block_at : work.s.block_at) +
+  return work.kv_head * call.low.blocks + (step.means ? work.s.mean_block_at : work.s.block_at) +
          (step.id[b] < 0 ? step.id[1] : step.id[b]);
 }
 // The codes of a step's two blocks as they stand; of a missing one zeros.
@@ -169,14 +169,14 @@ struct Keys8 {
     float by[2][step_blocks];
 #pragma unroll
     for (int i = 0; i < 2 * step_blocks; ++i) by[i / 2][i % 2] = row_by[i / 2] * step.scale[i % 2];
-    if (!step.means() && seen_whole(step, work) && !may_be_huge(step)) return step_whole(softmax, sums, s, by, shrink);
+    if (!step.means && seen_whole(step, work) && !may_be_huge(step)) return step_whole(softmax, sums, s, by, shrink);
 #pragma unroll
     for (int i = 0; i < step_keys / 2; ++i) s[i] = value_of(sums[i]) * by[i / 2 % 2][i / 16];
-    if (step.means())
-      mask_means(s, step.dropped);
+    if (step.means)
+      weigh_means(s, step.counts, softmax.scale);
     else
       mask(s, step.id, work.visible(lane_row()), work.visible(lane_row() + 8));
-    softmax.step(s, shrink, step.means() ? 5.0f : 0.0f);  // a pseudo-key stands for 2^5 keys
+    softmax.step(s, shrink, step.means ? mean_bonus : 0.0f);
   }
 };
 

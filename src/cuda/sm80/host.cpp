@@ -169,7 +169,7 @@ void attend_blocks(const Call& call) {
     c.k_means = cuda::part<uint16_t>(call, t.k_means_at);
     c.v_means = cuda::part<uint16_t>(call, t.v_means_at);
   }
-  c.means_head = t.blocks * x.head_dim;
+  c.means_head = t.means * x.head_dim;
   c.compute = p.compute;
   c.low = cuda::low_bit_of(call);
   c.out = call.out;

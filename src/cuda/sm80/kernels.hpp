@@ -92,7 +92,7 @@ cudaError_t launch_select(const SelectCall& call, cudaStream_t stream);
 struct AttendCall {
   Common common;
   Strided q, k, v;
-  // Compensation: means [kv_heads, all blocks, head_dim], a sequence's from its block_at on; null without.
+  // Compensation: means [kv_heads, all means, head_dim], a sequence's from its mean_at on; null without.
   const uint16_t *k_means, *v_means;
   int64_t means_head;  // stride, elements
   int32_t compute;     // sale_compute

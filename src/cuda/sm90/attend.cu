@@ -37,7 +37,7 @@ __device__ void copy_blocks(const Common& c, const Sequence& s, int32_t kv_head,
   barrier_expect(full, sizeof(to));
   if (g.means) {
     for (int piece = 0; piece < D / 64; ++piece)
-      copy_box(to[piece], means, full, piece * 64, static_cast<int32_t>(s.block_at + g.id[0] * 32), kv_head, 0);
+      copy_box(to[piece], means, full, piece * 64, static_cast<int32_t>(s.mean_at + g.id[0] * 32), kv_head, 0);
     return;
   }
   const auto start = static_cast<int32_t>(s.k_start);
@@ -105,7 +105,7 @@ __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
   Softmax<shift_of<T>> softmax;
   softmax.scale = c.scale * log2e;
   if (group == 1) named_arrive(1, 128 * groups);  // group 0 goes first
-  const float mean_bonus = 5.0f / softmax.scale;  // a pseudo-key stands for 2^5 keys
+  const float bonus = mean_bonus / softmax.scale;
   Work work;
   while (read_item(sh, slot, work)) {
     if (work.steps == 0) {
@@ -127,6 +127,7 @@ __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
     barrier_wait(&sh.q_full[qr.index], qr.parity);
 
     {
+      const uint32_t counts = counts_of(work, 0);
       barrier_wait(&sh.k_full[kr.index], kr.parity);
       const int4 ids = read_once(*reinterpret_cast<const int4*>(sh.ids[kr.index]));
       wgmma_fence();
@@ -138,10 +139,10 @@ __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
       kr.next();
       const bool means = work.kept == 0;
       if (means)
-        mask_means(scores, ids);
+        weigh_means(scores, counts, softmax.scale);
       else
         hide(scores, ids);
-      softmax.step(scores, shrink, means ? mean_bonus : 0.0f);
+      softmax.step(scores, shrink, means ? bonus : 0.0f);
       round_p<T>(scores, prob);
       if (!means && ids.w >= work.k_len / static_cast<int32_t>(block_keys)) {
         barrier_wait(&sh.v_full[vr.index], vr.parity);
@@ -150,6 +151,7 @@ __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
     }
 #pragma unroll 1
     for (int32_t n = 1; n < work.steps; ++n) {
+      const uint32_t counts = counts_of(work, n);
       barrier_wait(&sh.k_full[kr.index], kr.parity);
       const int4 ids = read_once(*reinterpret_cast<const int4*>(sh.ids[kr.index]));
       named_sync(1 + group, 128 * groups);
@@ -169,8 +171,8 @@ __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
         hide(scores, ids);
         softmax.step(scores, shrink);
       } else {
-        mask_means(scores, ids);
-        softmax.step(scores, shrink, mean_bonus);
+        weigh_means(scores, counts, softmax.scale);
+        softmax.step(scores, shrink, bonus);
       }
       wgmma_wait<0>();
       wgmma_touch(o);

@@ -20,8 +20,10 @@ namespace sale::sm90 {
 
 using namespace ptx;
 using cuda::log2e;
+using cuda::mean_bonus;
 using cuda::pack;
 using cuda::Softmax;
+using cuda::weigh_means;
 
 constexpr int groups = 2, attend_threads = 128 * (1 + groups);
 constexpr int step_keys = 128, step_blocks = 4;
@@ -36,7 +38,9 @@ struct Work {
   int32_t k_len;
   int32_t seen;  // keys that its first row sees, if there are as many
   int32_t batch;
-  int64_t q_start;  // first token
+  int64_t q_start;       // first token
+  const uint64_t* bits;  // of the tile
+  int32_t mean_end;      // of its dropped blocks those below count for pseudo-keys
 
   __device__ int32_t visible(int row) const { return min(k_len, seen + row); }
 };
@@ -47,7 +51,7 @@ struct Shared {
   alignas(1024) typename P::Keys k[P::stages];
   alignas(1024) typename P::Values v[P::stages];
   alignas(1024) typename P::Own own;
-  // Of the K stage: block numbers ascending, -1 where there is none; or, a bit each, which of 128 blocks were dropped.
+  // Of a K stage of blocks: their numbers ascending, -1 where there is none.
   alignas(16) int32_t ids[P::stages][step_blocks];
   Work slots[2];
   uint64_t k_full[P::stages], k_empty[P::stages], v_full[P::stages], v_empty[P::stages];
@@ -135,7 +139,7 @@ __device__ __forceinline__ void release(uint64_t* empty) {
 // The next item, by the K warp.
 __device__ inline Work look_up(const AttendCall& call, int32_t number) {
   const Common& c = call.common;
-  if (number >= c.n_items * c.q_heads) return {-1, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+  if (number >= c.n_items * c.q_heads) return {-1, 0, 0, 0, 0, 0, 0, 0, 0, 0, nullptr, 0};
   const Place p = place_of(c, number);
   const Sequence s = *p.sequence;
   const int64_t first = int64_t{p.tile} * tile_rows;
@@ -148,16 +152,19 @@ __device__ inline Work look_up(const AttendCall& call, int32_t number) {
             static_cast<int32_t>(s.k_len),
             static_cast<int32_t>(least(s.q_offset + first + 1, INT32_MAX - tile_rows)),
             s.batch,
-            s.q_start + first};
-  const uint64_t* row = tile_bits(c, s, p.tile, p.head);
-  const int32_t n_words = (visible_blocks(s, p.tile) + 63) / 64, local = local_block(s, first, c.local);
+            s.q_start + first,
+            tile_bits(c, s, p.tile, p.head),
+            mean_end(s, first, c.local)};
+  const int32_t n_words = (visible_blocks(s, p.tile) + 63) / 64;
   int32_t kept = 0, dropped = 0;
   for (int32_t w = threadIdx.x % 32; w < n_words; w += 32) {
-    kept += __popcll(row[w]);
-    dropped += __popcll(~row[w] & bits_below(local - 64 * w));
+    kept += __popcll(work.bits[w]);
+    dropped += __popcll(~work.bits[w] & bits_below(work.mean_end - 64 * w));
   }
   work.kept = work.steps = (__reduce_add_sync(0xffffffff, kept) + step_blocks - 1) / step_blocks;
-  if (call.compensate != 0 && __any_sync(0xffffffff, dropped != 0)) work.steps += (local + step_keys - 1) / step_keys;
+  constexpr int32_t step_of_means = step_keys * static_cast<int32_t>(mean_blocks);  // blocks
+  if (call.compensate != 0 && __any_sync(0xffffffff, dropped != 0))
+    work.steps += (work.mean_end + step_of_means - 1) / step_of_means;
   return work;
 }
 
@@ -197,8 +204,7 @@ __device__ void produce(const AttendCall& call, Shared<P>& sh) {
   while (keys ? take_item(call, sh, slot, work) : read_item(sh, slot, work)) {
     if (work.steps == 0) continue;
     const Sequence s = c.sequences[work.sequence];  // by value: behind every copy it would be read anew
-    const int32_t kv_head = work.head / c.group, local = local_block(s, int64_t{work.tile} * tile_rows, c.local);
-    const uint64_t* row = tile_bits(c, s, work.tile, work.head);
+    const int32_t kv_head = work.head / c.group;
     if constexpr (keys) {
       barrier_wait(&sh.q_empty[qr.index], qr.parity ^ 1);
       if (lane == 0) {
@@ -210,7 +216,7 @@ __device__ void produce(const AttendCall& call, Shared<P>& sh) {
       }
       qr.next();
     }
-    Bits bits(row, (visible_blocks(s, work.tile) + 63) / 64);
+    Bits bits(work.bits, (visible_blocks(s, work.tile) + 63) / 64);
     for (int32_t n = 0; n < work.steps; ++n) {
       Gathered g;
       g.means = n >= work.kept;
@@ -222,8 +228,7 @@ __device__ void produce(const AttendCall& call, Shared<P>& sh) {
       if (lane == 0) {
         if constexpr (keys) {
 #pragma unroll
-          for (int b = 0; b < step_blocks; ++b)
-            sh.ids[at][b] = g.means ? static_cast<int32_t>(dropped_bits(row, g.id[b] * 32, local)) : g.id[b];
+          for (int b = 0; b < step_blocks; ++b) sh.ids[at][b] = g.id[b];
           P::copy_keys(call, s, kv_head, g, sh.k[at], &sh.k_full[at]);
         } else {
           P::copy_values(call, s, kv_head, g, sh.v[at], &sh.v_full[at]);
@@ -241,10 +246,11 @@ __device__ __forceinline__ void mask(float (&s)[64], const int4& ids, int32_t li
   const int32_t id[step_blocks] = {ids.x, ids.y, ids.z, ids.w};
   cuda::mask<step_blocks>(s, id, limit0, limit1);
 }
-__device__ __forceinline__ void mask_means(float (&s)[64], const int4& dropped) {
-  const uint32_t word[step_blocks] = {static_cast<uint32_t>(dropped.x), static_cast<uint32_t>(dropped.y),
-                                      static_cast<uint32_t>(dropped.z), static_cast<uint32_t>(dropped.w)};
-  cuda::mask_means<step_blocks>(s, word);
+// For weigh_means(), of step n; 0 of a step of blocks.
+__device__ __forceinline__ uint32_t counts_of(const Work& work, int32_t n) {
+  constexpr int words = step_keys / 4;
+  if (n < work.kept) return 0;
+  return dropped_counts(work.bits, (n - work.kept) * words + static_cast<int32_t>(threadIdx.x) % words, work.mean_end);
 }
 
 // Where the rows of a group go.

@@ -228,7 +228,7 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
     for (int i = 0; i < D / 2; ++i) o[i] = 0;
     // Sums of step n to probabilities (f32).
     const auto weigh = [&](const int32_t(&sums)[64], float(&scores)[64], const float4& scales, const int4& ids,
-                           int32_t n, float(&to)[2]) {
+                           int32_t n, uint32_t counts, float(&to)[2]) {
       const float scale[step_blocks] = {scales.x, scales.y, scales.z, scales.w};
       float by[2][step_blocks];
 #pragma unroll
@@ -240,14 +240,15 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
 #pragma unroll
       for (int i = 0; i < 64; ++i) scores[i] = static_cast<float>(sums[i]) * by[i / 2 % 2][i / 16];
       if (means)
-        mask_means(scores, ids);
+        weigh_means(scores, counts, softmax.scale);
       else
         mask(scores, ids, limit[0], limit[1]);
-      softmax.step(scores, to, means ? 5.0f : 0.0f);  // a pseudo-key stands for 2^5 keys
+      softmax.step(scores, to, means ? mean_bonus : 0.0f);
     };
     {
       int32_t sums[64];
       float scores[64];
+      const uint32_t counts = counts_of(work, 0);
       barrier_wait(&sh.k_full[kr.index], kr.parity);
       const int4 ids = read_once(*reinterpret_cast<const int4*>(sh.ids[kr.index]));
       const float4 scales = read_once(*reinterpret_cast<const float4*>(sh.k[kr.index].scales));
@@ -259,13 +260,14 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
       wgmma_touch(sums);
       release(&sh.k_empty[kr.index]);
       kr.next();
-      weigh(sums, scores, scales, ids, 0, shrink);
+      weigh(sums, scores, scales, ids, 0, counts, shrink);
       round_p(scores, prob);
     }
 #pragma unroll 1
     for (int32_t n = 1; n < work.steps; ++n) {
       int32_t sums[64];
       float scores[64], next[2];
+      const uint32_t counts = counts_of(work, n);
       barrier_wait(&sh.k_full[kr.index], kr.parity);
       const int4 ids = read_once(*reinterpret_cast<const int4*>(sh.ids[kr.index]));
       const float4 scales = read_once(*reinterpret_cast<const float4*>(sh.k[kr.index].scales));
@@ -283,7 +285,7 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
       wgmma_touch(sums);
       release(&sh.k_empty[kr.index]);
       kr.next();
-      weigh(sums, scores, scales, ids, n, next);
+      weigh(sums, scores, scales, ids, n, counts, next);
       wgmma_wait<0>();
       wgmma_touch(part);
       release(&sh.v_empty[vr.index]);

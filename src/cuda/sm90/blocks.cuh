@@ -7,11 +7,12 @@
 namespace sale::sm90 {
 
 using cuda::bits_below;
-using cuda::dropped_bits;
+using cuda::dropped_counts;
 using cuda::key_place;
 using cuda::KeyPlace;
 using cuda::least;
 using cuda::local_block;
+using cuda::mean_end;
 using cuda::Place;
 using cuda::tile_bits;
 using cuda::visible_keys;

@@ -186,9 +186,9 @@ void select_blocks(const Call& call) {
 
 CUtensorMap means_map(const Call& call, size_t at) {
   const sale_problem& x = call.plan->problem;
-  const int64_t blocks = tables_of(*call.plan).blocks;
+  const int64_t means = tables_of(*call.plan).means;
   return map_of("means",
-                {call.workspace + at, x.head_dim, blocks, x.kv_heads, 1, x.head_dim, blocks * x.head_dim, 8,
+                {call.workspace + at, x.head_dim, means, x.kv_heads, 1, x.head_dim, means * x.head_dim, 8,
                  static_cast<int32_t>(tile_rows)},
                 call);
 }

@@ -93,7 +93,7 @@ cudaError_t launch_select(const SelectCall& call, int32_t multiprocessors, cudaS
 struct AttendCall {
   Common common;
   CUtensorMap q64, k32, k128, v32, v128;
-  // Compensation: means [kv_heads, blocks, head_dim] seen in boxes of 128 rows.
+  // Compensation: means [kv_heads, all means, head_dim] seen in boxes of 128 rows.
   int32_t compensate;
   CUtensorMap k_means, v_means;
   LowBit low;
