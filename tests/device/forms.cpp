@@ -23,7 +23,7 @@ Lists attend_thirds(Copy& copy) {
   Instance& in = copy.in;
   const Work work(copy);
   const Blocks blocks = make_blocks(work.plan);
-  Lists lists = read_wide_lists(in, blocks.get());
+  Lists lists = read_wide_lists(in, blocks);
   for (size_t h = 0; h < lists[0].size(); ++h)
     for (size_t t = 0; t < lists[0][h].size(); ++t) {
       auto& row = lists[0][h][t];
@@ -37,7 +37,7 @@ Lists attend_thirds(Copy& copy) {
                              static_cast<int64_t>(row.size())),
          "sale_blocks_set_row");
     }
-  expect(read_wide_lists(in, blocks.get()) == lists, "lists read back differ from those written");
+  expect(read_wide_lists(in, blocks) == lists, "lists read back differ from those written");
   copy.clear_outputs();
   sale_stats stats{};
   stats.struct_size = sizeof stats;
