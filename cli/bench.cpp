@@ -20,9 +20,10 @@ BackendChoice backends_for(const sale_case::Instance& in, const std::string& for
     known = true;
     std::string why = sale_backend_why_not(i);
     sale_problem problem = in.problem;
-    if (on_device(name)) problem.device = device_ordinal;
+    sale_layer layer = in.layer;
+    if (on_device(name)) problem.device = layer.device = device_ordinal;
     if (why.empty() && in.c.page_size != 0) why = "page_size: problem lines with pages run in the device tests only";
-    if (why.empty()) why = sale_backend_why_not_problem(i, &problem, &in.options);
+    if (why.empty()) why = sale_backend_why_not_problem(i, &problem, &layer, &in.options);
     if (why.empty())
       choice.usable.push_back(name);
     else
@@ -83,38 +84,25 @@ Timing measure(const PlacedCase& at, const Arguments& a, F&& f) {
   }
   return t;
 }
+sale_call without_lse(const PlacedCase& at, sale_stats* stats) {
+  sale_call call = at.call();
+  call.lse = nullptr, call.stats = stats;
+  return call;
+}
+
 Timing measure_run(const PlacedCase& at, CasePlan& plan, const Arguments& a, sale_stats& stats) {
-  const Bytes w = plan.workspace();
-  const auto run = [&](sale_stats* to) {
-    sale::check(sale_run(plan.get(), at.q(), at.k(), at.v(), at.out(), nullptr, nullptr, w.data, w.size, to, nullptr));
-  };
+  const auto run = [&](sale_stats* to) { plan.run(without_lse(at, to)); };
   const Timing t = measure(at, a, [&] { run(at.device() ? nullptr : &stats); });
   if (at.device()) run(&stats);
   return t;
 }
 
-struct FreeBlocks {
-  void operator()(sale_blocks* b) const { sale_blocks_destroy(b); }
-};
-using Blocks = std::unique_ptr<sale_blocks, FreeBlocks>;
-Blocks blocks_for(const CasePlan& plan) {
-  sale_blocks* raw = nullptr;
-  sale::check(sale_blocks_create(plan.get(), &raw));
-  return Blocks(raw);
-}
-
 // A device's stages each between two events.
 void measure_stages(const PlacedCase& at, CasePlan& plan, const Arguments& a, sale_stats& stats) {
-  const Bytes w = plan.workspace();
   const Blocks blocks = blocks_for(plan);
-  const double both =
-      measure(at, a, [&] {
-        sale::check(sale_select(plan.get(), at.q(), at.k(), nullptr, blocks.get(), w.data, w.size, nullptr, nullptr));
-      }).median();
-  stats.attend_s = measure(at, a, [&] {
-                     sale::check(sale_attend(plan.get(), at.q(), at.k(), at.v(), blocks.get(), at.out(), nullptr,
-                                             w.data, w.size, nullptr, nullptr));
-                   }).median();
+  const sale_call call = without_lse(at, nullptr);
+  const double both = measure(at, a, [&] { plan.select(call, blocks.get()); }).median();
+  stats.attend_s = measure(at, a, [&] { plan.attend(call, blocks.get()); }).median();
   stats.index_s = std::min(stats.index_s, both);  // that one by the clock
   stats.select_s = both - stats.index_s;
 }
@@ -126,13 +114,13 @@ void fill_lists(const sale_case::Instance& in, const CasePlan& plan, sale_blocks
   for (int32_t b = 0; b < in.c.batch; ++b)
     for (int32_t h = 0; h < in.c.q_heads; ++h)
       for (int64_t t = 0; t * q_block < in.sequences[static_cast<size_t>(b)].q_len; ++t) {
-        int64_t kept = 0, visible = 0;
-        sale::check(sale_blocks_row(blocks, b, h, t, nullptr, 0, &kept, &visible));
+        sale_row_counts counts{};
+        sale::check(sale_blocks_row(blocks, {b, h, t}, nullptr, 0, &counts));
         std::vector<int32_t> row;
-        for (int64_t i = 0; i < visible; ++i)
-          if (i == 0 || i >= visible - last || static_cast<double>(random.below(1 << 20)) < density * (1 << 20))
+        for (int64_t i = 0; i < counts.visible; ++i)
+          if (i == 0 || i >= counts.visible - last || static_cast<double>(random.below(1 << 20)) < density * (1 << 20))
             row.push_back(static_cast<int32_t>(i));
-        sale::check(sale_blocks_set_row(blocks, b, h, t, row.data(), static_cast<int64_t>(row.size())));
+        sale::check(sale_blocks_set_row(blocks, {b, h, t}, row.data(), static_cast<int64_t>(row.size())));
       }
 }
 
@@ -150,19 +138,16 @@ Row bench_one(sale_case::Instance& in, const std::string& backend, const Argumen
   row.problem = sale_case::print(in.c), row.backend = backend;
   row.flop = dense_flop(in);
   sale_stats stats{};
+  stats.struct_size = sizeof stats;
   sale_options plain = in.options;
   plain.compute = SALE_COMPUTE_EXACT, plain.compensate = 0;
-  CasePlan dense(at.problem(), plain, backend, true), sparse(at.problem(), in.options, backend);
-  row.workspace = sale_plan_workspace(sparse.get()).total;
+  CasePlan dense(at.problem(), in.layer, plain, backend, true), sparse(at.problem(), in.layer, in.options, backend);
+  row.workspace = sparse.needs().total;
   row.dense = measure_run(at, dense, a, stats);
   if (a.lists > 0) {
-    const Bytes w = sparse.workspace();
     const Blocks blocks = blocks_for(sparse);
     fill_lists(in, sparse, blocks.get(), a.lists);
-    const auto attend = [&](sale_stats* to) {
-      sale::check(sale_attend(sparse.get(), at.q(), at.k(), at.v(), blocks.get(), at.out(), nullptr, w.data, w.size, to,
-                              nullptr));
-    };
+    const auto attend = [&](sale_stats* to) { sparse.attend(without_lse(at, to), blocks.get()); };
     row.sale = measure(at, a, [&] { attend(nullptr); });
     attend(&stats);
     stats.attend_s = row.sale.median();

@@ -45,12 +45,9 @@ sale_oracle::Estimator estimator_of(const Instance& in, int64_t h) {
 BlockLists lists_of(const sale_blocks* blocks, int64_t b, int64_t h, int64_t tiles, Verdict& verdict) {
   BlockLists lists;
   for (int64_t t = 0; t < tiles; ++t) {
-    int64_t kept = 0, visible = 0;
-    const auto sequence = static_cast<int32_t>(b), head = static_cast<int32_t>(h);
-    sale::check(sale_blocks_row(blocks, sequence, head, t, nullptr, 0, &kept, &visible));
-    lists.emplace_back(static_cast<size_t>(kept));
-    sale::check(sale_blocks_row(blocks, sequence, head, t, lists.back().data(), kept, &kept, &visible));
-    verdict.kept += kept, verdict.visible += visible;
+    BlockList::Row row = row_of(blocks, {static_cast<int32_t>(b), static_cast<int32_t>(h), t});
+    verdict.kept += static_cast<int64_t>(row.kept.size()), verdict.visible += row.visible;
+    lists.push_back(std::move(row.kept));
   }
   return lists;
 }
@@ -144,15 +141,11 @@ void compare_output(const Instance& in, int64_t b, int64_t h, const sale_oracle:
 
 Verdict check_on(Instance& in, const std::string& backend) {
   PlacedCase at(in, backend);
-  CasePlan plan(at.problem(), in.options, backend);
-  sale_blocks* raw = nullptr;
-  sale::check(sale_blocks_create(plan.get(), &raw));
-  const std::unique_ptr<sale_blocks, decltype(&sale_blocks_destroy)> blocks(raw, &sale_blocks_destroy);
-  const Bytes w = plan.workspace();
-  sale::check(sale_select(plan.get(), at.q(), at.k(), nullptr, raw, w.data, w.size, nullptr, nullptr));
+  CasePlan plan(at.problem(), in.layer, in.options, backend);
+  const Blocks blocks = blocks_for(plan);
+  plan.select(at.call(), blocks.get());
   at.clear_outputs();
-  sale::check(
-      sale_attend(plan.get(), at.q(), at.k(), at.v(), raw, at.out(), at.lse(), w.data, w.size, nullptr, nullptr));
+  plan.attend(at.call(), blocks.get());
   at.fetch();
   Verdict verdict;
   const int64_t rows = sale_plan_q_block(plan.get());
@@ -160,7 +153,7 @@ Verdict check_on(Instance& in, const std::string& backend) {
   for (int64_t b = 0; b < in.c.batch; ++b)
     for (int64_t h = 0; h < in.c.q_heads; ++h) {
       const auto head = head_of(in, b, h);
-      const BlockLists lists = lists_of(raw, b, h, (head.q_len + rows - 1) / rows, verdict);
+      const BlockLists lists = lists_of(blocks.get(), b, h, (head.q_len + rows - 1) / rows, verdict);
       (wide ? compare_wide_lists : compare_lists)(in, b, h, head, lists, verdict);
       compare_output(in, b, h, head, wide ? halves(lists, head.tiles()) : lists, rows, at.device(), verdict);
     }

@@ -8,14 +8,31 @@
 
 namespace sale::cli {
 
-bool on_device(const std::string& backend) { return backend == "sm90" || backend == "sm80"; }
+namespace {
+
+// Of a name of the list; null for other names.
+const BackendInfo* info_of(const std::string& backend) {
+  static const std::vector<BackendInfo> all = backends();
+  for (const BackendInfo& b : all)
+    if (b.name == backend) return &b;
+  return nullptr;
+}
+
+}  // namespace
+
+bool on_device(const std::string& backend) {
+  const BackendInfo* const b = info_of(backend);
+  return b != nullptr && b->facts.on_device != 0;
+}
+sale_format format_of(const std::string& backend) {
+  const BackendInfo* const b = info_of(backend);
+  return b != nullptr ? b->facts.format : SALE_INT8;
+}
 
 bool uses_device(const std::string& backend) {
   if (!on_device(backend)) return false;
-  for (int32_t i = 0; i < sale_backend_count(); ++i)
-    if (backend == sale_backend_name(i))
-      if (const std::string why = sale_backend_why_not(i); !why.empty())
-        throw Error(SALE_UNSUPPORTED, backend + ": " + why);
+  if (const std::string& why = info_of(backend)->why_not; !why.empty())
+    throw Error(SALE_UNSUPPORTED, backend + ": " + why);
   return true;
 }
 

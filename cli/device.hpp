@@ -13,7 +13,9 @@ namespace sale::cli {
 
 // Whether this backend's tensors live on a device ("" is the library's choice for host memory).
 bool on_device(const std::string& backend);
-// The same, and refuses when that backend cannot run here.
+// What its calibrations are made for ("": a CPU's).
+sale_format format_of(const std::string& backend);
+// The same as on_device, and refuses when that backend cannot run here.
 bool uses_device(const std::string& backend);
 constexpr int32_t device_ordinal = 0;  // the one the program uses
 

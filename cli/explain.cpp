@@ -25,13 +25,66 @@ void PlacedCase::fetch() {
   if (device_) out_.get(0, in_.out.memory->begin(), out_.size()), lse_.get(0, in_.lse->begin(), lse_.size());
 }
 
-CasePlan::CasePlan(const sale_problem& problem, sale_options options, const std::string& backend, bool dense)
+sale_call PlacedCase::call() const {
+  sale_call c = in_.call();
+  c.q = q(), c.k = k(), c.v = v(), c.out = out(), c.lse = lse();
+  return c;
+}
+
+CasePlan::CasePlan(const sale_problem& problem, sale_layer layer, sale_options options, const std::string& backend,
+                   bool dense)
     : workspace_(problem.device != SALE_HOST) {
-  if (!backend.empty()) options.backend = backend.c_str();
+  layer.device = problem.device;
+  if (!backend.empty()) layer.backend = backend.c_str();
   if (dense) options.dense_below = INT64_MAX;
+  sale_estimator* estimator = nullptr;
+  sale::check(sale_estimator_create(&layer, &estimator));
+  estimator_.reset(estimator);
+  const sale_estimator* const one = estimator;
   sale_plan* raw = nullptr;
-  sale::check(sale_plan_create(&problem, &options, 0, &raw));
+  sale::check(sale_plan_create(&problem, &options, &one, 1, &raw));
   handle_.reset(raw);
+}
+
+sale_workspace CasePlan::needs() const {
+  sale_workspace w{};
+  w.struct_size = sizeof w;
+  sale::check(sale_plan_workspace(get(), &w));
+  return w;
+}
+
+void CasePlan::with_workspace(sale_call& call) {
+  workspace_.need(needs().total);
+  const Bytes bytes = workspace_.bytes();
+  call.workspace = bytes.data, call.workspace_bytes = bytes.size;
+}
+void CasePlan::run(sale_call call) {
+  with_workspace(call);
+  sale::check(sale_run(get(), estimator_.get(), &call));
+}
+void CasePlan::select(sale_call call, sale_blocks* to) {
+  with_workspace(call);
+  call.blocks = to;
+  sale::check(sale_select(get(), estimator_.get(), &call));
+}
+void CasePlan::attend(sale_call call, sale_blocks* from) {
+  with_workspace(call);
+  call.blocks = from;
+  sale::check(sale_attend(get(), estimator_.get(), &call));
+}
+
+Blocks blocks_for(const CasePlan& plan) {
+  sale_blocks* raw = nullptr;
+  sale::check(sale_blocks_create(plan.get(), &raw));
+  return Blocks(raw);
+}
+
+BlockList::Row row_of(const sale_blocks* blocks, sale_tile at) {
+  sale_row_counts counts{};
+  sale::check(sale_blocks_row(blocks, at, nullptr, 0, &counts));
+  BlockList::Row row{std::vector<int32_t>(static_cast<size_t>(counts.kept)), counts.visible};
+  sale::check(sale_blocks_row(blocks, at, row.kept.data(), counts.kept, &counts));
+  return row;
 }
 
 std::string joined(const std::vector<std::string>& words) {
@@ -56,21 +109,23 @@ namespace {
 
 // The case's plan without its tensors: those of a million tokens need not fit in memory to be explained.
 CasePlan plan_of(const sale_case::Case& c) {
-  sale_problem p = sale_problem_init(c.batch, c.q_heads, c.kv_heads, c.q_len, c.k_len, c.head_dim, c.dtype);
+  sale_problem p = sale_problem_init(c.q_heads, c.kv_heads, c.head_dim, c.dtype, c.q_len, c.k_len);
+  p.batch = c.batch;
   const auto array = [&](const std::vector<int64_t>& list) { return list.empty() ? nullptr : list.data(); };
   p.q_offset = c.q_offset, p.scale = c.scale;
   p.q_lens = array(c.q_lens), p.k_lens = array(c.k_lens), p.q_offsets = array(c.q_offsets);
+  sale_layer l = sale_layer_init(c.q_heads, c.kv_heads, c.head_dim, c.dtype);
+  l.thresholds = c.taus.data(), l.n_thresholds = static_cast<int64_t>(c.taus.size());
+  l.format = c.format, l.rank = c.rank, l.sink = c.sink, l.local = c.local, l.threads = c.threads;
   sale_options o = sale_options_init();
-  o.thresholds = c.taus.data(), o.n_thresholds = static_cast<int64_t>(c.taus.size());
-  o.format = c.format, o.rank = c.rank, o.sink = c.sink, o.local = c.local, o.dense_below = c.dense_below;
-  o.compute = c.compute, o.threads = c.threads, o.compensate = c.compensate ? 1 : 0;
+  o.dense_below = c.dense_below, o.compute = c.compute, o.compensate = c.compensate ? 1 : 0;
   std::vector<float> projections;
   if (c.rank > 0 && c.rank < c.head_dim && c.head_dim <= 256 && c.kv_heads > 0 && c.kv_heads <= 4096) {
     projections.resize(static_cast<size_t>(int64_t{c.kv_heads} * c.head_dim * c.rank));
-    o.q_projection = o.k_projection = projections.data();
+    l.q_projection = l.k_projection = projections.data();
   }
   if (on_device(c.backend)) p.device = device_ordinal;
-  return CasePlan(p, o, c.backend);
+  return CasePlan(p, l, o, c.backend);
 }
 
 }  // namespace
@@ -91,7 +146,7 @@ void add_explain(CLI::App& program, Action& action) {
         const sale_case::Case c = sale_case::parse(line);
         const CasePlan plan = plan_of(c);
         fmt::print("problem    {}\n{}\n", sale_case::print(c), sale_plan_explain(plan.get()));
-        const sale_workspace w = sale_plan_workspace(plan.get());
+        const sale_workspace w = plan.needs();
         all["problems"].push_back({{"problem", sale_case::print(c)},
                                    {"backend", sale_plan_backend(plan.get())},
                                    {"workspace_bytes", w.total},

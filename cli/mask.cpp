@@ -39,12 +39,9 @@ int of_line(const Arguments& a) {
   if (a.layer != 0) refuse("--layer: a problem line has one layer");
   const std::string backend = backend_for(in, a.model.sparse.backend);
   const PlacedCase at(in, backend);
-  CasePlan plan(at.problem(), in.options, backend);
-  sale_blocks* raw = nullptr;
-  sale::check(sale_blocks_create(plan.get(), &raw));
-  const std::unique_ptr<sale_blocks, decltype(&sale_blocks_destroy)> blocks(raw, &sale_blocks_destroy);
-  const Bytes w = plan.workspace();
-  sale::check(sale_select(plan.get(), at.q(), at.k(), nullptr, raw, w.data, w.size, nullptr, nullptr));
+  CasePlan plan(at.problem(), in.layer, in.options, backend);
+  const Blocks blocks = blocks_for(plan);
+  plan.select(at.call(), blocks.get());
 
   const sale_case::Sequence& s = in.sequences.front();
   std::vector<double> densities;
@@ -52,14 +49,8 @@ int of_line(const Arguments& a) {
   for (int32_t h = 0; h < in.c.q_heads; ++h) {
     KeptGrid grid(s.q_len, s.k_len, a.cells);
     const int64_t q_block = sale_plan_q_block(plan.get());
-    for (int64_t tile = 0; tile * q_block < s.q_len; ++tile) {
-      BlockList::Row row;
-      int64_t kept = 0;
-      sale::check(sale_blocks_row(raw, 0, h, tile, nullptr, 0, &kept, &row.visible));
-      row.kept.resize(static_cast<size_t>(kept));
-      sale::check(sale_blocks_row(raw, 0, h, tile, row.kept.data(), kept, &kept, &row.visible));
-      grid.add(tile * q_block, row);
-    }
+    for (int64_t tile = 0; tile * q_block < s.q_len; ++tile)
+      grid.add(tile * q_block, row_of(blocks.get(), {0, h, tile}));
     densities.push_back(grid.density());
     if (h == a.head) picture = std::move(grid);
   }

@@ -22,6 +22,7 @@ public:
   const void* v() const { return at(fused_ ? q_ : v_, in_.v); }
   void* out() const { return at(out_, in_.out); }
   float* lse() const { return reinterpret_cast<float*>(device_ ? lse_.data() : in_.lse->begin()); }
+  sale_call call() const;  // of all of them
   void clear_outputs();
   void fetch();  // outputs, into the instance
   bool device() const { return device_; }
@@ -36,24 +37,35 @@ private:
   DeviceMemory q_, k_, v_, out_, lse_;
 };
 
-// A plan without key indexes, and its workspace once there is something to run.
+// A layer of its own and a plan without key indexes for it, and their workspace once there is something to run.
 class CasePlan {
 public:
-  // backend "": what the options say.
-  CasePlan(const sale_problem& problem, sale_options options, const std::string& backend, bool dense = false);
+  // Where the problem's tensors are; backend "": what the layer says.
+  CasePlan(const sale_problem& problem, sale_layer layer, sale_options options, const std::string& backend,
+           bool dense = false);
   const sale_plan* get() const { return handle_.get(); }
-  Bytes workspace() {
-    workspace_.need(sale_plan_workspace(handle_.get()).total);
-    return workspace_.bytes();
-  }
+  sale_workspace needs() const;
+  void run(sale_call call);
+  void select(sale_call call, sale_blocks* to);
+  void attend(sale_call call, sale_blocks* from);
 
 private:
+  void with_workspace(sale_call& call);
   struct Free {
     void operator()(sale_plan* p) const { sale_plan_destroy(p); }
+    void operator()(sale_estimator* e) const { sale_estimator_destroy(e); }
   };
+  std::unique_ptr<sale_estimator, Free> estimator_;
   std::unique_ptr<sale_plan, Free> handle_;
   Scratch workspace_;
 };
+
+struct FreeBlocks {
+  void operator()(sale_blocks* b) const { sale_blocks_destroy(b); }
+};
+using Blocks = std::unique_ptr<sale_blocks, FreeBlocks>;
+Blocks blocks_for(const CasePlan& plan);
+BlockList::Row row_of(const sale_blocks* blocks, sale_tile at);
 
 std::string joined(const std::vector<std::string>& words);
 // The problem line on the command line, or those of --file.

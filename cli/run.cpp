@@ -13,7 +13,7 @@ constexpr int guard_rows = 32;  // of an audit that nobody gave a size
 std::string calibration_for(const std::string& given, const std::filesystem::path& model, const std::string& backend) {
   if (!given.empty()) return given;
   std::error_code error;
-  const auto beside = model / (backend == "sm90" ? "calibration-fp8.json" : "calibration.json");
+  const auto beside = model / (format_of(backend) == SALE_FP8 ? "calibration-fp8.json" : "calibration.json");
   return std::filesystem::exists(beside, error) ? beside.string() : "none";
 }
 

@@ -27,10 +27,10 @@ TEST(Allocation, NoneInTheCalls) {
   NEEDS_WATCHED_HEAP;
   for (const std::string text : {"", "estimator=int4", "estimator=int8:32", "type=f16 compute=int8", "type=f32"}) {
     for (int32_t i = 0; i < sale_backend_count(); ++i) {
-      if (*sale_backend_why_not(i) != '\0') continue;
+      if (*sale_backend_why_not(i) != '\0' || facts_of(i).on_device != 0) continue;
       for (const bool with_index : {false, true}) {
         Good g(text);
-        g.options.backend = sale_backend_name(i);
+        g.layer.backend = sale_backend_name(i);
         g.options.audit = 7;
         Arguments a(g, with_index);
         std::vector<sale_head_audit> audits(8);
@@ -61,15 +61,19 @@ TEST(Allocation, WorkspaceIsWithinItsFigures) {
           const std::string line =
               std::string(shape) + " d=" + std::to_string(d) + " type=" + type + " estimator=" + estimator;
           const sale_case::Case c = sale_case::parse(line);
-          const sale_problem p =
-              sale_problem_init(c.batch, c.q_heads, c.kv_heads, c.q_len, c.k_len, c.head_dim, c.dtype);
-          sale_options o = sale_options_init();
-          o.format = c.format, o.rank = c.rank, o.threads = 1;
+          sale_problem p = sale_problem_init(c.q_heads, c.kv_heads, c.head_dim, c.dtype, c.q_len, c.k_len);
+          p.batch = c.batch;
+          sale_layer l = sale_layer_init(c.q_heads, c.kv_heads, c.head_dim, c.dtype);
+          l.format = c.format, l.rank = c.rank, l.threads = 1;
           const std::vector<float> projection(static_cast<size_t>(c.kv_heads * c.head_dim * c.rank));
-          if (c.rank > 0) o.q_projection = o.k_projection = projection.data();
+          if (c.rank > 0) l.q_projection = l.k_projection = projection.data();
+          sale_estimator* made = nullptr;
+          ASSERT_EQ(sale_estimator_create(&l, &made), SALE_OK) << line << ": " << sale_last_error();
+          const sale_estimator* const one = made;
+          const sale_options o = sale_options_init();
           sale_plan* plan = nullptr;
-          ASSERT_EQ(sale_plan_create(&p, &o, 0, &plan), SALE_OK) << line << ": " << sale_last_error();
-          const sale_workspace w = sale_plan_workspace(plan);
+          ASSERT_EQ(sale_plan_create(&p, &o, &one, 1, &plan), SALE_OK) << line << ": " << sale_last_error();
+          const sale_workspace w = workspace_of(plan);
           const double kv =
               2.0 * c.batch * c.kv_heads * static_cast<double>(c.k_len) * d * (c.dtype == SALE_F32 ? 4 : 2);
           // INT4's q_mean . k, a number per key and query head, is counted as the keys' too.
@@ -86,11 +90,14 @@ TEST(Allocation, WorkspaceIsWithinItsFigures) {
           // An index that lives beside the cache is held to the same figure.
           sale_index* index = nullptr;
           const int64_t keys = std::min<int64_t>(c.k_len, 8192);
-          ASSERT_EQ(sale_index_create(&p, &o, keys, &index), SALE_OK) << line << ": " << sale_last_error();
+          const sale_index_options room = index_options(keys);
+          ASSERT_EQ(sale_index_create(made, &room, &index), SALE_OK) << line << ": " << sale_last_error();
+          EXPECT_EQ(sale_index_bytes(index), sale_index_memory(made, keys)) << line;
           EXPECT_LE(static_cast<double>(sale_index_bytes(index)),
                     0.35 * kv / c.batch * static_cast<double>(keys) / static_cast<double>(c.k_len))
               << line;
           sale_index_destroy(index);
+          sale_estimator_destroy(made);
         }
 }
 
@@ -123,42 +130,57 @@ void fail_each(const char* what, const std::function<sale_status()>& make, const
   std::printf("%s: %lld allocations, each failed once\n", what, static_cast<long long>(n - 1));
 }
 
-TEST(Allocation, EveryFailureWhileMakingAPlan) {
+TEST(Allocation, EveryFailureWhileMakingAnEstimator) {
   NEEDS_WATCHED_HEAP;
-  for (const char* line : {"", "estimator=int8:32", "estimator=int4"}) {
+  const struct {
+    const char* line;
+    int32_t threads;
+  } each[] = {{"", 1}, {"estimator=int8:32", 1}, {"estimator=int4", 1}, {"", 3}};
+  for (const auto& [line, threads] : each) {
     Good g(line);
-    g.options.threads = 1;
-    sale_plan* const sentinel = reinterpret_cast<sale_plan*>(0x40);
-    sale_plan* plan = sentinel;
-    fail_each((std::string("plan ") + line).c_str(),
+    g.layer.threads = threads;
+    const std::vector<float> smoothing(128, 0.5f);
+    g.layer.smoothing = smoothing.data();
+    sale_estimator* const sentinel = reinterpret_cast<sale_estimator*>(0x40);
+    sale_estimator* estimator = sentinel;
+    fail_each((std::string("estimator ") + line + (threads > 1 ? " with threads" : "")).c_str(),
               [&] {
-                plan = sentinel;
-                const sale_status s = sale_plan_create(&g.problem, &g.options, 0, &plan);
-                if (s != SALE_OK && plan != sentinel) ADD_FAILURE() << "the output was touched";
+                estimator = sentinel;
+                const sale_status s = sale_estimator_create(&g.layer, &estimator);
+                if (s != SALE_OK && estimator != sentinel) ADD_FAILURE() << "the output was touched";
                 return s;
               },
-              [&] { sale_plan_destroy(plan); });
+              [&] { sale_estimator_destroy(estimator); });
   }
 }
 
-TEST(Allocation, EveryFailureWhileMakingAPlanWithThreads) {
+TEST(Allocation, EveryFailureWhileMakingAPlan) {
   NEEDS_WATCHED_HEAP;
-  Good g;
-  g.options.threads = 3;
-  sale_plan* plan = nullptr;
-  fail_each(
-      "plan with 3 threads", [&] { return sale_plan_create(&g.problem, &g.options, 1, &plan); },
-      [&] { sale_plan_destroy(plan); });
+  for (const char* line : {"", "estimator=int8:32", "estimator=int4"})
+    for (const bool with_index : {false, true}) {
+      Good g(line);
+      const sale_estimator* estimator = g.estimator();
+      sale_plan* const sentinel = reinterpret_cast<sale_plan*>(0x40);
+      sale_plan* plan = sentinel;
+      fail_each((std::string("plan ") + line).c_str(),
+                [&] {
+                  plan = sentinel;
+                  const sale_status s = g.make_plan(estimator, &plan, with_index);
+                  if (s != SALE_OK && plan != sentinel) ADD_FAILURE() << "the output was touched";
+                  return s;
+                },
+                [&] { sale_plan_destroy(plan); });
+    }
 }
 
 TEST(Allocation, EveryFailureWhileMakingAnIndex) {
   NEEDS_WATCHED_HEAP;
   Good g("estimator=int8:32");
-  g.options.threads = 1;
+  const sale_estimator* estimator = g.estimator();
+  const sale_index_options options = index_options(1000);
   sale_index* index = nullptr;
   fail_each(
-      "index", [&] { return sale_index_create(&g.problem, &g.options, 1000, &index); },
-      [&] { sale_index_destroy(index); });
+      "index", [&] { return sale_index_create(estimator, &options, &index); }, [&] { sale_index_destroy(index); });
 }
 
 TEST(Allocation, EveryFailureWhileMakingBlocks) {
@@ -173,12 +195,13 @@ TEST(Allocation, EveryFailureWhileMakingBlocks) {
 TEST(Allocation, EveryFailureWhileRefusing) {
   NEEDS_WATCHED_HEAP;
   Good g;
+  const sale_estimator* estimator = g.estimator();
   g.problem.head_dim = 24;
   sale_plan* plan = nullptr;
   for (int64_t n = 1; n < 1000; ++n) {
     const int64_t before = heap_live();
     fail_allocation(n);
-    const sale_status status = sale_plan_create(&g.problem, &g.options, 0, &plan);
+    const sale_status status = g.make_plan(estimator, &plan);
     const bool hit = allocation_failed();
     fail_allocation(0);
     EXPECT_TRUE(status == SALE_INVALID_ARGUMENT || status == SALE_OUT_OF_MEMORY) << sale_status_name(status);
@@ -190,15 +213,17 @@ TEST(Allocation, EveryFailureWhileRefusing) {
 
 // Sizes that pass every single limit and together ask for more than there is. In a process of its own with 3 GB of
 // address space: the answer must be a status, soon, and neither a signal nor an endless computation.
-int status_within_3_gb(const sale_problem& problem, const sale_options& options) {
+int status_within_3_gb(const Good& g) {
   const pid_t child = fork();
   if (child == 0) {
     const rlimit limit{rlim_t{3} << 30, rlim_t{3} << 30};
     setrlimit(RLIMIT_AS, &limit);
     alarm(60);
+    sale_estimator* estimator = nullptr;
     sale_plan* plan = nullptr;
-    const sale_status status = sale_plan_create(&problem, &options, 0, &plan);
-    const size_t total = status == SALE_OK ? sale_plan_workspace(plan).total : 0;
+    sale_status status = sale_estimator_create(&g.layer, &estimator);
+    if (status == SALE_OK) status = g.make_plan(estimator, &plan);
+    const size_t total = status == SALE_OK ? workspace_of(plan).total : 0;
     // A size that wrapped around is the worst of all answers: 2^31 rows need 2^31 keys' index, and more.
     _exit(status == SALE_OK && total < (size_t{1} << 34) ? 100 : static_cast<int>(status));
   }
@@ -222,15 +247,14 @@ TEST(Allocation, SizesBeyondAnyMemory) {
                 {"65536 sequences", 65536, 16, 1 << 20, 64}};
   for (const auto& s : shapes) {
     Good g;
-    g.options.threads = 1;
+    g.layer.threads = 1;
     g.problem.batch = s.batch;
-    g.problem.q_heads = g.problem.kv_heads = s.heads;
-    g.problem.head_dim = s.d;
+    g.heads(s.heads, s.heads, s.d);
     g.problem.q_len = g.problem.k_len = s.tokens;
     g.problem.q = g.problem.k = g.problem.v = g.problem.out = {s.d * s.tokens * s.heads, s.d * s.tokens, s.d};
     for (const sale_format f : {SALE_INT8, SALE_INT4}) {
-      g.options.format = f;
-      const int status = status_within_3_gb(g.problem, g.options);
+      g.layer.format = f;
+      const int status = status_within_3_gb(g);
       EXPECT_TRUE(status == SALE_OK || status == SALE_INVALID_ARGUMENT || status == SALE_UNSUPPORTED ||
                   status == SALE_OUT_OF_MEMORY)
           << s.what << ", INT" << static_cast<int>(f) << ": "

@@ -1,4 +1,4 @@
-// Everything sale_plan_create and sale_index_create can be given wrong in a problem or its options.
+// Everything sale_plan_create can be given wrong in a problem or its options.
 #include <cmath>
 #include <cstdlib>
 #include <limits>
@@ -13,76 +13,52 @@ constexpr auto bad = SALE_INVALID_ARGUMENT;
 
 using Change = std::function<void(Good&)>;
 
+// The estimator is the good one.
 void refuse_plan(const std::string& what, const std::string& named, const Change& change, sale_status status = bad) {
   Good g;
+  const sale_estimator* const estimator = g.estimator();
   change(g);
   sale_plan* const sentinel = reinterpret_cast<sale_plan*>(0x1234);
   sale_plan* plan = sentinel;
-  refused(("plan: " + what).c_str(), sale_plan_create(&g.problem, &g.options, 0, &plan), status, named);
+  refused("plan: " + what, sale_plan_create(&g.problem, &g.options, &estimator, 1, &plan), status, named);
   EXPECT_EQ(plan, sentinel) << what << ": the output was touched";
-}
-
-void refuse_index(const std::string& what, const std::string& named, const Change& change, int64_t capacity = 200,
-                  sale_status status = bad) {
-  Good g;
-  change(g);
-  sale_index* const sentinel = reinterpret_cast<sale_index*>(0x1234);
-  sale_index* index = sentinel;
-  refused(("index: " + what).c_str(), sale_index_create(&g.problem, &g.options, capacity, &index), status, named);
-  EXPECT_EQ(index, sentinel) << what << ": the output was touched";
-}
-
-// What both a plan and an index check.
-void refuse_both(const std::string& what, const std::string& named, const Change& change, sale_status status = bad) {
-  refuse_plan(what, named, change, status);
-  refuse_index(what, named, change, 200, status);
 }
 
 TEST(Plan, TheGoodOneIsGood) {
   Good g;
   EXPECT_NE(g.plan(), nullptr);
-  EXPECT_NE(g.index(1), nullptr);
 }
 
 TEST(Plan, NullArguments) {
   Good g;
+  const sale_estimator* estimators[]{g.estimator(), nullptr};
   sale_plan* plan = nullptr;
-  refused("plan: null problem", sale_plan_create(nullptr, &g.options, 0, &plan), bad, "problem");
-  refused("plan: null options", sale_plan_create(&g.problem, nullptr, 0, &plan), bad, "options");
-  refused("plan: null plan", sale_plan_create(&g.problem, &g.options, 0, nullptr), bad, "plan");
+  const auto create = [&](const sale_problem* p, const sale_options* o, const sale_estimator* const* e, int64_t n,
+                          sale_plan** to) { return sale_plan_create(p, o, e, n, to); };
+  refused("plan: null problem", create(nullptr, &g.options, estimators, 1, &plan), bad, "problem");
+  refused("plan: null options", create(&g.problem, nullptr, estimators, 1, &plan), bad, "options");
+  refused("plan: null plan", create(&g.problem, &g.options, estimators, 1, nullptr), bad, "plan");
+  refused("plan: null estimators", create(&g.problem, &g.options, nullptr, 1, &plan), bad, "estimators");
+  refused("plan: second estimator null", create(&g.problem, &g.options, estimators, 2, &plan), bad, "estimators[1]");
+  for (const int64_t n : {int64_t{0}, int64_t{-1}, INT64_MIN})
+    refused("plan: n_estimators " + std::to_string(n), create(&g.problem, &g.options, estimators, n, &plan), bad,
+            "n_estimators");
   EXPECT_EQ(plan, nullptr);
-  sale_index* index = nullptr;
-  refused("index: null problem", sale_index_create(nullptr, &g.options, 10, &index), bad, "problem");
-  refused("index: null options", sale_index_create(&g.problem, nullptr, 10, &index), bad, "options");
-  refused("index: null index", sale_index_create(&g.problem, &g.options, 10, nullptr), bad, "index");
-  EXPECT_EQ(index, nullptr);
-}
-
-TEST(Plan, StructSizes) {
-  for (const int64_t by : {-1, 1, -8, 8}) {
-    const std::string off = std::to_string(by) + " bytes off";
-    refuse_both("problem size " + off, "problem.struct_size",
-                [&](Good& g) { g.problem.struct_size += static_cast<size_t>(by); });
-    refuse_both("options size " + off, "options.struct_size",
-                [&](Good& g) { g.options.struct_size += static_cast<size_t>(by); });
-  }
-  refuse_both("problem size 0", "problem.struct_size", [](Good& g) { g.problem.struct_size = 0; });
-  refuse_both("options size 0", "options.struct_size", [](Good& g) { g.options.struct_size = 0; });
 }
 
 TEST(Plan, Heads) {
   for (const int32_t n : {0, -1, 65537, INT32_MAX, INT32_MIN})
     refuse_plan("batch " + std::to_string(n), "batch", [&](Good& g) { g.problem.batch = n; });
   for (const int32_t n : {0, -1, 65537, INT32_MIN}) {
-    refuse_both("kv_heads " + std::to_string(n), "kv_heads", [&](Good& g) { g.problem.kv_heads = n; });
-    refuse_both("q_heads " + std::to_string(n), "q_heads", [&](Good& g) { g.problem.q_heads = n; });
+    refuse_plan("kv_heads " + std::to_string(n), "kv_heads", [&](Good& g) { g.problem.kv_heads = n; });
+    refuse_plan("q_heads " + std::to_string(n), "q_heads", [&](Good& g) { g.problem.q_heads = n; });
   }
   for (const int32_t n : {1, 3, 5})
-    refuse_both("q_heads " + std::to_string(n) + " on 2", "q_heads", [&](Good& g) { g.problem.q_heads = n; });
+    refuse_plan("q_heads " + std::to_string(n) + " on 2", "q_heads", [&](Good& g) { g.problem.q_heads = n; });
   for (const int32_t n : {0, -16, 8, 24, 63, 65, 272, 512, INT32_MAX, INT32_MIN})
-    refuse_both("head_dim " + std::to_string(n), "head_dim", [&](Good& g) { g.problem.head_dim = n; });
+    refuse_plan("head_dim " + std::to_string(n), "head_dim", [&](Good& g) { g.problem.head_dim = n; });
   for (const int n : {-1, 3, 100})
-    refuse_both("dtype " + std::to_string(n), "dtype", [&](Good& g) { std::memcpy(&g.problem.dtype, &n, sizeof n); });
+    refuse_plan("dtype " + std::to_string(n), "dtype", [&](Good& g) { std::memcpy(&g.problem.dtype, &n, sizeof n); });
 }
 
 TEST(Plan, Lengths) {
@@ -173,85 +149,12 @@ TEST(Plan, Ragged) {
   });
 }
 
-TEST(Plan, Thresholds) {
-  refuse_plan("thresholds null", "thresholds", [](Good& g) { g.options.thresholds = nullptr; });
-  for (const int64_t n : {int64_t{0}, int64_t{2}, int64_t{3}, int64_t{5}, int64_t{-1}, INT64_MAX})
-    refuse_plan("n_thresholds " + std::to_string(n), "n_thresholds", [&](Good& g) {
-      g.taus.resize(8, 0.1f);
-      g.options.thresholds = g.taus.data();
-      g.options.n_thresholds = n;
-    });
-  for (const float t : {nan, inf, -inf, -0.1f})
-    for (const size_t at : {size_t{0}, size_t{3}})
-      refuse_plan("threshold " + std::to_string(at) + " " + std::to_string(t),
-                  "thresholds: element " + std::to_string(at), [&](Good& g) {
-                    g.taus[at] = t;
-                    g.options.thresholds = g.taus.data();
-                    g.options.n_thresholds = 4;
-                  });
-}
-
-void with_projections(Good& g, std::vector<float>& matrix, int32_t rank) {
-  matrix.assign(2 * 64 * static_cast<size_t>(rank), 0.1f);
-  g.options.rank = rank;
-  g.options.q_projection = g.options.k_projection = matrix.data();
-}
-
-TEST(Plan, Estimator) {
-  std::vector<float> matrix, other;
-  for (const int f : {0, 5, 16, -4})
-    refuse_both("format " + std::to_string(f), "format",
-                [&](Good& g) { std::memcpy(&g.options.format, &f, sizeof f); });
-  for (const int32_t r : {-16, 8, 24, 80, 1, INT32_MAX, INT32_MIN})
-    refuse_both("rank " + std::to_string(r), "rank", [&](Good& g) { g.options.rank = r; });
-  refuse_both("rank without projections", "q_projection", [&](Good& g) { g.options.rank = 32; });
-  refuse_both("rank without k_projection", "k_projection", [&](Good& g) {
-    with_projections(g, matrix, 32);
-    g.options.k_projection = nullptr;
-  });
-  refuse_both("rank without q_projection", "q_projection", [&](Good& g) {
-    with_projections(g, matrix, 32);
-    g.options.q_projection = nullptr;
-  });
-  refuse_both("INT4 with a rank of no multiple of 16", "rank", [&](Good& g) {
-    with_projections(g, matrix, 24);
-    g.options.format = SALE_INT4;
-  });
-  refuse_both("projections without a rank", "projection", [&](Good& g) {
-    with_projections(g, matrix, 32);
-    g.options.rank = 0;
-  });
-  refuse_both("projections with the full rank", "projection", [&](Good& g) { with_projections(g, matrix, 64); });
-  for (const float x : {nan, inf}) {
-    refuse_both("q_projection with " + std::to_string(x), "q_projection: element 5", [&](Good& g) {
-      with_projections(g, matrix, 16);
-      matrix[5] = x;
-    });
-    refuse_both("k_projection with " + std::to_string(x), "k_projection: element 2047", [&](Good& g) {
-      with_projections(g, matrix, 16);
-      other = matrix;
-      other[2047] = x;
-      g.options.k_projection = other.data();
-    });
-  }
-}
-
-TEST(Plan, Regions) {
-  for (const int32_t n : {0, 16, 31, 33, 288, -32, INT32_MIN})
-    refuse_plan("sink " + std::to_string(n), "sink", [&](Good& g) { g.options.sink = n; });
-  static const float reference = 0;
-  for (const int32_t n : {16, 288, -32})
-    refuse_plan("sink " + std::to_string(n) + " of a part", "sink", [&](Good& g) {
-      g.options.sink = n;
-      g.problem.reference = &reference;
-    });
-  refuse_plan("a pseudo-key for a part's last block", "compensate: with a reference", [](Good& g) {
-    g.problem.reference = &reference;
+TEST(Plan, Options) {
+  refuse_plan("a pseudo-key for a part's last block", "compensate: of a part", [](Good& g) {
+    g.problem.part = 1;
     g.problem.k_len = 500, g.problem.q_offset = 2000;
     g.options.compensate = 1;
   });
-  for (const int32_t n : {0, 16, 100, 1056, -32, INT32_MAX})
-    refuse_plan("local " + std::to_string(n), "local", [&](Good& g) { g.options.local = n; });
   for (const int64_t n : {int64_t{-1}, INT64_MIN})
     refuse_plan("dense_below " + std::to_string(n), "dense_below", [&](Good& g) { g.options.dense_below = n; });
   for (const int n : {-1, 4, 8})
@@ -259,82 +162,29 @@ TEST(Plan, Regions) {
                 [&](Good& g) { std::memcpy(&g.options.compute, &n, sizeof n); });
   for (const int32_t n : {-1, 65537, INT32_MIN, INT32_MAX})
     refuse_plan("audit " + std::to_string(n), "audit", [&](Good& g) { g.options.audit = n; });
-  for (const int32_t n : {-1, 1025, INT32_MAX})
-    refuse_both("threads " + std::to_string(n), "threads", [&](Good& g) { g.options.threads = n; });
+  for (const int32_t n : {-1, 2, INT32_MAX})
+    refuse_plan("with_index " + std::to_string(n), "with_index", [&](Good& g) { g.options.with_index = n; });
+  for (const int32_t n : {-1, 2, INT32_MIN})
+    refuse_plan("part " + std::to_string(n), "part", [&](Good& g) { g.problem.part = n; });
 }
 
-TEST(Plan, Backends) {
-  refuse_both("backend unknown", "backend: no backend is called 'nonsense'",
-              [](Good& g) { g.options.backend = "nonsense"; });
-  refuse_both("backend in capitals", "'PORTABLE'", [](Good& g) { g.options.backend = "PORTABLE"; });
-  refuse_both("backend cut short", "'portabl'", [](Good& g) { g.options.backend = "portabl"; });
-  for (int32_t i = 0; i < sale_backend_count(); ++i) {
-    const std::string name = sale_backend_name(i), why = sale_backend_why_not(i);
-    if (why.empty()) continue;
-    refuse_both(
-        "backend " + name + " on this machine", why, [&](Good& g) { g.options.backend = name.c_str(); },
-        SALE_UNSUPPORTED);
-  }
-  for (int32_t i = 0; i < sale_backend_count(); ++i) {
-    const Good narrow("d=16");
-    const std::string name = sale_backend_name(i),
-                      why = sale_backend_why_not_problem(i, &narrow.problem, &narrow.options);
-    if (why.empty() || *sale_backend_why_not(i) != '\0') continue;
-    sale_options o = narrow.options;
-    o.backend = name.c_str();
-    sale_plan* plan = nullptr;
-    refused(("backend " + name + " with head_dim 16").c_str(), sale_plan_create(&narrow.problem, &o, 0, &plan),
-            SALE_UNSUPPORTED, why);
-  }
-}
-
-TEST(Plan, BackendFromTheEnvironment) {
-  const char* const before = std::getenv("SALE_BACKEND");
-  const std::string kept = before != nullptr ? before : "";
-  setenv("SALE_BACKEND", "nonsense", 1);
-  refuse_both("SALE_BACKEND unknown", "SALE_BACKEND", [](Good& g) { g.options.backend = nullptr; });
+// Problems that are right, but not for this layer.
+TEST(Plan, OfAnotherLayer) {
+  refuse_plan("more query heads than the layer", "estimators: made for 4 query",
+              [](Good& g) { g.problem.q_heads = 6, g.problem.q.batch = g.problem.out.batch = 6 * 100 * 64; });
+  refuse_plan("fewer kv heads than the layer", "2 kv heads", [](Good& g) { g.problem.kv_heads = 1; });
+  refuse_plan("head_dim of another layer", "of 64", [](Good& g) { g.problem.head_dim = 32; });
+  refuse_plan("dtype of another layer", "dtype", [](Good& g) { g.problem.dtype = SALE_F16; });
+  refuse_plan("device of another layer", "device", [](Good& g) { g.problem.device = 0; });
   Good g;
-  g.options.backend = "portable";
-  EXPECT_STREQ(sale_plan_backend(g.plan()), "portable") << "the option goes before the environment";
-  setenv("SALE_BACKEND", "portable", 1);
-  g.options.backend = nullptr;
-  EXPECT_STREQ(sale_plan_backend(g.plan()), "portable");
-  if (before != nullptr) {
-    setenv("SALE_BACKEND", kept.c_str(), 1);
-  } else {
-    unsetenv("SALE_BACKEND");
-  }
-}
-
-TEST(Index, Capacity) {
-  for (const int64_t n : {int64_t{0}, int64_t{-1}, huge(), INT64_MAX, INT64_MIN})
-    refuse_index("capacity " + std::to_string(n), "capacity", [](Good&) {}, n);
-  refuse_index(
-      "capacity beyond any memory", "memory",
-      [](Good& g) {
-        g.problem.q_heads = g.problem.kv_heads = 65536;
-        g.problem.head_dim = 256;
-      },
-      int64_t{1} << 31, SALE_OUT_OF_MEMORY);
-}
-
-TEST(Backends, QuestionsOutsideTheListHaveAnswers) {
-  const Good g;
-  const int32_t n = sale_backend_count();
-  EXPECT_GE(n, 1);
-  for (const int32_t i : {-1, n, INT32_MAX, INT32_MIN}) {
-    EXPECT_NE(sale_backend_name(i), nullptr);
-    EXPECT_NE(sale_backend_summary(i), nullptr);
-    EXPECT_STRNE(sale_backend_why_not(i), "");
-    EXPECT_STRNE(sale_backend_why_not_problem(i, &g.problem, &g.options), "");
-  }
-  EXPECT_STRNE(sale_backend_why_not_problem(0, nullptr, &g.options), "");
-  EXPECT_STRNE(sale_backend_why_not_problem(0, &g.problem, nullptr), "");
-  EXPECT_STREQ(sale_backend_name(n - 1), "portable");
-  EXPECT_STREQ(sale_backend_why_not(n - 1), "");
-  for (int s = -1; s <= 6; ++s) EXPECT_STRNE(sale_status_name(static_cast<sale_status>(s)), "");
-  EXPECT_STRNE(sale_machine(), "");
-  EXPECT_STRNE(sale_version(), "");
+  g.layer.sink = 0;
+  const sale_estimator* const part = g.estimator();
+  sale_plan* plan = nullptr;
+  refused("plan: sink 0 of whole sequences", g.make_plan(part, &plan), bad, "sink: 0");
+  EXPECT_EQ(plan, nullptr);
+  g.problem.part = 1;
+  EXPECT_EQ(g.make_plan(part, &plan), SALE_OK) << sale_last_error();
+  sale_plan_destroy(plan);
 }
 
 }  // namespace

@@ -23,25 +23,32 @@ int runs() {
   return n != nullptr ? std::atoi(n) : 60;
 }
 
-sale_status run_into(const Good& g, const sale_plan* plan, const sale_index* const* indexes, Output& o) {
-  const sale_case::Memory space(sale_plan_workspace(plan).total, 0, 64);
-  return sale_run(plan, g.in->q.data(), g.in->k.data(), g.in->v.data(), o.out.data(), o.lse.data(), indexes,
-                  space.begin(), space.size(), nullptr, nullptr);
+sale_status run_into(const Good& g, const sale_plan* plan, const sale_estimator* estimator,
+                     const sale_index* const* indexes, Output& o) {
+  const sale_case::Memory space(workspace_of(plan).total, 0, 64);
+  sale_call call = g.in->call();
+  call.out = o.out.data();
+  call.lse = o.lse.data();
+  call.indexes = indexes;
+  call.workspace = space.begin();
+  call.workspace_bytes = space.size();
+  return sale_run(plan, estimator, &call);
 }
 
 void share(const Good& g, bool with_index) {
-  const sale_plan* plan = g.plan(with_index);
+  const sale_estimator* estimator = g.estimator();
+  const sale_plan* plan = g.plan(estimator, with_index);
   const std::vector<const sale_index*> list{g.index(0), g.index(1)};
   const sale_index* const* indexes = with_index ? list.data() : nullptr;
   Output expected(g);
-  ASSERT_EQ(run_into(g, plan, indexes, expected), SALE_OK) << sale_last_error();
+  ASSERT_EQ(run_into(g, plan, estimator, indexes, expected), SALE_OK) << sale_last_error();
   std::atomic<int> different{0}, failed{0};
   std::vector<std::thread> threads;
   for (int t = 0; t < 16; ++t)
     threads.emplace_back([&] {
       for (int i = runs(); i > 0; --i) {
         Output o(g);
-        if (run_into(g, plan, indexes, o) != SALE_OK) ++failed;
+        if (run_into(g, plan, estimator, indexes, o) != SALE_OK) ++failed;
         if (!(o == expected)) ++different;
       }
     });
@@ -57,26 +64,29 @@ TEST(Threads, OnePlanSharedBy16) {
   }
 }
 
-// Plans come and go on many threads; their pool is shared and must outlive each.
-TEST(Threads, PlansComeAndGo) {
+// Layers and plans come and go on many threads; their pool is shared and must outlive each.
+TEST(Threads, LayersAndPlansComeAndGo) {
   Good g;
   Output expected(g);
-  ASSERT_EQ(run_into(g, g.plan(), nullptr, expected), SALE_OK);
+  const sale_estimator* one = g.estimator();
+  ASSERT_EQ(run_into(g, g.plan(one), one, nullptr, expected), SALE_OK);
   std::atomic<int> wrong{0};
   std::vector<std::thread> threads;
   for (int t = 0; t < 8; ++t)
     threads.emplace_back([&, t] {
       for (int i = 0; i < 20; ++i) {
-        sale_options o = g.options;
-        o.threads = 1 + (t + i) % 4;
+        sale_layer layer = g.layer;
+        layer.threads = 1 + (t + i) % 4;
+        sale_estimator* estimator = nullptr;
         sale_plan* plan = nullptr;
-        if (sale_plan_create(&g.problem, &o, 0, &plan) != SALE_OK) {
+        if (sale_estimator_create(&layer, &estimator) != SALE_OK || g.make_plan(estimator, &plan) != SALE_OK) {
           ++wrong;
-          continue;
+        } else {
+          Output out(g);
+          if (run_into(g, plan, estimator, nullptr, out) != SALE_OK || !(out == expected)) ++wrong;
         }
-        Output out(g);
-        if (run_into(g, plan, nullptr, out) != SALE_OK || !(out == expected)) ++wrong;
         sale_plan_destroy(plan);
+        sale_estimator_destroy(estimator);
       }
     });
   for (std::thread& t : threads) t.join();
@@ -85,25 +95,48 @@ TEST(Threads, PlansComeAndGo) {
 
 TEST(Threads, MessagesBelongToTheirThread) {
   Good g;
-  g.problem.head_dim = 24;
-  sale_plan* plan = nullptr;
-  ASSERT_EQ(sale_plan_create(&g.problem, &g.options, 0, &plan), SALE_INVALID_ARGUMENT);
+  g.layer.head_dim = 24;
+  sale_estimator* estimator = nullptr;
+  ASSERT_EQ(sale_estimator_create(&g.layer, &estimator), SALE_INVALID_ARGUMENT);
   std::string other = "unset";
   std::thread([&] { other = sale_last_error(); }).join();
   EXPECT_EQ(other, "");
   EXPECT_NE(std::string(sale_last_error()).find("head_dim"), std::string::npos);
 }
 
-// Blocks and workspace sizes outlive the plan they came from.
+// What was made of a thing keeps what it needs of it.
 TEST(Threads, BlocksOutliveTheirPlan) {
   Good g;
   sale_plan* plan = nullptr;
-  ASSERT_EQ(sale_plan_create(&g.problem, &g.options, 0, &plan), SALE_OK);
+  ASSERT_EQ(g.make_plan(g.estimator(), &plan), SALE_OK);
   sale_blocks* blocks = g.blocks(plan);
   sale_plan_destroy(plan);
-  int64_t kept = 0, visible = 0;
-  EXPECT_EQ(sale_blocks_row(blocks, 1, 3, 1, nullptr, 0, &kept, &visible), SALE_OK);
-  EXPECT_EQ(kept, 5);
+  sale_row_counts counts{};
+  EXPECT_EQ(sale_blocks_row(blocks, {1, 3, 1}, nullptr, 0, &counts), SALE_OK);
+  EXPECT_EQ(counts.kept, 5);
+}
+
+TEST(Threads, PlansAndIndexesOutliveTheirEstimator) {
+  Good g;
+  Output expected(g), out(g);
+  const sale_estimator* kept = g.estimator();
+  ASSERT_EQ(run_into(g, g.plan(kept), kept, nullptr, expected), SALE_OK);
+  sale_estimator* gone = nullptr;
+  ASSERT_EQ(sale_estimator_create(&g.layer, &gone), SALE_OK);
+  sale_plan* plan = nullptr;
+  ASSERT_EQ(g.make_plan(gone, &plan, true), SALE_OK);
+  sale_index* indexes[2]{};
+  for (int64_t b = 0; b < 2; ++b) {
+    const sale_index_options o = index_options(150);
+    ASSERT_EQ(sale_index_create(gone, &o, &indexes[b]), SALE_OK);
+  }
+  sale_estimator_destroy(gone);
+  for (int64_t b = 0; b < 2; ++b)
+    EXPECT_EQ(sale_index_update(indexes[b], g.in->keys(b), g.problem.k, 150, nullptr, nullptr), SALE_OK);
+  EXPECT_EQ(run_into(g, plan, kept, indexes, out), SALE_OK) << sale_last_error();
+  EXPECT_TRUE(out == expected);
+  sale_plan_destroy(plan);
+  for (sale_index* i : indexes) sale_index_destroy(i);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
-// Raw bytes as problems, options and problem lines: refused or made, never a crash.
+// Raw bytes as problems, layers, options and problem lines: refused or made, never a crash.
 //
 // First byte odd: the rest is a problem line. Even: the rest is a list of edits (slot, value) to the bytes of a good
-// problem and good options, so that most inputs are wrong in few places and reach every check. Pointers are put back
+// problem, layer and options, so that most inputs are wrong in few places and reach every check. Pointers are put back
 // afterwards: what they point to is the caller's promise, its contents come from the input.
 #include <algorithm>
 #include <cstdint>
@@ -66,7 +66,7 @@ constexpr size_t most_entries = 65536;  // of anything per sequence or head
 
 struct Lists {
   std::vector<int64_t> q_lens, k_lens, q_offsets, q_starts, k_starts;
-  std::vector<float> thresholds, q_projection, k_projection;
+  std::vector<float> thresholds, q_projection, k_projection, smoothing, key_scales;
   std::string backend;
 
   // Short input, long list: what was read is repeated.
@@ -84,7 +84,7 @@ struct Lists {
     return list.data();
   }
 
-  void put_back(sale_problem& p, sale_options& o, Input& in) {
+  void put_back(sale_problem& p, sale_layer& l, Input& in) {
     const uint16_t which = in.take<uint16_t>();
     const size_t batch = p.batch > 0 ? std::min(static_cast<size_t>(p.batch), most_entries) : 1;
     p.q_lens = which & 1 ? fill(q_lens, in, batch) : nullptr;
@@ -92,19 +92,28 @@ struct Lists {
     p.q_offsets = which & 4 ? fill(q_offsets, in, batch) : nullptr;
     p.q_starts = which & 8 ? fill(q_starts, in, batch) : nullptr;
     p.k_starts = which & 16 ? fill(k_starts, in, batch) : nullptr;
-    const size_t heads = static_cast<size_t>(std::clamp<int64_t>(o.n_thresholds, 1, most_entries));
-    o.thresholds = which & 32 ? nullptr : fill(thresholds, in, heads);
-    const int64_t sizes[]{p.kv_heads, p.head_dim, o.rank};
+    const size_t heads = static_cast<size_t>(std::clamp<int64_t>(l.n_thresholds, 1, most_entries));
+    l.thresholds = which & 32 ? nullptr : fill(thresholds, in, heads);
+    const int64_t sizes[]{l.kv_heads, l.head_dim, l.rank};
     __int128 matrix = 1;
     for (int64_t n : sizes) matrix *= std::max<int64_t>(n, 0);
     const bool small = matrix <= 1 << 20;
     const size_t n = small ? static_cast<size_t>(matrix) : 0;
-    o.q_projection = which & 64 && small ? fill(q_projection, in, n) : nullptr;
-    o.k_projection = which & 128 && small ? fill(k_projection, in, n) : nullptr;
-    constexpr const char* names[]{"portable", "avx2", "avx512", "amx", "", "nonsense"};
-    o.backend = which & 256 ? names[in.take<uint8_t>() % std::size(names)] : nullptr;
+    l.q_projection = which & 64 && small ? fill(q_projection, in, n) : nullptr;
+    l.k_projection = which & 128 && small ? fill(k_projection, in, n) : nullptr;
+    // One of the list, or none of it.
+    const int32_t backends = sale_backend_count(), one = in.take<uint8_t>() % (backends + 2);
+    l.backend = (which & 256) == 0 ? nullptr
+                : one < backends   ? sale_backend_name(one)
+                : one == backends  ? ""
+                                   : "nonsense";
+    const int64_t vectors = int64_t{std::max(l.kv_heads, 0)} * std::max(l.head_dim, 0);
+    const bool few = vectors <= 1 << 20;
+    l.smoothing = which & 512 && few ? fill(smoothing, in, static_cast<size_t>(vectors)) : nullptr;
+    l.key_scales = which & 1024 && few ? fill(key_scales, in, static_cast<size_t>(std::max(l.kv_heads, 0))) : nullptr;
     // Threads are real: a thousand of them per input would fuzz the kernel, not the library.
-    if (o.threads >= 0 && o.threads <= 1024) o.threads = 1 + o.threads % 2;
+    if (l.threads >= 0 && l.threads <= 1024) l.threads = 1 + l.threads % 2;
+    l.parallel_for = nullptr;
   }
 };
 
@@ -118,36 +127,84 @@ bool laborious(const sale_problem& p) {
   return tiles * std::max(p.kv_heads, 1) > 1 << 18;
 }
 
+void try_index(const sale_estimator* estimator, Input& in) {
+  sale_index_options o{};
+  o.struct_size = sizeof o;
+  o.capacity = 1 + in.take<uint8_t>();
+  if (in.take<uint8_t>() % 4 == 0) edit(o, in);
+  // Memory is the caller's promise; sizes that any allocator gives.
+  o.memory = nullptr;
+  const size_t bytes = sale_index_memory(estimator, o.capacity);
+  if (bytes > 1 << 24) return;
+  sale_index* const sentinel = reinterpret_cast<sale_index*>(0x40);
+  sale_index* index = sentinel;
+  const sale_status status = sale_index_create(estimator, &o, &index);
+  require(status != SALE_INTERNAL, "an internal error");
+  require((status == SALE_OK) == (index != sentinel), "a refusal touched the index");
+  if (status != SALE_OK) return;
+  require(sale_index_bytes(index) == bytes && sale_index_length(index) == 0, "a new index is not what was said of it");
+  sale_index_destroy(index);
+}
+
 void try_plan(Input in) {
-  sale_problem p = sale_problem_init(2, 4, 2, 100, 300, 64, SALE_BF16);
+  sale_problem p = sale_problem_init(4, 2, 64, SALE_BF16, 100, 300);
+  p.batch = 2;
+  sale_layer l = sale_layer_init(4, 2, 64, SALE_BF16);
   sale_options o = sale_options_init();
   o.dense_below = 0;
   const int edits = in.take<uint8_t>() % 8;
-  for (int i = 0; i < edits; ++i) in.take<uint8_t>() % 4 == 0 ? edit(o, in) : edit(p, in);
+  bool of_layer = false;
+  for (int i = 0; i < edits; ++i) {
+    const int which = in.take<uint8_t>() % 8;
+    if (which == 0) edit(o, in);
+    if (which == 2 || which == 4) edit(l, in), of_layer = true;
+    if (which % 2 == 1 || which == 6) edit(p, in);
+  }
+  // Half the time the same of both, so that what is right of a layer meets a problem like it.
+  if (in.take<uint8_t>() & 1) {
+    if (of_layer)
+      p.q_heads = l.q_heads, p.kv_heads = l.kv_heads, p.head_dim = l.head_dim, p.dtype = l.dtype, p.device = l.device;
+    else
+      l.q_heads = p.q_heads, l.kv_heads = p.kv_heads, l.head_dim = p.head_dim, l.dtype = p.dtype, l.device = p.device;
+  }
   Lists lists;
-  lists.put_back(p, o, in);
+  lists.put_back(p, l, in);
   if (laborious(p)) return;
   for (int32_t i = -1; i <= sale_backend_count(); ++i)
-    require(sale_backend_why_not_problem(i, &p, &o) != nullptr, "no reason");
-  sale_plan* const sentinel = reinterpret_cast<sale_plan*>(0x40);
-  sale_plan* plan = sentinel;
-  const sale_status status = sale_plan_create(&p, &o, in.take<uint8_t>() & 1, &plan);
-  require(status != SALE_INTERNAL, "an internal error");
-  if (status != SALE_OK) {
-    require(plan == sentinel, "a refusal touched the output");
+    require(sale_backend_why_not_problem(i, &p, &l, &o) != nullptr, "no reason");
+  const auto refused = [&](sale_status status, bool untouched) {
+    require(status != SALE_INTERNAL, "an internal error");
+    if (status == SALE_OK) return false;
+    require(untouched, "a refusal touched the output");
     require(*sale_last_error() != '\0', "a refusal without a message");
     if (edits == 0) sale_fuzz::refused(sale_last_error());
-    return;
-  }
-  const sale_workspace w = sale_plan_workspace(plan);
-  require(w.total == w.key_index + w.selection + w.scratch, "workspace parts do not add up");
+    return true;
+  };
+  sale_estimator* const no_estimator = reinterpret_cast<sale_estimator*>(0x40);
+  sale_estimator* estimator = no_estimator;
+  if (refused(sale_estimator_create(&l, &estimator), estimator == no_estimator)) return;
+  require(*sale_estimator_backend(estimator) != '\0', "an estimator without a backend");
+  try_index(estimator, in);
+  const sale_estimator* const one = estimator;
+  sale_plan* const no_plan = reinterpret_cast<sale_plan*>(0x40);
+  sale_plan* plan = no_plan;
+  const sale_status status = sale_plan_create(&p, &o, &one, 1, &plan);
+  sale_estimator_destroy(estimator);
+  if (refused(status, plan == no_plan)) return;
+  sale_workspace w{};
+  w.struct_size = sizeof w;
+  require(sale_plan_workspace(plan, &w) == SALE_OK, "no workspace of a plan");
+  require(w.total == w.tables + w.key_index + w.selection + w.scratch, "workspace parts do not add up");
   require(*sale_plan_explain(plan) != '\0' && *sale_plan_backend(plan) != '\0', "nothing to explain");
   if (w.selection < 1 << 22) {
     sale_blocks* blocks = nullptr;
     require(sale_blocks_create(plan, &blocks) == SALE_OK, "no block list for a plan");
-    int64_t kept = -1, visible = -1;
-    require(sale_blocks_row(blocks, 0, 0, 0, nullptr, 0, &kept, &visible) == SALE_OK, "no first row");
-    require(kept == visible && kept >= 1, "a new block list is not full");
+    sale_row_counts first{-1, -1};
+    require(sale_blocks_row(blocks, {0, 0, 0}, nullptr, 0, &first) == SALE_OK, "no first row");
+    require(first.kept == first.visible && first.kept >= 1, "a new block list is not full");
+    sale_csr_counts all{-1, -1};
+    require(sale_blocks_csr(blocks, nullptr, 0, nullptr, 0, &all) == SALE_OK, "no rows at all");
+    require(all.rows >= 1 && all.kept >= first.kept, "the whole has less than its first row");
     sale_blocks_destroy(blocks);
   }
   sale_plan_destroy(plan);

@@ -132,7 +132,8 @@ std::vector<std::string> backends_for(const Instance& in) {
   for (int32_t i = 0; i < sale_backend_count(); ++i) {
     const std::string name = sale_backend_name(i);
     if (!in.c.backend.empty() && in.c.backend != name) continue;
-    if (*sale_backend_why_not(i) == '\0' && *sale_backend_why_not_problem(i, &in.problem, &in.layer, &in.options) == '\0')
+    if (*sale_backend_why_not(i) == '\0' &&
+        *sale_backend_why_not_problem(i, &in.problem, &in.layer, &in.options) == '\0')
       names.push_back(name);
   }
   return names;
@@ -144,8 +145,7 @@ Lists read_lists(const Instance& in, const sale_blocks* blocks) {
     for (int32_t h = 0; h < in.c.q_heads; ++h) {
       lists[b].emplace_back();
       const int64_t tiles = (in.sequences[b].q_len + SALE_Q_BLOCK - 1) / SALE_Q_BLOCK;
-      for (int64_t t = 0; t < tiles; ++t)
-        lists[b].back().push_back(read_row(blocks, {static_cast<int32_t>(b), h, t}));
+      for (int64_t t = 0; t < tiles; ++t) lists[b].back().push_back(read_row(blocks, {static_cast<int32_t>(b), h, t}));
     }
   return lists;
 }
