@@ -24,34 +24,29 @@ struct Owner {
   Owner& operator=(Owner&&) = delete;
   ~Owner() { destroy(p); }
 };
+using Estimator = Owner<sale_estimator, sale_estimator_destroy>;
 using Plan = Owner<sale_plan, sale_plan_destroy>;
 using Index = Owner<sale_index, sale_index_destroy>;
 
 // Of a sequence's keys: at once, or, with the same smoothing, in steps of any size, some of them undone on the way.
-Index index_of(const Instance& in, int64_t b, const Index* smoothing, uint64_t seed) {
+Index index_of(const Instance& in, int64_t b, const sale_layer& layer, uint64_t seed, bool in_steps) {
+  Estimator estimator;
+  must(sale_estimator_create(&layer, &estimator.p));
   Index made;
   const int64_t keys = in.sequences[static_cast<size_t>(b)].k_len;
   const auto update = [&](int64_t to) {
     return sale_index_update(made.p, in.keys(b), in.problem.k, to, nullptr, nullptr);
   };
-  must(sale_index_create(&in.problem, &in.options, keys, &made.p));
-  if (smoothing == nullptr) {
-    must(update(keys));
-    return made;
-  }
-  std::vector<float> vectors;
-  for (int32_t h = 0; h < in.c.kv_heads; ++h) {
-    const int8_t* codes;
-    const float *scales, *vector;
-    must(sale_index_codes(smoothing->p, h, &codes, &scales, &vector));
-    vectors.insert(vectors.end(), vector, vector + in.c.head_dim);
-  }
-  must(sale_index_set_smoothing(made.p, vectors.data()));
+  sale_index_options options{};
+  options.struct_size = sizeof options;
+  options.capacity = keys;
+  must(sale_index_create(estimator.p, &options, &made.p));
   sale_case::Random random(seed);
   for (int64_t length = 0; length < keys;) {
-    length = std::min(keys, length + random.between(1, 150));
+    length = in_steps ? std::min(keys, length + random.between(1, 150)) : keys;
     must(update(length));
-    if (random.one_in(4)) must(sale_index_truncate(made.p, length -= random.between(0, std::min<int64_t>(length, 40))));
+    if (in_steps && random.one_in(4))
+      must(sale_index_truncate(made.p, length -= random.between(0, std::min<int64_t>(length, 40))));
   }
   return made;
 }
@@ -61,17 +56,25 @@ struct Bits {
   bool operator==(const Bits&) const = default;
 };
 
-Bits run(Instance& in, const std::vector<Index>& indexes, int32_t threads) {
-  in.options.threads = threads;
+Bits run(Instance& in, const std::vector<Index>& indexes, const sale_layer& layer) {
+  Estimator estimator;
+  must(sale_estimator_create(&layer, &estimator.p));
+  sale_options options = in.options;
+  options.with_index = 1;
   Plan plan;
-  must(sale_plan_create(&in.problem, &in.options, 1, &plan.p));
+  const sale_estimator* const one = estimator.p;
+  must(sale_plan_create(&in.problem, &options, &one, 1, &plan.p));
   std::vector<const sale_index*> list;
   for (const Index& i : indexes) list.push_back(i.p);
-  const size_t bytes = sale_plan_workspace(plan.p).total;
-  const sale_case::Memory space(bytes, 0, 64);
+  sale_workspace w{};
+  w.struct_size = sizeof w;
+  must(sale_plan_workspace(plan.p, &w));
+  const sale_case::Memory space(w.total, 0, 64);
   in.clear_outputs();
-  must(sale_run(plan.p, in.q.data(), in.k.data(), in.v.data(), in.out.data(), reinterpret_cast<float*>(in.lse->begin()),
-                list.data(), space.begin(), bytes, nullptr, nullptr));
+  sale_call call = in.call();
+  call.indexes = list.data();
+  call.workspace = space.begin(), call.workspace_bytes = w.total;
+  must(sale_run(plan.p, estimator.p, &call));
   const auto copy = [](const sale_case::Memory& m) { return std::vector<std::byte>(m.begin(), m.begin() + m.size()); };
   return {copy(*in.out.memory), copy(*in.lse)};
 }
@@ -83,19 +86,26 @@ std::string check(uint64_t seed, std::atomic<int>& ran) {
   for (int32_t backend = 0; backend < sale_backend_count(); ++backend) {
     c.backend = sale_backend_name(backend);
     Instance in(c);
+    // Vectors of the layer: codes are then those of the keys alone, however they came.
+    sale_case::Random random(seed);
+    std::vector<float> smoothing;
+    for (int64_t i = 0; i < int64_t{c.kv_heads} * c.head_dim; ++i)
+      smoothing.push_back(static_cast<float>(random.between(-1000, 1000)) / 1000);
+    sale_layer layer = in.layer;
+    layer.smoothing = smoothing.data();
     if (*sale_backend_why_not(backend) != '\0' ||
-        *sale_backend_why_not_problem(backend, &in.problem, &in.options) != '\0')
+        *sale_backend_why_not_problem(backend, &in.problem, &layer, &in.options) != '\0')
       continue;
     ++ran;
     std::vector<Index> whole, grown;
-    in.options.threads = 1;
-    for (int64_t b = 0; b < c.batch; ++b) whole.push_back(index_of(in, b, nullptr, seed));
-    const Bits expected = run(in, whole, 1);
+    layer.threads = 1;
+    for (int64_t b = 0; b < c.batch; ++b) whole.push_back(index_of(in, b, layer, seed, false));
+    const Bits expected = run(in, whole, layer);
     for (int32_t threads : {2, 3, 7}) {
-      in.options.threads = threads;
+      layer.threads = threads;
       grown.clear();
-      for (int64_t b = 0; b < c.batch; ++b) grown.push_back(index_of(in, b, &whole[static_cast<size_t>(b)], seed + 1));
-      if (!(run(in, grown, threads) == expected))
+      for (int64_t b = 0; b < c.batch; ++b) grown.push_back(index_of(in, b, layer, seed + 1, true));
+      if (!(run(in, grown, layer) == expected))
         return std::to_string(threads) + " threads give other bits than one: " + sale_case::print(c) + "\n";
     }
   }
