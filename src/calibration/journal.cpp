@@ -14,12 +14,17 @@ std::string difference(const Json& was, const Json& is) {
   return {};
 }
 
+// A line; bytes that are no text are replaced.
+std::string printed(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
+
 }  // namespace
 
-Journal::Journal(std::filesystem::path path, const Json& settings) : path_(std::move(path)) {
+Journal::Journal(std::filesystem::path path, const Json& given) : path_(std::move(path)) {
   const std::string name = path_.string();
+  const Json settings = Json::parse(printed(given));  // as a file would have them
   std::string whole;
-  if (std::filesystem::exists(path_)) {
+  std::error_code none;
+  if (std::filesystem::exists(path_, none)) {
     const std::string found = read_bytes(path_, most_bytes);
     whole = found.substr(0, found.rfind('\n') + 1);
   }
@@ -37,13 +42,13 @@ Journal::Journal(std::filesystem::path path, const Json& settings) : path_(std::
   } catch (const Json::exception&) {
     refuse("progress: ", name, " is not a file of a calibrator's progress");
   }
-  write_bytes(path_, whole.empty() ? Json{{"settings", settings}}.dump() + "\n" : whole);
+  write_bytes(path_, whole.empty() ? printed(Json{{"settings", settings}}) + "\n" : whole);
   file_.open(path_, std::ios::app);
 }
 
 void Journal::add(const Json& line) {
   if (!kept()) return;
-  file_ << line.dump() << "\n" << std::flush;
+  file_ << printed(line) << "\n" << std::flush;
   if (!file_) refuse("progress: ", path_.string(), " cannot be written");
 }
 

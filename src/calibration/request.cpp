@@ -53,6 +53,14 @@ void take_projections(const sale_calibrator_options& o, Setup& s) {
 
 std::string words(const char* given) { return given == nullptr ? "" : given; }
 
+// Of the file that is to be written: better refused now than then.
+std::string short_words(const char* name, const char* given, size_t longest) {
+  std::string text_given = words(given);
+  require(text_given.size() <= longest, "options.", name, ": has ", text_given.size(), " bytes; ", longest,
+          " are allowed");
+  return text_given;
+}
+
 std::string today() {
   const std::chrono::year_month_day d(std::chrono::floor<std::chrono::days>(std::chrono::system_clock::now()));
   char name[40];
@@ -68,7 +76,7 @@ Request request_of(const sale_calibrator_options& o) {
   Request r;
   Setup& s = r.setup;
   s.shape = shape_of(model, o.dtype);
-  r.model = words(model.name), r.fingerprint = model.fingerprint;
+  r.model = short_words("model.name", model.name, 200), r.fingerprint = model.fingerprint;
   check_range("device", o.device, SALE_HOST, 1023);
   check_range("threads", o.threads, 0, 1024);
   s.device = o.device, s.backend = words(o.backend), s.threads = o.threads;
@@ -91,8 +99,9 @@ Request request_of(const sale_calibrator_options& o) {
   if (o.rows != 0) check_range("rows", o.rows, 4, 4096), r.sampling.rows = o.rows;
   check_range("local_heads", o.local_heads, 0, 1);
   r.sampling.seed = o.seed, r.local_heads = o.local_heads != 0;
-  r.progress = words(o.progress), r.command = words(o.command), r.note = words(o.note);
-  r.date = o.date == nullptr ? today() : o.date;
+  r.progress = words(o.progress);
+  r.command = short_words("command", o.command, 4000), r.note = short_words("note", o.note, 4000);
+  r.date = o.date == nullptr ? today() : short_words("date", o.date, 40);
   return r;
 }
 

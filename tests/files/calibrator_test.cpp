@@ -315,6 +315,8 @@ TEST(Calibrator, BadOptionsAreRefused) {
     static const std::vector<float> some(2 * 2 * 32 * 16);
     a.c.rank = 16, a.c.q_projections = some.data();
   });
+  expect("options.model.name: has 201 bytes", [](Asked& a) { a.identity.name = std::string(201, 'x'); });
+  expect("options.date: has 41 bytes", [](Asked& a) { a.c.date = "01234567890123456789012345678901234567890"; });
   expect("no backend is called 'none such'", [](Asked& a) { a.c.backend = "none such"; });
   expect("/none/such.progress", [](Asked& a) { a.c.progress = "/none/such.progress"; });
   sale_calibrator* made = nullptr;
