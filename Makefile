@@ -34,7 +34,7 @@ HOST ?= debian
 llamacpp: all
 	@scripts/llamacpp.sh $(HOST)
 	@scripts/gguf.py convert models/tiny-llama-128k build/llamacpp/tiny-llama-128k.gguf
-	@scripts/gguf.py calibration models/tiny-llama-128k/calibration.json build/llamacpp/tiny-llama-128k.gguf \
+	@SALE_PROGRAM=$(BUILD)/cli/sale scripts/gguf.py calibration models/tiny-llama-128k/calibration.json build/llamacpp/tiny-llama-128k.gguf \
 	  build/llamacpp/calibrations >/dev/null
 
 # The same long prompt in llama.cpp without and with SALE: make demo-llamacpp ARGS="--tokens 64k"

@@ -1,21 +1,18 @@
 // sale calibrate: a threshold for every layer and head, and a calibration file that holds them.
 //
-//   --budget   one error budget for the whole model, spent where it saves most time (allocation.hpp)
+//   --budget   one error budget for the whole model, spent where it saves most
 //   --error    every head at most this error
 //   --time     attention's time at most this share of the dense one, the error where it does least harm
 //   --paper    the paper's procedure: halving from 0.008 while the L1 error per token passes a limit
 //
-// What was chosen is measured again at exactly those thresholds before it is written. Every prompt's figures are kept
-// in OUT.progress until the end, so that an interrupted run goes on.
+// The work is the library's (sale/calibration.h); here the model runs, and what was found is shown. Every prompt's
+// figures are kept in OUT.progress until the end, so that an interrupted run goes on.
 #include <algorithm>
-#include <cmath>
 #include <filesystem>
+#include <optional>
 
-#include "allocation.hpp"
-#include "calibration_prompts.hpp"
 #include "calibration_report.hpp"
-#include "journal.hpp"
-#include "progress.hpp"
+#include "feeder.hpp"
 #include "text.hpp"
 
 namespace sale::cli {
@@ -26,140 +23,39 @@ struct Arguments : CalibrationArguments {
   std::vector<double> budgets, errors, times;
   double paper = 0;  // theta
   int rows = 48;
+  bool local_heads = false;
 };
 
-struct Goal {
-  std::string words;
-  double limit;  // for the file
-  std::vector<float> thresholds;
-};
-
-class Work {
-public:
-  Work(const Arguments& a, LoadedModel& m, const Sparse& sparse, std::vector<CalibrationPrompt> prompts)
-      : a_(a), m_(m), settings_(sparse.settings), prompts_(std::move(prompts)), cache_(m.model.config(), longest()) {}
-
-  // What is asked for, from as many passes over the prompts as that takes; and what those thresholds do.
-  std::vector<Goal> goals(Journal& journal) {
-    done_ = 0;
-    if (a_.paper > 0) return {by_halving(journal)};
-    measured_ = sweep(journal, sweep_tries(heads()), "measuring", true);
-    const Allocation allocation(measured_);
-    std::vector<Goal> goals;
-    for (double x : a_.budgets)
-      goals.push_back({fmt::format("budget {} for the whole model", x), x, allocation.within_budget(x)});
-    for (double x : a_.errors)
-      goals.push_back({fmt::format("error of every head at most {}", x), x, allocation.each_within(x)});
-    for (double x : a_.times)
-      goals.push_back({fmt::format("attention in {} of the dense time", x), x, allocation.within_time(x)});
-    return goals;
-  }
-  Measured check(Journal& journal, const std::vector<Goal>& goals) {
-    Sweep::Tries tries;
-    for (const Goal& g : goals) tries.push_back(g.thresholds);
-    return sweep(journal, tries, "checking", false);
-  }
-  const Measured& measured() const { return measured_; }
-
-private:
-  size_t heads() const {
-    return static_cast<size_t>(m_.model.config().layers) * static_cast<size_t>(m_.model.config().q_heads);
-  }
-  int64_t longest() const {
-    size_t n = 0;
-    for (const CalibrationPrompt& p : prompts_) n = std::max(n, p.tokens.size());
-    return static_cast<int64_t>(n);
-  }
-  // The next line of the journal, which one of an interrupted run may have written already.
-  template <class Make>
-  Json line(Journal& journal, Make&& make) {
-    if (done_ == journal.lines().size()) journal.add(make());
-    return journal.lines()[done_++];
-  }
-  std::string name_of(const char* doing, size_t i) const {
-    return fmt::format("{} {} of {}: {}", doing, i + 1, prompts_.size(), prompts_[i].name);
-  }
-
-  Measured sweep(Journal& journal, const Sweep::Tries& tries, const char* doing, bool cost) {
-    Measured sum;
-    for (size_t i = 0; i < prompts_.size(); ++i)
-      sum.add(measured_of(line(journal, [&] {
-        Sweep one(m_.model.config(), settings_, tries, {a_.rows, a_.seed, cost}, cache_.capacity());
-        run_prompt(m_, prompts_[i].tokens, cache_, one, name_of(doing, i), a_.quiet);
-        return json_of(one.measured());
-      })));
-    return sum;
-  }
-
-  Goal by_halving(Journal& journal) {
-    Goal goal{fmt::format("L1 error per token at most {}, as the paper does it", a_.paper), a_.paper,
-              std::vector<float>(heads(), Halving::first)};
-    for (size_t i = 0; i < prompts_.size(); ++i)
-      goal.thresholds = line(journal,
-                             [&] {
-                               Halving one(m_.model.config(), settings_, a_.paper, goal.thresholds, cache_.capacity());
-                               run_prompt(m_, prompts_[i].tokens, cache_, one, name_of("halving", i), a_.quiet);
-                               return Json{{"thresholds", one.thresholds()}};
-                             })
-                            .at("thresholds")
-                            .get<std::vector<float>>();
-    return goal;
-  }
-
-  const Arguments& a_;
-  LoadedModel& m_;
-  AttentionSettings settings_;
-  std::vector<CalibrationPrompt> prompts_;
-  lm::KVCache cache_;
-  Measured measured_;
-  size_t done_ = 0;
-};
-
-// The file's own figures.
-void summarize(Calibration& c, const Goal& goal, const Points& points, int prompts) {
-  c.thresholds = goal.thresholds;
-  c.relative_l1_limit = goal.limit;
-  c.density = c.relative_l1 = c.retained_mass = 0;
-  int64_t kept = 0, visible = 0;
-  const auto n = static_cast<double>(points.size());
-  for (const Point& p : points) {
-    kept += p.kept, visible += p.visible;
-    c.relative_l1 += p.relative / n, c.retained_mass += p.mass / prompts / n;
-  }
-  c.retained_mass = std::min(1.0, c.retained_mass);
-  c.density = static_cast<double>(kept) / static_cast<double>(visible);
+std::vector<sale_goal> goals_of(const Arguments& a) {
+  if (a.paper > 0) return {{SALE_GOAL_PAPER, a.paper}};
+  std::vector<sale_goal> goals;
+  for (double x : a.budgets) goals.push_back({SALE_GOAL_BUDGET, x});
+  for (double x : a.errors) goals.push_back({SALE_GOAL_ERROR, x});
+  for (double x : a.times) goals.push_back({SALE_GOAL_TIME, x});
+  return goals;
 }
 
-Json show_and_write(const Arguments& a, Calibration c, const Work& work, const std::vector<Goal>& goals,
-                    const Measured& checked) {
+Json show_and_write(const Arguments& a, const Calibrator& made, size_t goals) {
   Json results = Json::array();
-  for (size_t i = 0; i < goals.size(); ++i) {
-    summarize(c, goals[i], checked.tries[i], checked.prompts);
-    CalibrationFindings f{&c, checked.tries[i], checked.prompts, goals[i].words};
-    if (!work.measured().tries.empty()) {
-      const Allocation allocation(work.measured());
-      double kept = 0;
-      for (const Point& p : f.points) kept += static_cast<double>(p.kept);
-      f.seconds = allocation.seconds(kept), f.dense_seconds = allocation.dense_seconds();
-      f.per_block = allocation.cost().per_block();
-    }
+  for (size_t i = 0; i < goals; ++i) {
+    const Calibration c = made.result(static_cast<int64_t>(i));
+    const CalibrationFindings f{&c, made.findings(static_cast<int64_t>(i))};
     // The measuring costs the time; several goals are had for the price of one.
     std::filesystem::path out = a.out;
-    if (goals.size() > 1)
-      out.replace_filename(fmt::format("{}_{}{}", out.stem().string(), i, out.extension().string()));
+    if (goals > 1) out.replace_filename(fmt::format("{}_{}{}", out.stem().string(), i, out.extension().string()));
     write_calibration(out, c);
     std::filesystem::path page = out;
     write_text(page.replace_extension(".html"), html_of(f));
     fmt::print("{}written: {}, {}\n", table_of(f), out.string(), page.string());
-    results.push_back({{"goal", f.goal},
-                       {"limit", goals[i].limit},
+    results.push_back({{"goal", f.found.goal},
+                       {"limit", c.relative_l1_limit},
                        {"written", out.string()},
                        {"density", c.density},
                        {"relative_l1_error", c.relative_l1},
                        {"retained_mass", c.retained_mass},
-                       {"attention_s", f.seconds},
-                       {"dense_attention_s", f.dense_seconds},
-                       {"seconds_per_block", f.per_block},
+                       {"attention_s", f.found.attention_s},
+                       {"dense_attention_s", f.found.dense_attention_s},
+                       {"seconds_per_block", f.found.seconds_per_block},
                        {"dense_heads", dense_heads(f)},
                        {"thresholds", c.thresholds}});
   }
@@ -167,33 +63,33 @@ Json show_and_write(const Arguments& a, Calibration c, const Work& work, const s
 }
 
 int run(const Arguments& a, const std::string& command_line) {
+  std::optional<Calibration> given;
+  EstimatorName estimator;
+  if (a.calibration.empty())
+    estimator = parse_estimator("--estimator", a.estimator);
+  else
+    given = read_calibration(a.calibration);
   LoadedModel m = load_model(a.model, a.threads);
-  SparseArguments sparse_arguments;
-  sparse_arguments.backend = a.backend, sparse_arguments.threads = a.threads,
-  sparse_arguments.calibration = a.calibration;
-  if (a.calibration.empty()) sparse_arguments.estimator = a.estimator;
-  Sparse sparse;
-  resolve(sparse_arguments, m.identity, sparse);
+  if (given) check_model(*given, m.identity);
   const std::vector<CalibrationPrompt> prompts = make_prompts(a, m);
-  Calibration c = start_calibration(m.identity, prompts, command_line);
-  c.rank = m.identity.head_dim;
-  c.format = sparse.settings.format;
-  if (sparse.calibration) {
-    c.format = sparse.calibration->format, c.rank = sparse.calibration->rank;
-    c.q_projections = sparse.calibration->q_projections, c.k_projections = sparse.calibration->k_projections;
-    if (c.projected()) c.note = "Projections: " + sparse.calibration->command;
+  const std::vector<sale_goal> goals = goals_of(a);
+  const sale_model model = m.identity.c();
+  const std::string progress = a.out + ".progress",
+                    note = given && given->projected() ? "Projections: " + given->command : "";
+  sale_calibrator_options o = calibrator_options(a, model, static_cast<int64_t>(prompts.size()));
+  o.format = estimator.format, o.rank = estimator.rank;
+  if (given) {
+    o.format = given->format, o.rank = given->rank;
+    if (given->projected())
+      o.q_projections = given->q_projections.data(), o.k_projections = given->k_projections.data();
   }
-  Json settings{
-      {"command", command_line},
-      {"model", fmt::format("{:016x}", m.identity.fingerprint)},
-      {"backend", a.backend},
-      {"projections", fmt::format("{:016x}", Fingerprint().add(std::as_bytes(std::span(c.k_projections))).value())}};
-  Journal journal(a.out + ".progress", "--out", settings);
-  Work work(a, m, sparse, prompts);
-  const std::vector<Goal> goals = work.goals(journal);
-  const Measured checked = work.check(journal, goals);
-  const Json results = show_and_write(a, std::move(c), work, goals, checked);
-  journal.remove();
+  o.goals = goals.data(), o.n_goals = static_cast<int64_t>(goals.size());
+  o.rows = a.rows, o.local_heads = a.local_heads ? 1 : 0;
+  o.progress = progress.c_str(), o.command = command_line.c_str(), o.note = note.c_str();
+  Calibrator calibrator(o);
+  show_prompts(a, m, prompts, calibrator);
+  const Json results = show_and_write(a, calibrator, goals.size());
+  calibrator.forget();
   if (!a.json.empty()) {
     Json j = calibration_json("calibrate", read_calibration(results.back().at("written").get<std::string>()));
     j["results"] = results;
@@ -208,7 +104,7 @@ std::string goal_words(const Arguments& a) {
   for (double x : a.budgets) words += fmt::format("--budget {} ", x);
   for (double x : a.errors) words += fmt::format("--error {} ", x);
   for (double x : a.times) words += fmt::format("--time {} ", x);
-  return words + fmt::format("--rows {}", a.rows);
+  return words + fmt::format("--rows {}{}", a.rows, a.local_heads ? " --local-heads" : "");
 }
 
 // What was left to be chosen.
@@ -253,9 +149,12 @@ void add_calibrate(CLI::App& program, Action& action) {
       ->check(CLI::Range(4, 4096))
       ->capture_default_str();
   command->add_option("--calibration", a->calibration, "take estimator and projections from this file (sale project)");
-  command->add_option("--estimator", a->estimator, "int8, int4 or fp8, without --calibration")
-      ->check(CLI::IsMember({"int8", "int4", "fp8"}))
+  command
+      ->add_option("--estimator", a->estimator,
+                   "int8, int4, fp8, or int8:RANK, fp8:RANK with projections made first; without --calibration")
       ->capture_default_str();
+  command->add_flag("--local-heads", a->local_heads,
+                    "heads that lose no more than the budget by it see sink and local keys alone");
   command->add_option("--out", a->out, "calibration file to write; its page goes beside it, as .html")->required();
   command->callback([a, command, &action] {
     action = [a, command] {

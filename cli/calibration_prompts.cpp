@@ -1,5 +1,6 @@
 #include "calibration_prompts.hpp"
 
+#include <algorithm>
 #include <filesystem>
 
 #include "lm/prompts.hpp"
@@ -70,14 +71,14 @@ std::string prompt_words(const CalibrationArguments& a) {
 std::vector<CalibrationPrompt> make_prompts(const CalibrationArguments& a, const LoadedModel& m) {
   constexpr int facts = 8;
   constexpr int64_t room = 1024;  // for the questions and answers of built prompts
-  const int64_t tokens = parse_count("--tokens", a.tokens, 4096, m.model.config().max_positions - room);
+  const int64_t tokens = parse_count("--tokens", a.tokens, 4096, m.model.config().max_positions);
   if (a.texts.empty() && a.needles > 0) refuse("--needles: {}, but there is no --data to hide them in", a.needles);
   if ((a.texts.empty() || a.windows == 0) && a.needles == 0 && a.json_prompts == 0)
     refuse("--json-prompts: 0, and nothing else asked for: nothing to calibrate on");
   std::vector<CalibrationPrompt> prompts;
   for (const std::string& path : a.texts) add_windows(a, path, m, tokens, prompts);
   lm::PromptSpec spec;
-  spec.tokens = tokens;
+  spec.tokens = std::min(tokens, m.model.config().max_positions - room);
   spec.facts = facts;
   for (int i = 0; i < a.needles; ++i) {
     spec.seed = a.seed + static_cast<uint64_t>(i);
@@ -89,17 +90,6 @@ std::vector<CalibrationPrompt> make_prompts(const CalibrationArguments& a, const
     prompts.push_back(joined("JSON key-value pairs", lm::json_prompt(m.tokenizer, spec), m));
   }
   return prompts;
-}
-
-Calibration start_calibration(const ModelIdentity& model, const std::vector<CalibrationPrompt>& prompts,
-                              const std::string& command) {
-  Calibration c;
-  c.library = sale_version();
-  c.model = model;
-  c.command = command;
-  c.date = today();
-  for (const CalibrationPrompt& p : prompts) c.prompts.push_back({p.name, static_cast<int64_t>(p.tokens.size())});
-  return c;
 }
 
 Json calibration_json(const std::string& command, const Calibration& c) {
@@ -121,11 +111,6 @@ void run_prompt(LoadedModel& m, const std::vector<int32_t>& tokens, lm::KVCache&
   options.logits = lm::Logits::none;
   options.progress = progress.callback();
   m.model.forward(tokens, cache, attention, options);
-}
-
-void run_prompts(LoadedModel& m, const std::vector<CalibrationPrompt>& prompts, lm::KVCache& cache,
-                 lm::Attention& attention, bool quiet) {
-  for (const CalibrationPrompt& p : prompts) run_prompt(m, p.tokens, cache, attention, p.name, quiet);
 }
 
 }  // namespace sale::cli

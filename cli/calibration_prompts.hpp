@@ -31,19 +31,11 @@ struct CalibrationPrompt {
 // Windows of each text, evenly spread; then the built prompts, their questions and answers put after them.
 std::vector<CalibrationPrompt> make_prompts(const CalibrationArguments& arguments, const LoadedModel& model);
 
-// Model, prompts and settings of a calibration file that is about to be written.
-Calibration start_calibration(const ModelIdentity& model, const std::vector<CalibrationPrompt>& prompts,
-                              const std::string& command);
-
 // What both commands say of their work in --json: model, prompts and the command line that makes the file again.
 Json calibration_json(const std::string& command, const Calibration& c);
 
 // Runs one prompt through the model, from an empty cache; `name` is what the progress line says.
 void run_prompt(LoadedModel& model, const std::vector<int32_t>& tokens, lm::KVCache& cache, lm::Attention& attention,
                 const std::string& name, bool quiet);
-
-// Runs each prompt once through the model with this attention.
-void run_prompts(LoadedModel& model, const std::vector<CalibrationPrompt>& prompts, lm::KVCache& cache,
-                 lm::Attention& attention, bool quiet);
 
 }  // namespace sale::cli

@@ -1,18 +1,22 @@
 // How a finished calibration is shown: a table on stdout, and a page with threshold and density of every head.
 #pragma once
 
+#include <algorithm>
 #include <string>
 
-#include "sweep.hpp"
+#include "sale/calibration.hpp"
 
 namespace sale::cli {
 
 struct CalibrationFindings {
   const Calibration* calibration = nullptr;
-  Points points;                                         // measured at its thresholds
-  int prompts = 1;                                       // they are of
-  std::string goal;                                      // "budget 0.05 for the whole model"
-  double seconds = 0, dense_seconds = 0, per_block = 0;  // attention by the cost model; 0 without one
+  sale_calibrator_findings found{};  // measured at its thresholds
+
+  size_t count() const { return calibration->thresholds.size(); }  // heads of all layers
+  const sale_calibrator_head& head(size_t i) const { return found.heads[i]; }
+  double density(size_t i) const {
+    return static_cast<double>(head(i).kept_blocks) / static_cast<double>(std::max<int64_t>(head(i).visible_blocks, 1));
+  }
 };
 std::string table_of(const CalibrationFindings& f);
 std::string html_of(const CalibrationFindings& f);

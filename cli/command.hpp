@@ -37,6 +37,7 @@ void add_perplexity(CLI::App& program, Action& action);
 void add_replay(CLI::App& program, Action& action);
 void add_eval(CLI::App& program, Action& action);
 void add_audit(CLI::App& program, Action& action);
+void add_adopt(CLI::App& program, Action& action);
 
 constexpr const char* default_model = "models/tiny-llama-128k";
 constexpr const char* default_text = "models/text/middlemarch.txt";

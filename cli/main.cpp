@@ -54,7 +54,7 @@ int main(int argc, char** argv) {
   program.option_defaults()->group("Options");
   Action action;
   for (auto* add : {add_demo, add_run, add_info, add_check, add_bench, add_explain, add_mask, add_project,
-                    add_calibrate, add_perplexity, add_replay, add_eval, add_audit})
+                    add_calibrate, add_perplexity, add_replay, add_eval, add_audit, add_adopt})
     add(program, action);
   for (CLI::App* command : program.get_subcommands([](CLI::App*) { return true; }))
     command->footer(command->get_footer() + footer);

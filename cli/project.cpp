@@ -1,6 +1,5 @@
 // sale project: projections for a reduced estimate, offline, once per model.
-#include "calibration_prompts.hpp"
-#include "projection.hpp"
+#include "feeder.hpp"
 #include "text.hpp"
 
 namespace sale::cli {
@@ -21,26 +20,22 @@ int run(const Arguments& a, const std::string& command_line) {
     refuse("--rank: {} is not a multiple of {} from {} to {}, below the model's head dimension, {}", a.rank, step, step,
            most, config.head_dim);
   const std::vector<CalibrationPrompt> prompts = make_prompts(a, m);
-  size_t longest = 0;
-  for (const CalibrationPrompt& p : prompts) longest = std::max(longest, p.tokens.size());
-  lm::KVCache cache(config, static_cast<int64_t>(longest));
-  AttentionSettings dense;
-  dense.dense = true;
-  dense.backend = a.backend, dense.threads = a.threads;
-  Covariances covariances(config, dense, cache.capacity(), thread_count(a.threads));
-  run_prompts(m, prompts, cache, covariances, a.quiet);
+  const sale_model model = m.identity.c();
+  sale_calibrator_options o = calibrator_options(a, model, static_cast<int64_t>(prompts.size()));
+  o.format = fp8 ? SALE_FP8 : SALE_INT8, o.rank = a.rank;
+  o.command = command_line.c_str();
+  o.note = "Projections only: one threshold for every head. sale calibrate --calibration finds thresholds for them.";
+  Calibrator calibrator(o);
+  show_prompts(a, m, prompts, calibrator);
 
-  Calibration c = start_calibration(m.identity, prompts, command_line);
-  c.rank = a.rank;
-  c.format = fp8 ? SALE_FP8 : SALE_INT8;
-  c.thresholds.assign(static_cast<size_t>(config.layers * config.q_heads), static_cast<float>(a.tau));
-  c.note = "Projections only: one threshold for every head. sale calibrate --calibration finds thresholds for them.";
+  Calibration c = calibrator.result();
+  c.thresholds.assign(c.thresholds.size(), static_cast<float>(a.tau));
   fmt::print("{:<8} {:>28}\n", "layer", "energy of scores left out");
+  const sale_calibrator_findings found = calibrator.findings();
   Json left_out = Json::array();
   for (int layer = 0; layer < config.layers; ++layer) {
-    const double share = covariances.projections(layer, a.rank, c.q_projections, c.k_projections);
-    fmt::print("{:<8} {:>26.3f} %\n", layer, 100 * share);
-    left_out.push_back(share);
+    fmt::print("{:<8} {:>26.3f} %\n", layer, 100 * found.left_out[layer]);
+    left_out.push_back(found.left_out[layer]);
   }
   write_calibration(a.out, c);
   fmt::print("written: {}\n", a.out);
@@ -69,7 +64,7 @@ void add_project(CLI::App& program, Action& action) {
   command->add_option("--tau", a->tau, "threshold written for every head")
       ->check(CLI::Range(0.0, 1e6))
       ->capture_default_str();
-  command->add_option("--out", a->out, "calibration file to write; projections beside it as .safetensors")->required();
+  command->add_option("--out", a->out, "calibration file to write; projections beside it as .tensors")->required();
   command->callback([a, &action] {
     action = [a] {
       return run(*a, fmt::format("sale project {} --estimator {} --rank {}", prompt_words(*a), a->estimator, a->rank));

@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
-"""GGUF files for SALE's llama.cpp backend; the standard library only.
+"""GGUF files for SALE's llama.cpp backend; the standard library only, and the sale program for calibrations.
 
   gguf.py convert MODEL_DIR OUT.gguf             a Llama folder (BF16 safetensors, tokenizer.json) as F16 GGUF
   gguf.py fingerprint FILE.gguf                  what the backend knows a model by
   gguf.py calibration CAL.json FILE.gguf FOLDER  a calibration of `sale calibrate` for use with that GGUF:
-                                                 FOLDER/FINGERPRINT.json and, with projections, FINGERPRINT.safetensors
+                                                 FOLDER/FINGERPRINT.json and, with projections, FINGERPRINT.tensors;
+                                                 SALE_PROGRAM names the sale program (default: sale)
 """
 import array
 import json
+import os
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -42,16 +45,6 @@ def read_safetensors(path):
     header.pop("__metadata__", None)
     body = memoryview(data)[8 + length :]
     return {n: (t["dtype"], t["shape"], body[slice(*t["data_offsets"])]) for n, t in header.items()}
-
-
-def write_safetensors(tensors):
-    header, data = {}, b""
-    for name, (dtype, shape, body) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(body)]}
-        data += bytes(body)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + data
 
 
 def floats_of_bf16(body):
@@ -252,28 +245,23 @@ def convert(folder, out):
 
 
 def calibration(source, model, folder):
-    gguf, source, folder = Gguf(model), Path(source), Path(folder)
-    architecture, found = gguf.meta.get("general.architecture"), json.loads(source.read_text())
-    known = found["model"]
-    for key, field in (("layers", "block_count"), ("q_heads", "attention.head_count"), ("kv_heads", "attention.head_count_kv")):
-        theirs = gguf.meta.get(f"{architecture}.{field}")
-        if theirs is not None and theirs != known[key]:
-            fail(f"{source} is of a model with {known[key]} {key}, {model} has {theirs}")
-    name = fingerprint(gguf)
-    known["fingerprint"] = name
+    """What the file says is the library's to read and write; here is what the GGUF says."""
+    gguf, folder = Gguf(model), Path(folder)
+    architecture = gguf.meta.get("general.architecture")
+    if architecture not in PAIRED | HALVES:
+        fail(f"architecture {architecture} is not supported: how its converter orders Q and K is not known")
+    name, folder = fingerprint(gguf), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if found["projections"] is not None:
-        if architecture not in PAIRED | HALVES:
-            fail(f"projections for architecture {architecture} are not supported: how its converter orders Q and K is not known")
-        tensors = read_safetensors(source.parent / found["projections"]["file"])
-        if architecture in PAIRED:
-            tensors = {
-                n: (t, s, pair_rows(bytes(body), s[0], s[1], 4 * s[2])) for n, (t, s, body) in tensors.items()
-            }
-        raw = write_safetensors(tensors)
-        (folder / f"{name}.safetensors").write_bytes(raw)
-        found["projections"] = {"file": f"{name}.safetensors", "fingerprint": f"{fnv(raw):016x}"}
-    (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    command = [os.environ.get("SALE_PROGRAM", "sale"), "adopt", source, "--fingerprint", name, "--out", folder / f"{name}.json"]
+    for option, field in (("--layers", "block_count"), ("--q-heads", "attention.head_count"), ("--kv-heads", "attention.head_count_kv")):
+        if isinstance(theirs := gguf.meta.get(f"{architecture}.{field}"), int):
+            command += [option, str(theirs)]
+    try:
+        done = subprocess.run(command + ["--pairs"] * (architecture in PAIRED), stdout=subprocess.DEVNULL)
+    except FileNotFoundError:
+        fail(f"{command[0]}: no such program; let SALE_PROGRAM name the sale program")
+    if done.returncode:
+        sys.exit(done.returncode)
     print(folder / f"{name}.json")
 
 

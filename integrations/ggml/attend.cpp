@@ -32,6 +32,11 @@ std::string hex(uint64_t n) {
   return text;
 }
 
+const void* cache_of(const Tensor& op) {
+  const Tensor& k = *op.src[1];
+  return k.view_src != nullptr ? k.view_src->data : k.data;
+}
+
 }  // namespace
 
 Attention::~Attention() {
@@ -100,7 +105,7 @@ void Attention::choose_options(Layer& layer) {
 
 Attention::Layer& Attention::layer_of(const Tensor& op) {
   const Tensor &q = *op.src[0], &k = *op.src[1];
-  const void* cache = k.view_src != nullptr ? k.view_src->data : k.data;
+  const void* cache = cache_of(op);
   Layer now;
   now.number = cache_layer(k);
   now.q_heads = static_cast<int32_t>(q.ne[2]), now.kv_heads = static_cast<int32_t>(k.ne[2]), now.dim = k.ne[0];
@@ -244,6 +249,12 @@ const sale_index* Attention::index_for(const Stream& s, const Run& run, const Pr
   }
 }
 
+bool Attention::shown(const Stream& s, const Run& run) {
+  return s.layer.number >= 0 && s.layer.fingerprint && run.kind == Run::causal && run.ordered &&
+         run.rows() == run.key_count && run.first_sees == 1 && s.k.type != Type::q8_0 &&
+         common_.models.layers(cache_of(s.op)) > 0 && common_.calibrating.wants(common_.settings, run.rows());
+}
+
 void Attention::run_library(const Stream& s, const Run& run) {
   const Tensor &op = s.op, &q = *op.src[0];
   const sale_dtype type = computed_as(s.k.type);
@@ -264,7 +275,13 @@ void Attention::run_library(const Stream& s, const Run& run) {
   problem.q_offset(run.kind == Run::all ? run.key_count : run.first_sees - 1);
 
   const sale_index* index = nullptr;
-  if (s.layer.sparse && run.kind == Run::causal && run.ordered && run.key_count >= s.layer.dense_below)
+  const bool watched = shown(s, run);
+  if (watched)
+    common_.calibrating.saw(
+        common_.settings, common_.report, this,
+        {s.layer.number, common_.models.layers(cache_of(op)), q_heads, s.k.heads, dim, *s.layer.fingerprint, type,
+         run.rows(), parameter(op, flash_scale), rq.data, rk.data, rv.data, rq.strides, rk.strides, rv.strides});
+  if (!watched && s.layer.sparse && run.kind == Run::causal && run.ordered && run.key_count >= s.layer.dense_below)
     index = index_for(s, run, problem, rk);
   // The host changes the number of threads between prompts and decoding; the index does not mind.
   auto plan = index != nullptr ? std::make_unique<Plan>(problem, Options(*s.layer.options).threads(threads_),

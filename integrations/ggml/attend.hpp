@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "calibrate.hpp"
 #include "fallback.hpp"
 #include "index_store.hpp"
 #include "keys.hpp"
@@ -23,6 +24,7 @@ struct Common {
   Settings settings;
   Models models;
   Report report;
+  Calibrating calibrating;
 };
 
 // One per context of the host, which calls it from one thread at a time.
@@ -70,6 +72,8 @@ private:
   void run_ggml(const Stream& s, int64_t begin, int64_t end);
   const sale_index* index_for(const Stream& s, const Run& run, const Problem& problem, const Readable& k);
   Readable queries(const Stream& s, const Run& run, sale_dtype type);
+  // Whether this run is shown to the calibrator, and so runs dense.
+  bool shown(const Stream& s, const Run& run);
   void audit(const Stream& s, const Run& run, const std::vector<float>& lse);
   Options dense_options() const;
 

@@ -72,4 +72,13 @@ std::optional<uint64_t> Models::fingerprint(const void* cache) const {
   return hash.value();
 }
 
+int32_t Models::layers(const void* cache) const {
+  const std::lock_guard lock(mutex_);
+  const auto norms = by_cache_.find(cache);
+  // Numbered from 0 without a gap, or not those of a whole model.
+  if (norms == by_cache_.end() || norms->second->empty()) return 0;
+  const auto count = static_cast<int32_t>(norms->second->size());
+  return norms->second->rbegin()->first == count - 1 ? count : 0;
+}
+
 }  // namespace sale::ggml

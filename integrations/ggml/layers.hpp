@@ -25,6 +25,7 @@ public:
   void saw(const Host& host, const Tensor& op);
   // Of the model that this cache belongs to, as far as its layers were seen; none without norms.
   std::optional<uint64_t> fingerprint(const void* cache) const;
+  int32_t layers(const void* cache) const;  // of them; 0 without norms
 
 private:
   using Norms = std::map<int32_t, std::vector<std::byte>>;  // by layer: name, type, shape and bytes as hashed

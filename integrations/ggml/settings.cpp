@@ -69,6 +69,13 @@ const std::map<std::string, Set>& entries() {
          s.compute = name == "exact" ? SALE_COMPUTE_EXACT : SALE_COMPUTE_INT8;
        }},
       {"calibration", [](Settings& s, const std::string& w, const Json& v) { take_calibration(s, w, words(w, v)); }},
+      {"calibrate", [](Settings& s, const std::string& w, const Json& v) { s.calibrate = words(w, v); }},
+      {"calibrate_budget",
+       [](Settings& s, const std::string& w, const Json& v) { s.calibrate_budget = number(w, v, 0, 1); }},
+      {"calibrate_prompts",
+       [](Settings& s, const std::string& w, const Json& v) { s.calibrate_prompts = whole(w, v, 1, 1000); }},
+      {"calibrate_rank",
+       [](Settings& s, const std::string& w, const Json& v) { s.calibrate_rank = whole(w, v, 16, 256); }},
       {"dense_below",
        [](Settings& s, const std::string& w, const Json& v) { s.dense_below = whole(w, v, 0, int64_t{1} << 31); }},
       {"backend", [](Settings& s, const std::string& w, const Json& v) { s.backend = words(w, v); }},
@@ -107,7 +114,9 @@ void take_file(Settings& s, const std::filesystem::path& path) {
     const auto entry = entries().find(name);
     if (entry == entries().end()) throw std::runtime_error(where + " is not a setting");
     // Beside the file, wherever the program runs.
-    if (name == "calibration" && value.is_string())
+    if (name == "calibrate" && value.is_string())
+      s.calibrate = path.parent_path() / words(where, value);
+    else if (name == "calibration" && value.is_string())
       take_calibration(s, where, path.parent_path() / std::filesystem::path(words(where, value)));
     else
       entry->second(s, where, value);
@@ -128,6 +137,12 @@ Settings read_settings() {
     Json value = Json::parse(text, nullptr, false);
     if (value.is_discarded() || !(value.is_number() || value.is_boolean())) value = text;
     set(s, variable, value);
+  }
+  // Made before: what it was made for.
+  std::error_code none;
+  if (!s.calibrate.empty() && std::filesystem::exists(s.calibrate, none)) {
+    if (!s.calibration && s.calibrations.empty()) take_calibration(s, "SALE_GGML_CALIBRATE", s.calibrate);
+    s.calibrate.clear();
   }
   return s;
 }

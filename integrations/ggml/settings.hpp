@@ -23,6 +23,9 @@ struct Settings {
   int64_t audit = 0;                   // rows of each call computed again in double precision
   std::optional<Calibration> calibration;
   std::filesystem::path calibrations;  // a folder of FINGERPRINT.json
+  std::filesystem::path calibrate;     // the file to be made from what runs; "": none, or it is there already
+  double calibrate_budget = 0.05;
+  int64_t calibrate_rank = 64, calibrate_prompts = 1;  // coordinates; prompts of each pass
 };
 
 // Throws std::runtime_error or sale::Error with one sentence.

@@ -1,58 +1,21 @@
-"""Calibration of a transformers model in Python: projections and a threshold for every layer and head.
-
-Two passes over prompts, both with dense attention, so that what is measured is the model as it is:
-
-    1  second moments of smoothed keys and of queries, layer by layer: the projections (docs/method.md, section 1)
-    2  for a falling ladder of thresholds, the error of every head's sparse output; each head gets the largest
-       threshold whose relative L1 error stays within the limit on every prompt
-"""
+"""Calibration of a transformers model in Python: the library's calibrator, shown the model's dense attention over
+prompts of text, hidden facts and key-value pairs."""
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
 import os
 import pathlib
 
-import numpy as np
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from . import transformers as adapter
 from ._torch import ordinal_of
-from .attention import attention
 from .calibration import Calibration
+from .calibrator import Calibrator
 from .eval.needle import make_prompt
 from .options import Options
-
-LADDER = tuple(2.0**-i for i in range(3, 13))  # 0.125 .. 0.00024; below that a head is dense
-
-
-@dataclasses.dataclass
-class _Moments:
-    queries: torch.Tensor | float = 0.0  # [kv_heads, d, d], float64
-    keys: torch.Tensor | float = 0.0
-
-    def add(self, q: torch.Tensor, k: torch.Tensor) -> None:
-        kv_heads, d = k.shape[1], k.shape[3]
-        k = k[0].double()
-        k = k - k.mean(1, keepdim=True)
-        q = q[0].double().reshape(kv_heads, -1, d)
-        self.keys = self.keys + (k.mT @ k / k.shape[1]).cpu()
-        self.queries = self.queries + (q.mT @ q / q.shape[1]).cpu()
-
-    def projections(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
-        """A, B [kv_heads, d, rank] such that (Aᵀq)·(Bᵀk) is nearest to q·k in the mean square."""
-        roots = []
-        for m in (self.queries, self.keys):
-            values, vectors = torch.linalg.eigh(m)
-            values = values.clamp_min(values.amax(-1, keepdim=True) * 1e-9).sqrt()
-            roots.append(((vectors * values[:, None]) @ vectors.mT, (vectors / values[:, None]) @ vectors.mT))
-        (root_q, inverse_q), (root_k, inverse_k) = roots
-        u, s, vt = torch.linalg.svd(root_q @ root_k)
-        s = s[:, None, :rank].sqrt()
-        return (inverse_q @ u[..., :rank] * s).float().numpy(), (inverse_k @ vt.mT[..., :rank] * s).float().numpy()
 
 
 class _Watching:
@@ -68,16 +31,38 @@ class _Watching:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **keywords)
 
     @torch.no_grad()
-    def run(self, model, prompts) -> None:
+    def run(self, model, ids) -> None:
         before = model.config._attn_implementation
         AttentionInterface.register(self.NAME, self)
         AttentionMaskInterface.register(self.NAME, adapter.sdpa_mask)
         model.set_attn_implementation(self.NAME)
         try:
-            for ids in prompts:
-                model(ids, use_cache=False, logits_to_keep=1)
+            model(ids, use_cache=False, logits_to_keep=1)
         finally:
             model.set_attn_implementation(before)
+
+
+def _prompts(tokenizer, words: str, tokens: int, count: int, seed: int) -> list[tuple[str, torch.Tensor]]:
+    """What each is, and its ids [1, tokens or a little less]: of the text windows, facts hidden in it, and key-value
+    pairs in turn; of nothing pairs alone. Facts are asked for and answered at the end, so that the rows where retrieval
+    happens are in the prompt."""
+    ids = lambda text, **how: tokenizer(text, return_tensors="pt", **how).input_ids  # noqa: E731
+    kinds = ("text", "needle", "kv") if words else ("kv",)
+    made, whole = [], None
+    for i in range(count):
+        kind = kinds[i % len(kinds)]
+        if kind == "text":
+            whole = ids(words) if whole is None else whole
+            if whole.shape[1] < tokens:
+                raise ValueError(f"text: has {whole.shape[1]} tokens; tokens asks for {tokens}")
+            windows = (count + len(kinds) - 1) // len(kinds)
+            first = (whole.shape[1] - tokens) * (i // len(kinds)) // max(1, windows - 1)
+            made.append((f"text from token {first}", whole[:, first : first + tokens]))
+            continue
+        prompt = make_prompt(tokenizer, words, kind, tokens - 256, seed=seed + i)
+        parts = [ids(prompt.context)] + [ids(f.question + f.answer, add_special_tokens=False) for f in prompt.facts]
+        made.append(("numbers hidden in text" if kind == "needle" else "JSON key-value pairs", torch.cat(parts, 1)[:, :tokens]))
+    return made
 
 
 def calibrate(
@@ -87,75 +72,60 @@ def calibrate(
     *,
     text: str | os.PathLike | None = None,
     tokens: int = 32768,
-    prompts: int = 2,
+    prompts: int = 3,
     rank: int | None = None,
-    limit: float = 0.1,
+    budget: float = 0.05,
+    error: float | None = None,
+    rows: int = 48,
     seed: int = 1,
+    local_heads: bool = False,
+    progress: str | os.PathLike | None = None,
+    report=None,
 ) -> Calibration:
-    """Measures a model and returns its Calibration; with `path`, also writes it there.
+    """Measures a model and returns its Calibration; with `path`, also writes it there. The model runs over the prompts
+    three times: for projections, for errors at a ladder of thresholds, and to check what was chosen.
 
-    text     a long text file: half of the prompts are facts hidden in it, the others JSON key-value pairs. None: pairs only
-    tokens   length of a prompt: the model's working length, since longer prompts than calibrated for lose more
-    rank     coordinates scanned; default 64 (INT8), on Hopper 28 (FP8); the head dimension: all, no projection
-    limit    largest relative L1 error of a head's output
+    text         a long text file: prompts are windows of it, facts hidden in it and JSON key-value pairs, in turn. None:
+                 pairs only, which serve prose badly
+    tokens       length of a prompt: the model's working length, since longer prompts than calibrated for lose more
+    rank         coordinates scanned; default 64 (INT8), on Hopper 60 (FP8); the head dimension: all, no projection
+    budget       relative L1 error allowed to the whole model, root mean square over heads
+    error        instead: the largest relative L1 error of any head's output
+    rows         sampled of every head and prompt
+    local_heads  heads that lose no more than the budget by it see sink and local keys alone
+    progress     file by which an interrupted calibration goes on; removed in the end
+    report       called with a sale.calibrator.State after every prompt
 
-    ValueError: a rank that the format does not take, a text too short.
+    ValueError: a rank that the format does not take, a text too short, prompts too short, a progress file of other work.
     """
     device = model.device
     d = adapter._dimensions(model.config)
     form = "fp8" if Options().format_on(ordinal_of(device)) == "fp8" else "int8"
-    rank = min(d["head_dim"], 28 if form == "fp8" else 64) if rank is None else rank
+    rank = min(d["head_dim"], 60 if form == "fp8" else 64) if rank is None else rank
     words = pathlib.Path(text).read_text() if text is not None else ""
-    made = [make_prompt(tokenizer, words, "needle" if words and i % 2 else "kv", tokens, seed=seed + i)
-            for i in range(prompts)]  # fmt: skip
-    ids = [tokenizer(p.context, return_tensors="pt").input_ids.to(device) for p in made]
-
-    moments = [_Moments() for _ in range(d["layers"])]
-    projections: list[tuple] = [(None, None)] * d["layers"]
-    if rank < d["head_dim"]:
-        _Watching(lambda layer, q, k, v, scale: moments[layer].add(q, k)).run(model, ids)
-        projections = [m.projections(rank) for m in moments]
-
-    layers, heads = d["layers"], d["q_heads"]
-    thresholds = np.full((layers, heads), LADDER[0], np.float32)
-    errors, kept, seen, masses = np.zeros((layers, heads)), 0, 0, []
-
-    def measure(layer, q, k, v, scale) -> None:
-        """Lowers this layer's thresholds until every head's error is within the limit on this prompt too."""
-        nonlocal kept, seen
-        a, b = projections[layer]
-        base = Options(format=form, q_projection=a, k_projection=b)
-        exact, whole = attention(q, k, v, options=base.dense(), scale=scale, return_lse=True)
-        exact = exact.float()
-        size = exact.abs().sum((0, 2, 3)).clamp_min(1e-30)
-        for _ in range(len(LADDER) + 1):
-            options = base.replace(thresholds=thresholds[layer])
-            out, lse, stats = attention(q, k, v, options=options, scale=scale, return_lse=True, return_stats=True)
-            error = ((out.float() - exact).abs().sum((0, 2, 3)) / size).cpu().numpy()
-            over = (error > limit) & (thresholds[layer] > 0)
-            if not over.any():
-                break
-            lower = thresholds[layer][over] / 2
-            thresholds[layer][over] = np.where(lower < LADDER[-1], 0, lower)
-        errors[layer] = np.maximum(errors[layer], error)
-        kept, seen = kept + stats.kept_blocks, seen + stats.visible_blocks
-        masses.append((lse - whole).exp().mean().item())  # the share of the weights that the kept blocks have
-
-    _Watching(measure).run(model, ids)
+    made = _prompts(tokenizer, words, tokens, prompts, seed)
     name = model.config._name_or_path
     folder = adapter.folder_of(name)
-    mark = adapter.model_fingerprint(folder) if folder else None
-    q, k = (np.stack(x) if x[0] is not None else None for x in zip(*projections))
-    result = Calibration(
-        pathlib.Path(name).name if pathlib.Path(name).is_dir() else name, mark or "0" * 16, form, thresholds, q, k, d["kv_heads"], d["head_dim"],
-        provenance={
-            "prompts": [{"text": p.kind, "tokens": int(i.shape[1])} for p, i in zip(made, ids)],
-            "command": f"sale.transformers.calibrate(tokens={tokens}, prompts={prompts}, rank={rank}, limit={limit}, seed={seed})",
-            "date": datetime.date.today().isoformat(), "note": "",
-        },
-        error={"relative_l1_limit": limit, "relative_l1": float(errors.mean()), "retained_mass": min(1.0, float(np.mean(masses))),
-               "density": kept / max(seen, 1)},
+    goal = ("budget", budget) if error is None else ("error", error)
+    calibrator = Calibrator(
+        **d, goals=[goal], name=pathlib.Path(name).name if pathlib.Path(name).is_dir() else name,
+        fingerprint=(adapter.model_fingerprint(folder) if folder else None), dtype=str(model.dtype).removeprefix("torch."),
+        device=None if device.type == "cpu" else ordinal_of(device), format=form, rank=rank, prompts=prompts, rows=rows,
+        seed=seed, local_heads=local_heads, progress=progress,
+        command=f"sale.transformers.calibrate(tokens={tokens}, prompts={prompts}, rank={rank}, {goal[0]}={goal[1]}, "
+                f"rows={rows}, seed={seed})",
     )  # fmt: skip
+
+    watching = _Watching(lambda layer, q, k, v, scale: calibrator.feed(layer, q, k, v, scale=scale or 0.0))
+    while (state := calibrator.state()).doing != "done":
+        what, ids = made[state.prompt]
+        calibrator.begin(what, ids.shape[1])
+        watching.run(model, ids.to(device))
+        calibrator.end()
+        if report is not None:
+            report(calibrator.state())
+    result = calibrator.result()
     if path is not None:
         result.write(path)
+    calibrator.forget()
     return result

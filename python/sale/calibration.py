@@ -1,82 +1,72 @@
 """Calibration files: a threshold per layer and head, and the projections they belong to.
 
-The format is that of include/sale/calibration.hpp, written by `sale calibrate` or sale.transformers.calibrate. Files
-are not trusted: what is missing, unknown or out of range is refused with a sentence that names file and field.
+The format, and who refuses what in them, is the library's: include/sale/calibration.h. Written by `sale calibrate` or
+sale.transformers.calibrate.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
-import json
 import os
-import pathlib
 
 import numpy as np
 
+from . import _c
+from . import _calibration_c as _cc
 from .options import Options
 
-_MOST_JSON = 16 << 20
-_MOST_PROJECTIONS = 4 << 30
+LOCAL = float(np.finfo(np.float32).max)  # the threshold of a head that sees its sink and local keys alone
+
+_FORMATS = {number: name for name, number in _c.FORMATS.items()}
 
 
 def fingerprint(*parts: bytes) -> int:
     """FNV-1a, 64 bits, over the parts one after the other."""
-    value = 0xCBF29CE484222325
+    value = _cc.FINGERPRINT_START
     for part in parts:
-        for byte in part:
-            value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+        value = _c.lib.sale_fingerprint(value, bytes(part), len(part))
     return value
 
 
-class _Fields:
-    """One JSON object, each field of which must be asked for."""
-
-    def __init__(self, tree, where: str) -> None:
-        if not isinstance(tree, dict):
-            raise ValueError(f"{where}: not an object")
-        self.tree, self.where = dict(tree), where
-
-    def take(self, name: str, kind, low=None, high=None):
-        if name not in self.tree:
-            raise ValueError(f"{self.where}: {name} is missing")
-        value = self.tree.pop(name)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"{self.where}: {name} is {value!r:.60}")
-        if low is not None and not low <= value <= high:
-            raise ValueError(f"{self.where}: {name} is {value}; {low} to {high} are allowed")
-        return value
-
-    def inner(self, name: str) -> _Fields:
-        return _Fields(self.take(name, dict), f"{self.where}: {name}")
-
-    def finish(self) -> None:
-        if self.tree:
-            raise ValueError(f"{self.where}: {next(iter(self.tree))!r} is not a known field")
+def _array(pointer, *shape: int) -> np.ndarray | None:
+    if not pointer:
+        return None
+    return np.ctypeslib.as_array(pointer, shape).copy()
 
 
-def _no_repeats(pairs):
-    tree = dict(pairs)
-    if len(tree) != len(pairs):
-        raise ValueError("a field stands there twice")
-    return tree
+def _pointer(array: np.ndarray | None):
+    return None if array is None else array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
 
 
-def _read(path: pathlib.Path, most: int) -> bytes:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    if path.stat().st_size > most:
-        raise ValueError(f"{path}: has {path.stat().st_size} bytes; at most {most} are read")
-    return path.read_bytes()
+def _floats(name: str, value, *shape: int) -> np.ndarray | None:
+    if value is None:
+        return None
+    array = np.ascontiguousarray(value, np.float32)
+    if array.shape != shape:
+        raise ValueError(f"calibration: {name} is of shape {list(array.shape)}; {list(shape)} is needed")
+    return array
+
+
+def _hexadecimal(mark: str) -> int:
+    try:
+        if len(mark) == 16:
+            return int(mark, 16)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"calibration: fingerprint is {mark!r:.40}; 16 hexadecimal digits are needed")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Calibration:
     """What was measured about one model. Read it with `sale.Calibration.read(path)`.
 
-    thresholds            [layers, q_heads] float32
+    thresholds            [layers, q_heads] float32; sale.calibration.LOCAL: sink and local keys alone
     q_projections, k_projections
                           [layers, kv_heads, head_dim, rank] float32, or None: all coordinates are scanned
     name, fingerprint     of the model it was made for
+    smoothing, scales     [layers, kv_heads, head_dim] and [layers, kv_heads] float32, or None
     """
 
     name: str
@@ -92,6 +82,8 @@ class Calibration:
     dense_below: int = 1024
     provenance: dict = dataclasses.field(default_factory=dict)
     error: dict = dataclasses.field(default_factory=dict)
+    smoothing: np.ndarray | None = None
+    scales: np.ndarray | None = None
 
     @property
     def layers(self) -> int:
@@ -118,128 +110,72 @@ class Calibration:
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> Calibration:
-        """Reads the JSON file and the projections it names, beside it. ValueError when something is wrong there."""
-        path = pathlib.Path(path)
+        """Reads the JSON file and the tensors it names, beside it. ValueError when something is wrong there."""
+        handle = _c.created(_c.lib.sale_calibration_open, os.fsencode(path))
         try:
-            tree = json.loads(_read(path, _MOST_JSON), object_pairs_hook=_no_repeats)
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
-            raise ValueError(f"{path}: not JSON: {e}") from None
-        f = _Fields(tree, str(path))
-        f.take("schema", int, 1, 1)
-        f.take("library", str)
-        model = f.inner("model")
-        name, mark = model.take("name", str), model.take("fingerprint", str)
-        layers, q_heads = model.take("layers", int, 1, 4096), model.take("q_heads", int, 1, 65536)
-        kv_heads, head_dim = model.take("kv_heads", int, 1, q_heads), model.take("head_dim", int, 16, 256)
-        model.finish()
-        estimator = f.inner("estimator")
-        form, rank = estimator.take("format", str), estimator.take("rank", int, 4, head_dim)
-        estimator.finish()
-        blocks = f.inner("blocks")
-        blocks.take("query", int, 64, 64), blocks.take("key", int, 32, 32)
-        regions = {"sink": blocks.take("sink", int, 32, 256), "local": blocks.take("local", int, 32, 1024),
-                   "dense_below": blocks.take("dense_below", int, 0, 1 << 40)}  # fmt: skip
-        blocks.finish()
-        thresholds = _thresholds(f.take("thresholds", list), f"{path}: thresholds", layers, q_heads)
-        provenance, error = f.take("provenance", dict), f.take("error", dict)
-        entry = f.take("projections", (dict, type(None)))
-        f.finish()
-        q = k = None
-        if (entry is None) != (rank == head_dim):
-            raise ValueError(f"{path}: projections: rank {rank} of {head_dim} {'needs' if entry is None else 'takes no'} file")
-        if entry is not None:
-            shape = (kv_heads, head_dim, rank)
-            q, k = _projections(path, _Fields(entry, f"{path}: projections"), layers, shape)
-        return cls(name, mark, form, thresholds, q, k, kv_heads, head_dim, **regions, provenance=provenance, error=error)
+            return cls._of(handle)
+        finally:
+            _c.lib.sale_calibration_close(handle)
+
+    @classmethod
+    def _of(cls, handle: ctypes.c_void_p) -> Calibration:
+        d = _cc.Data(struct_size=ctypes.sizeof(_cc.Data))
+        _c.check(_c.lib.sale_calibration_get(handle, ctypes.byref(d)))
+        kv = (d.layers, d.kv_heads)
+        return cls(
+            d.name.decode(), f"{d.fingerprint:016x}", _FORMATS[d.format], _array(d.thresholds, d.layers, d.q_heads),
+            _array(d.q_projections, *kv, d.head_dim, d.rank), _array(d.k_projections, *kv, d.head_dim, d.rank),
+            d.kv_heads, d.head_dim, d.sink, d.local, d.dense_below,
+            provenance={
+                "prompts": [{"text": p.text.decode(), "tokens": p.tokens} for p in d.prompts[: d.n_prompts]],
+                "command": d.command.decode(), "date": d.date.decode(), "note": d.note.decode(),
+            },
+            error={name: getattr(d, name) for name in _ERROR},
+            smoothing=_array(d.smoothing, *kv, d.head_dim), scales=_array(d.scales, *kv),
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def _handle(self):
+        """The library's object for it; ValueError where it is none that could be read back."""
+        kv, d = (self.layers, self.kv_heads), self.head_dim
+        p, e = self.provenance, self.error
+        prompts = p.get("prompts", [])
+        keep = [_floats("thresholds", self.thresholds, self.layers, self.q_heads),
+                _floats("q_projections", self.q_projections, *kv, d, self.rank),
+                _floats("k_projections", self.k_projections, *kv, d, self.rank),
+                _floats("smoothing", self.smoothing, *kv, d), _floats("scales", self.scales, *kv)]  # fmt: skip
+        texts = (_cc.Text * len(prompts))(*(_cc.Text(t["text"].encode(), t["tokens"]) for t in prompts))
+        data = _cc.Data(
+            struct_size=ctypes.sizeof(_cc.Data), name=self.name.encode(), layers=self.layers, q_heads=self.q_heads,
+            kv_heads=self.kv_heads, head_dim=d, fingerprint=_hexadecimal(self.fingerprint),
+            format=_c.FORMATS[self.format], rank=self.rank, sink=self.sink, local=self.local,
+            dense_below=self.dense_below, thresholds=_pointer(keep[0]), q_projections=_pointer(keep[1]),
+            k_projections=_pointer(keep[2]), smoothing=_pointer(keep[3]), scales=_pointer(keep[4]), prompts=texts,
+            n_prompts=len(prompts), command=p.get("command", "").encode(), date=p.get("date", "").encode(),
+            note=p.get("note", "").encode(), **{name: e.get(name, otherwise) for name, otherwise in _ERROR.items()},
+        )  # fmt: skip
+        handle = _c.created(_c.lib.sale_calibration_create, ctypes.byref(data))
+        try:
+            yield handle
+        finally:
+            _c.lib.sale_calibration_close(handle)
 
     def check(self, *, layers: int, q_heads: int, kv_heads: int, head_dim: int, fingerprint: str | None = None) -> None:
-        """ValueError when it was made for another model, naming the first thing that differs."""
-        for what, theirs in (("layers", layers), ("q_heads", q_heads), ("kv_heads", kv_heads), ("head_dim", head_dim),
-                             ("fingerprint", fingerprint)):  # fmt: skip
-            if theirs is not None and getattr(self, what) != theirs:
-                raise ValueError(
-                    f"calibration: made for a model with {what} {getattr(self, what)} ({self.name!r}); "
-                    f"this one has {theirs}"
-                )
+        """ValueError when it was made for another model, naming the first thing that differs. fingerprint None: unknown,
+        not compared."""
+        model = _cc.Model(
+            struct_size=ctypes.sizeof(_cc.Model), layers=layers, q_heads=q_heads, kv_heads=kv_heads, head_dim=head_dim,
+            fingerprint=0 if fingerprint is None else _hexadecimal(fingerprint),
+        )  # fmt: skip
+        with self._handle() as handle:
+            why = _c.lib.sale_calibration_why_not(handle, ctypes.byref(model)).decode()
+        if why:
+            raise ValueError(why)
 
     def write(self, path: str | os.PathLike) -> None:
-        """Writes the JSON file and, beside it with the extension .safetensors, the projections."""
-        from . import __version__
-
-        path = pathlib.Path(path)
-        entry = None
-        if self.q_projections is not None:
-            data = _print_projections(self.q_projections, self.k_projections)
-            file = path.with_suffix(".safetensors")
-            file.write_bytes(data)
-            entry = {"file": file.name, "fingerprint": f"{fingerprint(data):016x}"}
-        tree = {
-            "schema": 1,
-            "library": __version__,
-            "model": {"name": self.name, "layers": self.layers, "q_heads": self.q_heads, "kv_heads": self.kv_heads,
-                      "head_dim": self.head_dim, "fingerprint": self.fingerprint},
-            "estimator": {"format": self.format, "rank": self.rank},
-            "projections": entry,
-            "blocks": {"query": 64, "key": 32, "sink": self.sink, "local": self.local,
-                       "dense_below": self.dense_below},
-            "thresholds": self.thresholds.tolist(),
-            "provenance": self.provenance,
-            "error": self.error,
-        }  # fmt: skip
-        path.write_text(json.dumps(tree, indent=1) + "\n")
+        """Writes the JSON file and, beside it with the extension .tensors, what it names."""
+        with self._handle() as handle:
+            _c.check(_c.lib.sale_calibration_write(handle, os.fsencode(path)))
 
 
-def _thresholds(rows, where: str, layers: int, heads: int) -> np.ndarray:
-    if len(rows) != layers:
-        raise ValueError(f"{where} has {len(rows)} rows; {layers} are needed, one per layer")
-    for i, row in enumerate(rows):
-        if not isinstance(row, list) or len(row) != heads:
-            raise ValueError(f"{where}[{i}]: a list of {heads} numbers is needed, one per query head")
-        for t in row:
-            if not isinstance(t, (int, float)) or isinstance(t, bool) or not 0 <= t <= 1e6:
-                raise ValueError(f"{where}[{i}]: {t!r:.40} is not a number in 0 .. 1e6")
-    return np.array(rows, np.float32)
-
-
-def _projections(path: pathlib.Path, entry: _Fields, layers: int, shape: tuple[int, int, int]):
-    name, mark = entry.take("file", str), entry.take("fingerprint", str)
-    entry.finish()
-    if not name or name[0] == "." or any(c in name for c in "/\\:\0"):
-        raise ValueError(f"{entry.where}: file is {name!r}; a file name without folders is needed")
-    data = _read(path.parent / name, _MOST_PROJECTIONS)
-    where = f"{path.parent / name}"
-    if f"{fingerprint(data):016x}" != mark:
-        raise ValueError(f"{where}: not the file this calibration was written with (fingerprint differs)")
-    size = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or size > len(data) - 8:
-        raise ValueError(f"{where}: its header does not fit")
-    header, body = json.loads(data[8 : 8 + size]), np.frombuffer(data, np.uint8, offset=8 + size)
-    count = int(np.prod(shape)) * 4
-    made = np.empty((2, layers, *shape), np.float32)
-    for layer in range(layers):
-        for which, to in zip("qk", made):
-            tensor = header.get(f"layer.{layer}.{which}_projection")
-            if not isinstance(tensor, dict) or tensor.get("dtype") != "F32" or tensor.get("shape") != list(shape):
-                raise ValueError(f"{where}: layer.{layer}.{which}_projection is not F32 of shape {list(shape)}")
-            begin, end = tensor.get("data_offsets", (0, 0))
-            if end - begin != count or begin < 0 or end > body.size or begin % 4:
-                raise ValueError(f"{where}: layer.{layer}.{which}_projection: bad data_offsets")
-            to[layer] = body[begin:end].view(np.float32).reshape(shape)
-    if not (np.abs(made) <= 1e6).all():
-        raise ValueError(f"{where}: holds numbers beyond -1e6 .. 1e6")
-    return made[0], made[1]
-
-
-def _print_projections(q: np.ndarray, k: np.ndarray) -> bytes:
-    header, parts, at = {}, [], 0
-    for layer in range(q.shape[0]):
-        for which, from_ in (("q", q), ("k", k)):
-            data = np.ascontiguousarray(from_[layer], "<f4").tobytes()
-            header[f"layer.{layer}.{which}_projection"] = {
-                "dtype": "F32", "shape": list(q.shape[1:]), "data_offsets": [at, at + len(data)]
-            }  # fmt: skip
-            parts.append(data)
-            at += len(data)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # keeps the data aligned
-    return len(text).to_bytes(8, "little") + text + b"".join(parts)
+_ERROR = {"relative_l1_limit": 0.0, "relative_l1": 0.0, "retained_mass": 1.0, "density": 1.0}

@@ -1,5 +1,6 @@
 """The package on numpy arrays alone."""
 
+import dataclasses
 import json
 import mmap
 import pathlib
@@ -163,22 +164,37 @@ def test_calibration_of_the_bundled_model(tmp_path):
     assert again.options(6) == options and again.fingerprint == calibration.fingerprint
     with pytest.raises(ValueError, match="made for a model with layers 8"):
         calibration.check(layers=9, q_heads=4, kv_heads=2, head_dim=128)
+    thresholds = calibration.thresholds.copy()
+    thresholds[0, 0], thresholds[7, 3] = 0, sale.calibration.LOCAL
+    more = dataclasses.replace(calibration, thresholds=thresholds, smoothing=np.ones((8, 2, 128), np.float32),
+                               scales=np.full((8, 2), 0.5))  # fmt: skip
+    more.write(tmp_path / "more.json")
+    again = sale.Calibration.read(tmp_path / "more.json")
+    for name in ("thresholds", "smoothing", "scales", "k_projections"):
+        assert np.array_equal(getattr(again, name), getattr(more, name)), name
+    assert again.provenance == calibration.provenance and again.error == calibration.error
+    with pytest.raises(ValueError, match="scales is of shape"):
+        dataclasses.replace(more, scales=np.ones((8, 3))).write(tmp_path / "bad.json")
 
 
 @pytest.mark.parametrize("change, message", [
     (lambda t: t.pop("schema"), "schema is missing"),
     (lambda t: t.update(extra=1), "'extra' is not a known field"),
     (lambda t: t["thresholds"].pop(), "has 7 rows; 8 are needed"),
-    (lambda t: t["thresholds"][2].append(1), r"thresholds\[2\]: a list of 4"),
-    (lambda t: t["thresholds"][0].__setitem__(0, float("nan")), "not a number in 0"),
+    (lambda t: t["thresholds"][2].append(1), r"thresholds\[2\] has 5 numbers; 4 are needed"),
+    (lambda t: t["thresholds"][0].__setitem__(0, float("nan")), "not JSON"),
     (lambda t: t["model"].update(head_dim=1000), "head_dim is 1000; 16 to 256"),
     (lambda t: t["projections"].update(file="../x"), "without folders"),
+    (lambda t: t["estimator"].update(format="int4"), "int4 takes only head_dim, 128"),
+    (lambda t: t["estimator"].update(rank=60), "a multiple of 16 is needed"),
+    (lambda t: t["blocks"].update(sink=40), "a multiple of 32 is needed"),
+    (lambda t: t["provenance"].update(surprise=1), "'surprise' is not a known field"),
     (lambda t: t["projections"].update(fingerprint="0" * 16), "fingerprint differs"),
-    (lambda t: t.update(projections=None), "rank 64 of 128 needs file"),
+    (lambda t: t.update(projections=None), "rank below head_dim needs a file"),
 ])  # fmt: skip
 def test_calibration_files_are_not_trusted(tmp_path, change, message):
     tree = json.loads((MODEL / "calibration.json").read_text())
-    (tmp_path / "calibration.safetensors").write_bytes((MODEL / "calibration.safetensors").read_bytes())
+    (tmp_path / "calibration.tensors").write_bytes((MODEL / "calibration.tensors").read_bytes())
     change(tree)
     (tmp_path / "c.json").write_text(json.dumps(tree))
     with pytest.raises(ValueError, match=message):

@@ -9,7 +9,7 @@ TEST(Cli, HelpAndVersion) {
   EXPECT_TRUE(sale("--help").says("Exit codes: 0 good, 1 a check failed, 2 bad usage"));
   EXPECT_TRUE(sale("--version").says("sale "));
   for (const char* command : {"run", "demo", "info", "check", "bench", "explain", "mask", "project", "calibrate",
-                              "perplexity", "replay", "eval", "audit"}) {
+                              "perplexity", "replay", "eval", "audit", "adopt"}) {
     const Said s = sale(std::string(command) + " --help");
     EXPECT_EQ(s.code, 0) << command;
     EXPECT_TRUE(s.says("Exit codes")) << command;

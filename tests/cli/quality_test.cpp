@@ -13,7 +13,7 @@ TEST(CliQuality, BadInputIsRefusedInOneLine) {
   const Folder folder;
   const std::string out = " --out " + folder / "x";
   refused("calibrate --data /absent" + out, 2, "/absent: no such file");
-  refused("calibrate --tokens 1m" + out, 2, "--tokens: 1m is not in 4096 .. 130048");
+  refused("calibrate --tokens 1m" + out, 2, "--tokens: 1m is not in 4096 .. 131072");
   refused("calibrate --tokens 2k" + out, 2, "--tokens: 2k is not in");
   std::ofstream(folder / "short.txt") << "Not much of a text.\n";
   refused("calibrate --tokens 4k --data " + folder / "short.txt" + out, 2, "short.txt has 6 tokens; --tokens asks for");

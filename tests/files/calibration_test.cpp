@@ -46,17 +46,145 @@ bool mentions(const std::string& text, const std::string& word) { return text.fi
 TEST(Calibration, RoundTrip) {
   for (bool projected : {false, true}) {
     const auto c = small(projected);
-    const auto bytes = sale::print_calibration(c, "p.safetensors");
-    const auto d = sale::parse_calibration(bytes.json, bytes.projections, "file");
+    const auto bytes = sale::print_calibration(c, "p.tensors");
+    const auto d = sale::parse_calibration(bytes.json, bytes.tensors, "file");
     EXPECT_EQ(d.thresholds, c.thresholds);
     EXPECT_EQ(d.q_projections, c.q_projections);
     EXPECT_EQ(d.k_projections, c.k_projections);
     EXPECT_EQ(d.rank, c.rank);
     EXPECT_EQ(d.model.fingerprint, c.model.fingerprint);
     EXPECT_EQ(d.prompts[0].text, "a book");
-    EXPECT_EQ(sale::projections_file(bytes.json, "file"), projected ? "p.safetensors" : "");
-    EXPECT_EQ(sale::print_calibration(d, "p.safetensors").json, bytes.json);
+    EXPECT_EQ(Json::parse(bytes.json)["projections"].is_null(), !projected);
+    EXPECT_EQ(bytes.tensors.empty(), !projected);
+    EXPECT_EQ(sale::print_calibration(d, "p.tensors").json, bytes.json);
   }
+}
+
+// Smoothing vectors and scales go with projections and without; local heads are a word in the file.
+TEST(Calibration, WhatIsOptionalRoundTrips) {
+  for (bool projected : {false, true})
+    for (bool scales : {false, true}) {
+      auto c = small(projected);
+      c.thresholds[3] = SALE_TAU_LOCAL;
+      for (int i = 0; i < 2 * 2 * 32; ++i) c.smoothing.push_back(static_cast<float>(i) * 0.5f - 20);
+      if (scales) c.scales = {0.5f, 1, 2, 4};
+      const auto bytes = sale::print_calibration(c, "p.tensors");
+      EXPECT_EQ(Json::parse(bytes.json)["thresholds"][0][3], "local");
+      const auto d = sale::parse_calibration(bytes.json, bytes.tensors, "file");
+      EXPECT_EQ(d.thresholds, c.thresholds);
+      EXPECT_EQ(d.smoothing, c.smoothing);
+      EXPECT_EQ(d.scales, c.scales);
+      EXPECT_EQ(d.k_projections, c.k_projections);
+      sale_calibration_layer_data layer{};
+      layer.struct_size = sizeof layer;
+      const auto handle = sale::CalibrationHandle::of(c);
+      ASSERT_EQ(sale_calibration_layer(handle.get(), 1, &layer), SALE_OK);
+      EXPECT_EQ(layer.smoothing[0], c.smoothing[2 * 32]);
+      EXPECT_EQ(layer.scales == nullptr, !scales);
+      if (scales) {
+        EXPECT_EQ(layer.scales[0], 2);
+      }
+    }
+}
+
+TEST(Calibration, TensorsWithoutNeedAreRefused) {
+  auto c = small(false);
+  c.smoothing.assign(2 * 2 * 32, 1);
+  const auto bytes = sale::print_calibration(c, "p.tensors");
+  const auto with = [&](const std::function<void(Json&, std::string&)>& change) {
+    uint64_t length = 0;
+    std::memcpy(&length, bytes.tensors.data(), 8);
+    Json header = Json::parse(bytes.tensors.substr(8, length));
+    std::string data = bytes.tensors.substr(8 + length);
+    change(header, data);
+    const std::string text = header.dump();
+    length = text.size();
+    const std::string file = std::string(reinterpret_cast<const char*>(&length), 8) + text + data;
+    Json json = Json::parse(bytes.json);
+    char digits[17];
+    std::snprintf(digits, sizeof digits, "%016llx",
+                  static_cast<unsigned long long>(sale::Fingerprint().add(file).value()));
+    json["projections"]["fingerprint"] = digits;
+    return refusal(json.dump(), file);
+  };
+  EXPECT_EQ(with([](Json&, std::string&) {}), "");
+  EXPECT_TRUE(mentions(with([](Json& h, std::string& d) { h = Json::object(), d = ""; }), "has no layer.0.smoothing"));
+  EXPECT_TRUE(
+      mentions(with([](Json& h, std::string&) { h.erase("layer.1.smoothing"); }), "layer.1.smoothing is missing"));
+  c.scales = {1, 1, 0, 1};
+  EXPECT_THROW(sale::print_calibration(c, "p.tensors"), sale::Error);
+  c.scales = {1, 1, 1, 1};
+  c.smoothing.clear();
+  EXPECT_THROW(sale::print_calibration(c, "p.tensors"), sale::Error);
+}
+
+// A caller compiled with an older header passes shorter structs; a newer one longer ones.
+TEST(Calibration, StructsOfOtherHeaders) {
+  const auto handle = sale::CalibrationHandle::of(small(false));
+  sale_calibration_data d{};
+  d.struct_size = offsetof(sale_calibration_data, thresholds);
+  d.density = 77;
+  EXPECT_EQ(sale_calibration_get(handle.get(), &d), SALE_OK);
+  EXPECT_EQ(d.layers, 2);
+  EXPECT_EQ(d.thresholds, nullptr);
+  EXPECT_EQ(d.density, 77);
+  d.struct_size = sizeof d + 8;
+  EXPECT_EQ(sale_calibration_get(handle.get(), &d), SALE_INVALID_ARGUMENT);
+  EXPECT_TRUE(mentions(sale_last_error(), "data.struct_size"));
+  sale_model model{};
+  EXPECT_TRUE(mentions(sale_calibration_why_not(handle.get(), &model), "model.struct_size: 0"));
+  model = small(false).model.c();
+  model.struct_size = offsetof(sale_model, fingerprint);
+  model.fingerprint = 1;  // beyond what this caller's header has: unknown
+  EXPECT_STREQ(sale_calibration_why_not(handle.get(), &model), "");
+  sale_calibration* made = nullptr;
+  sale_calibration_data whole{};
+  whole.struct_size = sizeof whole;
+  EXPECT_EQ(sale_calibration_get(handle.get(), &whole), SALE_OK);
+  whole.struct_size = offsetof(sale_calibration_data, prompts);  // no words, no figures
+  EXPECT_EQ(sale_calibration_create(&whole, &made), SALE_OK) << sale_last_error();
+  sale_calibration_close(made);
+  whole.struct_size = sizeof whole;
+  whole.thresholds = nullptr, made = nullptr;
+  EXPECT_EQ(sale_calibration_create(&whole, &made), SALE_INVALID_ARGUMENT);
+  EXPECT_TRUE(mentions(sale_last_error(), "calibration.thresholds: null"));
+  EXPECT_EQ(made, nullptr);
+}
+
+TEST(Calibration, PrintingNeedsRoom) {
+  const auto handle = sale::CalibrationHandle::of(small(true));
+  size_t json = 0, tensors = 0;
+  EXPECT_EQ(sale_calibration_print(handle.get(), "p", nullptr, &json, nullptr, &tensors), SALE_OK);
+  std::string a(json, '?'), b(tensors, '?');
+  size_t less = json - 1;
+  EXPECT_EQ(sale_calibration_print(handle.get(), "p", a.data(), &less, b.data(), &tensors), SALE_OK);
+  EXPECT_EQ(less, json);
+  EXPECT_EQ(a, std::string(json, '?'));
+  EXPECT_EQ(sale_calibration_print(handle.get(), "p", a.data(), &json, b.data(), &tensors), SALE_OK);
+  EXPECT_EQ(a.front(), '{');
+  EXPECT_EQ(sale_calibration_print(handle.get(), "p", nullptr, &json, b.data(), &tensors), SALE_INVALID_ARGUMENT);
+}
+
+// A local head keeps its sink and local keys, whatever the others say, on every backend of this machine.
+TEST(Calibration, LocalHeadsKeepSinkAndLocalKeys) {
+  constexpr int64_t n = 2048;
+  std::vector<float> q(n * 32), k(n * 32);
+  for (size_t i = 0; i < q.size(); ++i) q[i] = k[i] = static_cast<float>((i * 2654435761u >> 7) % 1000) * 0.02f - 10;
+  for (sale_format format : {SALE_INT8, SALE_INT4})
+    for (const auto& backend : sale::backends()) {
+      const sale::Problem problem(1, 1, 1, n, n, 32, SALE_F32);
+      const auto options = sale::Options().threshold(SALE_TAU_LOCAL).estimator(format).backend(backend.name);
+      if (!backend.why_not.empty() || backend.name.starts_with("sm")) continue;
+      const sale::Plan plan(problem, options);
+      sale::BlockList blocks(plan);
+      const sale::Workspace workspace(plan.workspace().total);
+      plan.select({.q = q.data(), .k = k.data()}, blocks, workspace);
+      for (int64_t tile = 4; tile < n / 64; ++tile) {
+        const auto row = blocks.row(0, 0, tile).kept;
+        EXPECT_EQ(row[0], 0);
+        EXPECT_GE(row[1], 2 * tile - 5) << backend.name << " tile " << tile;
+      }
+    }
 }
 
 TEST(Calibration, FilesRoundTrip) {
@@ -65,7 +193,13 @@ TEST(Calibration, FilesRoundTrip) {
   const auto c = small(true);
   sale::write_calibration(folder / "c.json", c);
   EXPECT_EQ(sale::read_calibration(folder / "c.json").k_projections, c.k_projections);
-  std::filesystem::remove(folder / "c.safetensors");
+  // As it was laid out before: any name that the JSON has.
+  auto json = Json::parse(std::ifstream(folder / "c.json"));
+  json["projections"]["file"] = "c.safetensors";
+  std::ofstream(folder / "old.json") << json.dump();
+  std::filesystem::copy_file(folder / "c.tensors", folder / "c.safetensors");
+  EXPECT_EQ(sale::read_calibration(folder / "old.json").k_projections, c.k_projections);
+  std::filesystem::remove(folder / "c.tensors");
   EXPECT_THROW(sale::read_calibration(folder / "c.json"), sale::Error);
   EXPECT_THROW(sale::read_calibration(folder / "absent.json"), sale::Error);
   EXPECT_THROW(sale::read_calibration(folder), sale::Error);
@@ -143,13 +277,33 @@ TEST(Calibration, BadValuesAreNamed) {
       {"/provenance/prompts", "3", "provenance.prompts is not a list"},
       {"/provenance/prompts/0/tokens", "0", "tokens is 0"},
       {"/projections", "{\"file\":\"../x\",\"fingerprint\":\"0123456789abcdef\"}", "a file name without folders"},
-      {"/projections", "{\"file\":\"x\",\"fingerprint\":\"0123456789abcdef\"}", "rank head_dim takes none"},
+      {"/projections", "{\"file\":\"x\",\"fingerprint\":\"0123456789abcdef\"}", "fingerprint differs"},
+      {"/estimator/format", "\"fp8\"", ""},
+      {"/thresholds/1/2", "\"local\"", ""},
+      {"/thresholds/1/2", "\"dense\"", "thresholds[1][2] is not a number"},
+      {"/thresholds/1/2", "3.4028234663852886e38", "thresholds[1][2] is 3.4028234663852886e+38"},
   };
   for (const Change& c : changes) {
     Json j = whole;
     j.at(Json::json_pointer(c.where)) = Json::parse(c.value);
-    EXPECT_TRUE(mentions(refusal(j.dump()), c.words)) << c.where << " = " << c.value << ": " << refusal(j.dump());
+    const std::string said = refusal(j.dump());
+    EXPECT_TRUE(*c.words == '\0' ? said.empty() : mentions(said, c.words))
+        << c.where << " = " << c.value << ": " << said;
   }
+}
+
+// The rules of ranks, which are the format's.
+TEST(Calibration, Ranks) {
+  const auto said = [](const char* format, int rank) {
+    Json j = Json::parse(sale::print_calibration(small(true), "p.tensors").json);
+    j["estimator"] = {{"format", format}, {"rank", rank}};
+    return refusal(j.dump());
+  };
+  EXPECT_TRUE(mentions(said("int4", 16), "int4 takes only head_dim, 32"));
+  EXPECT_TRUE(mentions(said("int8", 12), "a multiple of 16 is needed"));
+  EXPECT_TRUE(mentions(said("fp8", 2), "a multiple of 4 is needed"));
+  EXPECT_TRUE(mentions(said("fp8", 30), "a multiple of 4 is needed"));
+  EXPECT_TRUE(mentions(said("int8", 0), "estimator.rank is 0"));
 }
 
 TEST(Calibration, NotJson) {
@@ -163,11 +317,11 @@ TEST(Calibration, NotJson) {
 
 // The projections file with its header and data rewritten, and the JSON's fingerprint made to fit.
 std::string hostile(const std::function<void(Json& header, std::string& data)>& change) {
-  auto bytes = sale::print_calibration(small(true), "p.safetensors");
+  auto bytes = sale::print_calibration(small(true), "p.tensors");
   uint64_t length = 0;
-  std::memcpy(&length, bytes.projections.data(), 8);
-  Json header = Json::parse(bytes.projections.substr(8, length));
-  std::string data = bytes.projections.substr(8 + length);
+  std::memcpy(&length, bytes.tensors.data(), 8);
+  Json header = Json::parse(bytes.tensors.substr(8, length));
+  std::string data = bytes.tensors.substr(8 + length);
   change(header, data);
   const std::string text = header.dump();
   length = text.size();
@@ -207,12 +361,12 @@ TEST(Calibration, HostileProjections) {
 }
 
 TEST(Calibration, TruncatedProjections) {
-  const auto bytes = sale::print_calibration(small(true), "p.safetensors");
-  EXPECT_TRUE(mentions(refusal(bytes.json, bytes.projections + "x"), "fingerprint differs"));
+  const auto bytes = sale::print_calibration(small(true), "p.tensors");
+  EXPECT_TRUE(mentions(refusal(bytes.json, bytes.tensors + "x"), "fingerprint differs"));
   EXPECT_TRUE(mentions(refusal(bytes.json, ""), "fingerprint differs"));
   Json json = Json::parse(bytes.json);
   for (size_t n = 0; n < 200; ++n) {
-    const std::string part = bytes.projections.substr(0, n);
+    const std::string part = bytes.tensors.substr(0, n);
     char digits[17];
     std::snprintf(digits, sizeof digits, "%016llx",
                   static_cast<unsigned long long>(sale::Fingerprint().add(part).value()));

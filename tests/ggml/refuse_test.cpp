@@ -140,7 +140,7 @@ TEST(Load, WrongFiles) {
       {"{\"min_rows\": 1e300}", "min_rows"},
       {"{\"backend\": \"\"}", "backend"},
       {"{\"calibration\": \"missing.json\"}", "missing.json does not exist"},
-      {"{\"calibration\": \"config.json\"}", "projections is missing"},
+      {"{\"calibration\": \"config.json\"}", "schema is missing"},
   };
   for (const auto& [text, why] : files) expect_refused(load("SALE_GGML_CONFIG=" + file("config.json", text)), why);
   expect_refused(load("SALE_GGML_CONFIG=" + file("config.json", std::string(2 << 20, ' '))), "2097152 bytes");

@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-namespace sale::files {
+namespace sale::calibration {
 
 std::string in_quotes(std::string_view text) {
   static constexpr char digits[] = "0123456789abcdef";
@@ -107,4 +107,4 @@ void Fields::finish() const {
       refuse(where_, ": ", prefix_.empty() ? "" : prefix_, in_quotes(item.key()), " is not a known field");
 }
 
-}  // namespace sale::files
+}  // namespace sale::calibration

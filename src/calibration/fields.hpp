@@ -4,25 +4,20 @@
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <sstream>
 #include <string>
 #include <string_view>
 
-#include "sale/sale.hpp"
+#include "core/status.hpp"
 
-namespace sale::files {
+namespace sale::calibration {
 
 using Json = nlohmann::ordered_json;
 
-constexpr size_t max_json_bytes = size_t{16} << 20;
-constexpr size_t max_projection_bytes = size_t{4} << 30;
 constexpr int max_depth = 8;
 
 template <class... Parts>
 [[noreturn]] void refuse(const Parts&... parts) {
-  std::ostringstream text;
-  (text << ... << parts);
-  throw Error(SALE_INVALID_ARGUMENT, text.str());
+  fail(SALE_INVALID_ARGUMENT, parts...);
 }
 
 // Text from a file, made safe to print.
@@ -36,6 +31,7 @@ class Fields {
 public:
   Fields(const Json& object, std::string where);
   const Json& need(const char* name);
+  bool has(const char* name) const { return object_->contains(name); }
   Fields object(const char* name);
   int64_t integer(const char* name, int64_t least, int64_t most);
   double number(const char* name, double least, double most);
@@ -54,14 +50,6 @@ private:
 double as_number(const Json& value, const std::string& what, double least, double most);
 int64_t as_integer(const Json& value, const std::string& what, int64_t least, int64_t most);
 
-// Projections: [layers][2: q, k] tensors of `count` floats each, appended layer by layer.
-struct ProjectionShape {
-  int32_t layers, kv_heads, head_dim, rank;
-};
-void read_projections(std::string_view bytes, const std::string& where, const ProjectionShape& shape,
-                      std::vector<float>& q, std::vector<float>& k);
-std::string print_projections(const ProjectionShape& shape, std::span<const float> q, std::span<const float> k);
-
 std::string hex64(uint64_t value);
 
-}  // namespace sale::files
+}  // namespace sale::calibration

@@ -1,0 +1,142 @@
+"""Making calibrations: the library's calibrator (include/sale/calibration.h), shown a model's attention by whoever runs it.
+
+    made = Calibrator(layers=32, q_heads=32, kv_heads=8, head_dim=128, dtype="bfloat16", goals=[("budget", 0.05)])
+    while (state := made.state()).doing != "done":
+        made.begin("a book", tokens)
+        ...                          # every layer of the model: dense attention, and made.feed(layer, q, k, v)
+        made.end()
+    made.result().write("calibration.json")
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+from . import _c
+from . import _calibration_c as _cc
+from ._tensors import api_of
+from .calibration import Calibration, _floats, _hexadecimal, _pointer
+
+_DTYPES = {"float32": _c.F32, "float16": _c.F16, "bfloat16": _c.BF16}
+
+
+class State(NamedTuple):
+    """Where a calibrator is: what it is doing ("project", "measure", "check", "done"), prompts of that pass that are
+    finished, of how many, the share of all the work, and how many prompts were found in the progress file."""
+
+    doing: str
+    prompt: int
+    prompts: int
+    done: float
+    resumed: int
+
+
+class Calibrator:
+    """Finds thresholds for a model's heads, and projections where `rank` is below the head dimension.
+
+    goals        pairs of a word and a number: "budget", "error", "time" or "paper", see sale_goal_kind
+    dtype        of the tensors that are fed; device: where index and selection are computed, a CUDA ordinal or None
+    projections  (q, k), [layers, kv_heads, head_dim, rank] each, made before
+    prompts      of each pass; rows: sampled of every head and prompt
+    progress     file by which interrupted work goes on
+
+    ValueError names what is wrong; NotImplementedError: nothing here can run it.
+    """
+
+    def __init__(
+        self, *, layers: int, q_heads: int, kv_heads: int, head_dim: int, goals: Sequence[tuple[str, float]],
+        name: str = "", fingerprint: str | None = None, dtype: str = "bfloat16", device: int | None = None,
+        backend: str | None = None, threads: int = 0, format: str = "int8", rank: int = 0, projections=None,
+        prompts: int = 1, rows: int = 48, seed: int = 1, local_heads: bool = False,
+        progress: str | os.PathLike | None = None, command: str = "", date: str | None = None, note: str = "",
+    ) -> None:  # fmt: skip
+        for what, value, allowed in (("dtype", dtype, _DTYPES), ("format", format, _c.FORMATS)):
+            if value not in allowed:
+                raise ValueError(f"{what}: {value!r} is not one of {', '.join(map(repr, allowed))}")
+        for goal, _ in goals:
+            if goal not in _cc.GOALS:
+                raise ValueError(f"goals: {goal!r} is not one of {', '.join(map(repr, _cc.GOALS))}")
+        model = _cc.Model(
+            ctypes.sizeof(_cc.Model), name.encode(), layers, q_heads, kv_heads, head_dim,
+            0 if fingerprint is None else _hexadecimal(fingerprint),
+        )  # fmt: skip
+        shape = (layers, kv_heads, head_dim, rank)
+        q, k = (None, None) if projections is None else (_floats("projections", p, *shape) for p in projections)
+        wanted = (_cc.Goal * len(goals))(*(_cc.Goal(_cc.GOALS[goal], value) for goal, value in goals))
+        options = _cc.CalibratorOptions(
+            struct_size=ctypes.sizeof(_cc.CalibratorOptions), model=ctypes.pointer(model), dtype=_DTYPES[dtype],
+            device=_c.HOST if device is None else device, backend=None if backend is None else backend.encode(),
+            threads=threads, format=_c.FORMATS[format], rank=rank, q_projections=_pointer(q), k_projections=_pointer(k),
+            goals=wanted, n_goals=len(goals), prompts=prompts, rows=rows, seed=seed, local_heads=int(local_heads),
+            progress=None if progress is None else os.fsencode(progress), command=command.encode(),
+            date=None if date is None else date.encode(), note=note.encode(),
+        )  # fmt: skip
+        self._dtype, self._shape, self._made = _DTYPES[dtype], (q_heads, kv_heads, head_dim), None
+        self._made = _c.created(_c.lib.sale_calibrator_create, ctypes.byref(options))
+
+    def __del__(self) -> None:
+        if getattr(self, "_made", None) is not None:
+            _c.lib.sale_calibrator_destroy(self._made)
+
+    def state(self) -> State:
+        s = _cc.CalibratorState(struct_size=ctypes.sizeof(_cc.CalibratorState))
+        _c.check(_c.lib.sale_calibrator_get(self._made, ctypes.byref(s)))
+        return State(_cc.PASSES[s.pass_], s.prompt, s.prompts, s.done, s.resumed)
+
+    def begin(self, text: str, tokens: int) -> None:
+        """A prompt; `text` says what it is, for the file."""
+        _c.check(_c.lib.sale_calibrator_begin(self._made, text.encode(), tokens))
+
+    def feed(self, layer: int, q, k, v, *, scale: float = 0.0) -> None:
+        """Causal attention of one layer: q [1, q_heads, rows, head_dim], k and v [1, kv_heads, keys, head_dim], the rows
+        at the end of the keys: the whole prompt, or its parts one after the other. On a device this waits for the
+        current stream."""
+        fed = _cc.CalibratorLayer(struct_size=ctypes.sizeof(_cc.CalibratorLayer), layer=layer, scale=scale)
+        views = {}
+        for name, x in (("q", q), ("k", k), ("v", v)):
+            view = views[name] = api_of(name, x).view(name, x)
+            if len(view.shape) != 4 or view.shape[0] != 1 or view.strides[3] != 1:
+                raise ValueError(f"{name}: of shape {list(view.shape)}; [1, heads, tokens, head_dim] is needed, the last contiguous")
+            if view.dtype != self._dtype:
+                raise TypeError(f"{name}: of another type than the calibrator's")
+            setattr(fed, name, view.data)
+            setattr(fed, f"{name}_strides", _c.Strides(*view.strides[:3]))
+        q_view, k_view, v_view = views.values()
+        if v_view.shape != k_view.shape or len({x.device for x in views.values()}) > 1:
+            raise ValueError(f"v: of shape {list(v_view.shape)}, k of {list(k_view.shape)}; equal ones on one device are needed")
+        self._check_heads(q_view.shape, k_view.shape)
+        fed.device, fed.q_len, fed.k_len = q_view.device, q_view.shape[2], k_view.shape[2]
+        if q_view.device != _c.HOST:
+            import torch
+
+            torch.cuda.current_stream(q.device).synchronize()
+        _c.check(_c.lib.sale_calibrator_feed(self._made, ctypes.byref(fed)))
+
+    def _check_heads(self, q: tuple, k: tuple) -> None:
+        for name, shape, heads in (("q", q, self._shape[0]), ("k", k, self._shape[1])):
+            if (shape[1], shape[3]) != (heads, self._shape[2]):
+                raise ValueError(f"{name}: of shape {list(shape)}; [1, {heads}, tokens, {self._shape[2]}] is needed")
+
+    def end(self) -> None:
+        """Every layer was fed."""
+        _c.check(_c.lib.sale_calibrator_end(self._made))
+
+    def cancel(self) -> None:
+        """Forgets the prompt begun."""
+        _c.check(_c.lib.sale_calibrator_cancel(self._made))
+
+    def result(self, goal: int = 0) -> Calibration:
+        """What was found for a goal, when all is done."""
+        handle = _c.created(lambda to: _c.lib.sale_calibrator_result(self._made, goal, to))
+        try:
+            return Calibration._of(handle)
+        finally:
+            _c.lib.sale_calibration_close(handle)
+
+    def forget(self) -> None:
+        """Removes the progress file, once results are written."""
+        _c.check(_c.lib.sale_calibrator_forget(self._made))

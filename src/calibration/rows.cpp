@@ -1,0 +1,118 @@
+#include "calibration/rows.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "calibration/numbers.hpp"
+
+namespace sale::calibration {
+namespace {
+
+constexpr int lanes = 8;
+constexpr int64_t first_position = 1024;  // earlier rows run dense, or nearly so
+
+// Eight sums side by side: vector code without reordering anything the compiler may not reorder.
+template <class T>
+double dot(const double* q, const T* k, int32_t n) {
+  double sum[lanes] = {};
+  for (int32_t c = 0; c < n; c += lanes)
+    for (int i = 0; i < lanes; ++i) sum[i] += q[c + i] * static_cast<double>(static_cast<float>(k[c + i]));
+  return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+}
+
+const char* at(const Tensor& t, size_t bytes, int64_t head, int64_t token) {
+  return static_cast<const char*>(t.data) +
+         static_cast<size_t>(head * t.strides.head + token * t.strides.token) * bytes;
+}
+
+class Random {  // splitmix64
+public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+  // Uniform in [0, n).
+  int64_t below(int64_t n) {
+    const auto range = static_cast<uint64_t>(n);
+    const uint64_t fair = UINT64_MAX - UINT64_MAX % range;  // numbers from here on would favour small results
+    uint64_t x = next();
+    while (x >= fair) x = next();
+    return static_cast<int64_t>(x % range);
+  }
+
+private:
+  uint64_t next() {
+    uint64_t z = (state_ += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+  }
+  uint64_t state_;
+};
+
+}  // namespace
+
+void ExactRow::compute(const Layer& layer, int32_t head, int64_t row) {
+  const Shape& s = layer.shape;
+  const int64_t keys = row + 1;
+  const int32_t kv_head = head / s.group();
+  dim_ = s.head_dim, blocks_ = (keys + SALE_K_BLOCK - 1) / SALE_K_BLOCK;
+  weights_.resize(static_cast<size_t>(keys));
+  mass_.assign(static_cast<size_t>(blocks_), 0), output_.assign(static_cast<size_t>(dim_), 0);
+  sums_.assign(static_cast<size_t>(blocks_ * dim_), 0);
+  const size_t bytes = bytes_of(s.dtype);
+  double q[256];
+  with_type(s.dtype, at(layer.q, bytes, head, row), [&](const auto* from) {
+    for (int32_t c = 0; c < dim_; ++c)
+      q[c] = static_cast<double>(static_cast<float>(from[c])) * static_cast<double>(layer.scale);
+  });
+  with_type(s.dtype, at(layer.k, bytes, kv_head, 0), [&](const auto* k) {
+    for (int64_t j = 0; j < keys; ++j) weights_[static_cast<size_t>(j)] = dot(q, k + j * layer.k.strides.token, dim_);
+  });
+  const double top = *std::max_element(weights_.begin(), weights_.end());
+  double sum = 0;
+  for (double& w : weights_) sum += w = std::exp(w - top);
+  for (double& w : weights_) w /= sum;
+  with_type(s.dtype, at(layer.v, bytes, kv_head, 0), [&](const auto* v) {
+    for (int64_t j = 0; j < keys; ++j) {
+      const double w = weights_[static_cast<size_t>(j)];
+      const auto* from = v + j * layer.v.strides.token;
+      double* to = sums_.data() + j / SALE_K_BLOCK * dim_;
+      mass_[static_cast<size_t>(j / SALE_K_BLOCK)] += w;
+      for (int32_t c = 0; c < dim_; ++c) to[c] += w * static_cast<double>(static_cast<float>(from[c]));
+    }
+  });
+  double bad = sum - sum;
+  for (int64_t b = 0; b < blocks_; ++b)
+    for (int32_t c = 0; c < dim_; ++c) output_[static_cast<size_t>(c)] += sums_[static_cast<size_t>(b * dim_ + c)];
+  for (double x : output_) bad += x - x;
+  require(bad == 0, "layer ", layer.number, ": the attention of query head ", head, " at token ", row,
+          " is not finite; q, k and v of finite numbers are needed");
+}
+
+double ExactRow::size() const {
+  double sum = 0;
+  for (double x : output_) sum += std::fabs(x);
+  return sum;
+}
+
+ExactRow::Loss ExactRow::loss(const Bits& kept) const {
+  double out[256] = {}, mass = 0;
+  for (int64_t b = 0; b < blocks_; ++b) {
+    if ((kept[static_cast<size_t>(b / 64)] >> (b % 64) & 1) == 0) continue;
+    mass += mass_[static_cast<size_t>(b)];
+    const double* from = sums_.data() + b * dim_;
+    for (int32_t c = 0; c < dim_; ++c) out[c] += from[c];
+  }
+  double error = 0;
+  for (int32_t c = 0; c < dim_; ++c) error += std::fabs(out[c] / mass - output_[static_cast<size_t>(c)]);
+  return {error, mass};
+}
+
+std::vector<int64_t> sample_rows(uint64_t seed, int32_t layer, int32_t head, int64_t tokens, int32_t count) {
+  std::vector<int64_t> rows;
+  const int64_t first = tokens <= first_position ? 0 : first_position;
+  Random random(seed ^ (static_cast<uint64_t>(layer) << 32 | static_cast<uint64_t>(head) << 16));
+  for (int32_t i = 0; i < count; ++i) rows.push_back(first + random.below(tokens - first));
+  for (int64_t back : {8, 24, 40, 64, 90, 120, 150}) rows.push_back(tokens - back);
+  return rows;
+}
+
+}  // namespace sale::calibration

@@ -1,0 +1,60 @@
+// Index, selection and attention of one layer at a time, where they are to be computed.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "calibration/layer.hpp"
+#include "calibration/memory.hpp"
+#include "sale/sale.hpp"
+
+namespace sale::calibration {
+
+struct Setup {
+  Shape shape;
+  int32_t device = SALE_HOST;
+  std::string backend;
+  int32_t threads = 0;
+  sale_format format = SALE_INT8;
+  int32_t rank = 0;  // head_dim: all coordinates
+  int32_t sink = 32, local = 128;
+  int64_t dense_below = 1024;
+  std::vector<float> q_projections, k_projections;  // [layers, kv_heads, head_dim, rank], or empty
+};
+
+class Stage {
+public:
+  // Refuses what no backend can run. tokens: of some prompt.
+  Stage(const Setup& setup, int64_t tokens);
+  const Memory& memory() const { return memory_; }
+
+  // A layer whose index is made at once. at: its tensors where they are computed on; null: layer's own are brought
+  // there.
+  void place(const Layer& layer, const Layer* at);
+  struct Selected {
+    Plan plan;
+    BlockList blocks;
+    Stats stats;
+  };
+  Selected select(std::span<const float> thresholds);
+  Stats attend(const Selected& selected);
+  // The whole of it; thresholds empty: dense. The output is fetched: [tokens, q_heads, head_dim] of the shape's type.
+  Stats run(std::span<const float> thresholds, std::vector<std::byte>& out);
+
+private:
+  Options options(int32_t layer) const;
+  Tensor bring(const Tensor& from, int32_t heads, int64_t tokens, Memory::Block& to);
+  Bytes workspace(const Plan& plan);
+
+  const Setup& setup_;
+  Memory memory_;
+  Memory::Block q_, k_, v_, out_, workspace_;
+  std::vector<std::byte> packed_;
+  std::optional<Problem> problem_;
+  Tensors tensors_;
+  std::optional<KeyIndex> index_;
+  int32_t layer_ = 0;
+};
+
+}  // namespace sale::calibration
