@@ -1,6 +1,6 @@
 #include "calibration/memory.hpp"
 
-#include "core/backend.hpp"
+#include "core/plan.hpp"
 
 namespace sale::calibration {
 namespace {
@@ -9,9 +9,9 @@ const Space& space_of(const void* p) { return *static_cast<const Space*>(p); }
 
 }  // namespace
 
-Memory::Memory(const sale_problem& problem, const sale_options& options) : device_(problem.device) {
+Memory::Memory(const sale_layer& layer) : device_(layer.device) {
   std::string notes;
-  space_ = &choose_backend(problem, options, notes).stages->space;
+  space_ = &choose_backend(check_layer(layer), layer.backend, notes).stages->space;
 }
 
 void* Memory::need(Block& block, size_t bytes) const {

@@ -11,8 +11,8 @@ namespace sale::calibration {
 
 class Memory {
 public:
-  // Of the place where this problem runs; refuses in words what cannot run at all.
-  Memory(const sale_problem& problem, const sale_options& options);
+  // Of the place where this layer runs; refuses in words what cannot run at all.
+  explicit Memory(const sale_layer& layer);
 
   class Block {
   public:

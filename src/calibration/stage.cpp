@@ -13,16 +13,10 @@ Problem problem_of(const Setup& s, int64_t tokens) {
   return p;
 }
 
-Memory memory_of(const Setup& s, const Problem& problem, const Options& options) {
-  const sale_problem p = problem.c();
-  const sale_options o = options.c(s.shape.kv_heads, s.shape.head_dim);
-  return Memory(p, o);
-}
-
 }  // namespace
 
 Stage::Stage(const Setup& setup, int64_t tokens)
-    : setup_(setup), memory_(memory_of(setup, problem_of(setup, tokens), options(0))) {}
+    : setup_(setup), memory_(options(0).layer(problem_of(setup, tokens))) {}
 
 Options Stage::options(int32_t layer) const {
   const Shape& s = setup_.shape;

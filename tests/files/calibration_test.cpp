@@ -211,7 +211,7 @@ TEST(Calibration, OptionsOfLayers) {
   EXPECT_EQ(c.layer_thresholds(1)[0], 0.25f);
   EXPECT_EQ(c.layer_q_projection(1).size(), 2u * 32 * 16);
   EXPECT_EQ(c.layer_q_projection(1)[0], c.q_projections[2 * 32 * 16]);
-  EXPECT_NO_THROW(c.options(1).c(2, 32));
+  EXPECT_NO_THROW(c.options(1).layer(sale::Problem(1, 4, 2, 1, 1, 32, SALE_F32)));
   EXPECT_THROW(c.options(2), sale::Error);
   EXPECT_THROW(c.options(-1), sale::Error);
 }
