@@ -152,7 +152,7 @@ TEST_P(Parts, MergeToTheWhole) {
   Instance in(served_line(GetParam()));
   Copy copy(in);
   const auto reference = references_of(in);
-  const int64_t cuts[]{0, 640, 1280, in.c.k_len}, row = 1280, d = in.c.head_dim;
+  const int64_t cuts[]{0, 768, 1280, in.c.k_len}, row = 1280, d = in.c.head_dim;
   std::vector<Outcome> parts;
   for (int i = 0; i < 3; ++i) parts.push_back(run_part(copy, reference, cuts[i], cuts[i + 1], row));
   const double eps = sale_case::epsilon(in.c.dtype);
