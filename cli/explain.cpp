@@ -150,6 +150,7 @@ void add_explain(CLI::App& program, Action& action) {
         all["problems"].push_back({{"problem", sale_case::print(c)},
                                    {"backend", sale_plan_backend(plan.get())},
                                    {"workspace_bytes", w.total},
+                                   {"table_bytes", w.tables},
                                    {"key_index_bytes", w.key_index},
                                    {"selection_bytes", w.selection},
                                    {"scratch_bytes", w.scratch},

@@ -126,8 +126,13 @@ void write_info(const std::string& path) {
   Json j = json_head("info");
   j["backends"] = Json::array();
   for (const BackendInfo& b : backends())
-    j["backends"].push_back(
-        {{"name", b.name}, {"summary", b.summary}, {"usable", b.why_not.empty()}, {"why_not", b.why_not}});
+    j["backends"].push_back({{"name", b.name},
+                             {"summary", b.summary},
+                             {"usable", b.why_not.empty()},
+                             {"why_not", b.why_not},
+                             {"on_device", b.facts.on_device != 0},
+                             {"q_block", b.facts.q_block},
+                             {"format", sale_format_name(b.facts.format)}});
   j["support"] = support_rows();
   write_json(path, j);
 }
