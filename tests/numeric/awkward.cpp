@@ -1,4 +1,4 @@
-// Section 6 of docs/numerics.md, row by row: awkward values have one defined outcome each.
+// Section 7 of docs/numerics.md, row by row: awkward values have one defined outcome each.
 #include <gtest/gtest.h>
 
 #include <cmath>
