@@ -10,6 +10,22 @@
 
 namespace sale::cli {
 
+namespace {
+
+// A problem that is wrong in itself is so in the library's words, whatever a backend would say of it. (Lines with pages
+// lack the table that a plan needs.)
+void refuse_wrong_problem(const sale_case::Instance& in) {
+  if (in.c.page_size != 0) return;
+  sale_options any = in.options;
+  any.backend = nullptr;
+  sale_plan* plan = nullptr;
+  const sale_status status = sale_plan_create(&in.problem, &any, 0, &plan);
+  sale_plan_destroy(plan);
+  if (status == SALE_INVALID_ARGUMENT) throw Error(status, sale_last_error());
+}
+
+}  // namespace
+
 BackendChoice backends_for(const sale_case::Instance& in, const std::string& forced) {
   BackendChoice choice;
   const std::string& only = forced.empty() ? in.c.backend : forced;
@@ -30,8 +46,13 @@ BackendChoice backends_for(const sale_case::Instance& in, const std::string& for
       choice.refused.emplace_back(name, why);
   }
   if (!known) refuse("--backend: '{}' is not a backend; see sale info", only);
-  if (choice.usable.empty())
-    throw Error(SALE_UNSUPPORTED, fmt::format("{}: {}", choice.refused.front().first, choice.refused.front().second));
+  refuse_wrong_problem(in);
+  if (choice.usable.empty()) {
+    std::string reasons;
+    for (const auto& [name, why] : choice.refused)
+      reasons += fmt::format("{}{}: {}", reasons.empty() ? "" : "; ", name, why);
+    throw Error(SALE_UNSUPPORTED, reasons);
+  }
   return choice;
 }
 

@@ -1,6 +1,10 @@
 // The program `sale`: subcommands, and one line for every failure.
 #include <fmt/format.h>
+#include <cerrno>
+#include <cmath>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <new>
 
 #include "case/case.hpp"
@@ -43,6 +47,26 @@ int perform(const Action& action) {
   }
 }
 
+// What was printed must have arrived: a full disk is not a success.
+int finish(int code) {
+  errno = 0;
+  const bool flushed = std::fflush(stdout) == 0;
+  if (flushed && std::ferror(stdout) == 0) return code;
+  const char* why = errno != 0 ? std::strerror(errno) : "an error while writing";
+  fmt::print(stderr, "sale: standard output: cannot be written: {}\n", why);
+  return code == good ? bad_input : code;
+}
+
+// Of every option that is a number. Ranges let NaN through, which is neither below nor above.
+void refuse_what_is_not_finite(const CLI::App& command) {
+  for (const CLI::Option* option : command.get_options()) {
+    if (option->get_type_name().rfind("FLOAT", 0) != 0) continue;
+    for (const std::string& given : option->results())
+      if (!std::isfinite(std::strtod(given.c_str(), nullptr)))
+        throw CLI::ValidationError(option->get_name(), fmt::format("'{}' is not a finite number", given));
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -50,23 +74,24 @@ int main(int argc, char** argv) {
   program.name("sale");
   program.require_subcommand(1);
   program.set_version_flag("--version", std::string("sale ") + sale_version());
-  program.footer(footer);
   program.option_defaults()->group("Options");
   Action action;
   for (auto* add : {add_demo, add_run, add_info, add_check, add_bench, add_explain, add_mask, add_project,
                     add_calibrate, add_perplexity, add_replay, add_eval, add_audit, add_adopt})
     add(program, action);
   for (CLI::App* command : program.get_subcommands([](CLI::App*) { return true; }))
-    command->footer(command->get_footer() + footer);
+    command->footer(command->get_footer().empty() ? footer : command->get_footer() + footer);
+  program.footer(footer);  // after them: they would inherit it
   try {
     program.parse(argc, argv);
+    for (const CLI::App* command : program.get_subcommands()) refuse_what_is_not_finite(*command);
   } catch (const CLI::Success& e) {
-    return program.exit(e) == 0 ? good : bad_input;  // --help, --version
+    return finish(program.exit(e) == 0 ? good : bad_input);  // --help, --version
   } catch (const CLI::ParseError& e) {
     const auto named = [&](const CLI::App* command) { return command->get_name() == argv[1]; };
     if (argc > 1 && argv[1][0] != '-' && static_cast<const CLI::App&>(program).get_subcommands(named).empty())
       return fail(bad_input, fmt::format("'{}' is not a subcommand; sale --help lists them", argv[1]).c_str());
     return fail(bad_input, e.what());
   }
-  return perform(action);
+  return finish(perform(action));
 }

@@ -1,5 +1,8 @@
 #include "settings.hpp"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
@@ -8,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <stdexcept>
+#include <string_view>
 
 namespace sale::ggml {
 namespace {
@@ -16,6 +20,7 @@ using Json = nlohmann::json;
 using Set = std::function<void(Settings&, const std::string& where, const Json& value)>;
 
 constexpr uintmax_t most_bytes = 1 << 20;
+constexpr std::string_view prefix = "SALE_GGML_", config_variable = "SALE_GGML_CONFIG";
 
 [[noreturn]] void refuse(const std::string& where, const Json& value, const std::string& allowed) {
   throw std::runtime_error(where + ": " + value.dump() + " is not " + allowed);
@@ -51,7 +56,7 @@ void take_calibration(Settings& s, const std::string& where, const std::filesyst
     s.calibration = read_calibration(path), s.calibrations.clear();
 }
 
-// One entry per setting: its name in the file; in the environment SALE_GGML_ and the name in capitals.
+// One entry per setting, by its name in the file.
 const std::map<std::string, Set>& entries() {
   static const std::map<std::string, Set> all = {
       {"tau", [](Settings& s, const std::string& w,
@@ -123,14 +128,32 @@ void take_file(Settings& s, const std::filesystem::path& path) {
   }
 }
 
+// In the environment: SALE_GGML_ and the setting's name in capitals.
+std::string variable_of(const std::string& name) {
+  std::string variable(prefix);
+  for (char c : name) variable += static_cast<char>(c >= 'a' && c <= 'z' ? c - 'a' + 'A' : c);
+  return variable;
+}
+
+// A name with a slip of the pen would be a setting that is not there.
+void refuse_unknown_variables() {
+  for (char** at = environ; *at != nullptr; ++at) {
+    const std::string_view set = *at, name = set.substr(0, set.find('='));
+    if (name.substr(0, prefix.size()) != prefix || name == config_variable) continue;
+    const auto is_it = [&](const auto& entry) { return variable_of(entry.first) == name; };
+    if (std::none_of(entries().begin(), entries().end(), is_it))
+      throw std::runtime_error(std::string(name) + " is not a setting");
+  }
+}
+
 }  // namespace
 
 Settings read_settings() {
   Settings s;
-  if (const char* path = std::getenv("SALE_GGML_CONFIG"); path != nullptr && *path != '\0') take_file(s, path);
+  refuse_unknown_variables();
+  if (const char* path = std::getenv(config_variable.data()); path != nullptr && *path != '\0') take_file(s, path);
   for (const auto& [name, set] : entries()) {
-    std::string variable = "SALE_GGML_";
-    for (char c : name) variable += static_cast<char>(c >= 'a' && c <= 'z' ? c - 'a' + 'A' : c);
+    const std::string variable = variable_of(name);
     const char* text = std::getenv(variable.c_str());
     if (text == nullptr || *text == '\0') continue;
     // Numbers and true/false as JSON has them; everything else is a text.

@@ -12,8 +12,10 @@ TEST(Cli, HelpAndVersion) {
                               "perplexity", "replay", "eval", "audit", "adopt"}) {
     const Said s = sale(std::string(command) + " --help");
     EXPECT_EQ(s.code, 0) << command;
-    EXPECT_TRUE(s.says("Exit codes")) << command;
     EXPECT_TRUE(s.says("--json")) << command;
+    const size_t at = s.out.find("Exit codes:");
+    EXPECT_NE(at, std::string::npos) << command;
+    EXPECT_EQ(s.out.find("Exit codes:", at + 1), std::string::npos) << command << ": printed twice";
   }
 }
 
@@ -35,6 +37,52 @@ TEST(Cli, BadUsageIsRefusedInOneLine) {
   refused("mask k=2k --out picture.bmp", 2, "picture.bmp");
   refused("mask k=2k --head 5 --out /tmp/x.png", 2, "--head: 5 is not in 0 .. 0");
   refused("info --json /absent/folder/x.json", 2, "/absent/folder/x.json: cannot be written");
+}
+
+// Every option that takes a number with a point, of every command: ranges do not see NaN.
+TEST(Cli, NumbersThatAreNotFinite) {
+  int options = 0;
+  for (const std::string command : {"run", "demo", "info", "check", "bench", "explain", "mask", "project", "calibrate",
+                                    "perplexity", "replay", "eval", "audit"}) {
+    std::istringstream help(sale(command + " --help").out);
+    for (std::string line; std::getline(help, line);) {
+      const size_t name = line.find("--"), type = line.find(" FLOAT");
+      if (name == std::string::npos || type == std::string::npos) continue;
+      ++options;
+      const std::string option = line.substr(name, line.find_first_of(" ,=", name) - name);
+      const bool writes = command == "project" || command == "calibrate" || command == "eval";
+      const std::string needed = command == "bench" ? " k=2k " : writes ? " --out /absent/c.json " : " ";
+      for (const char* value : {"nan", "-nan", "NAN", "inf", "-inf"})
+        refused(command + needed + option + " " + value, 2, option);
+    }
+  }
+  EXPECT_GE(options, 8);
+  refused("check k=2k tau=nan", 2, "tau");
+  refused("explain k=2k scale=nan", 2, "scale");
+}
+
+// A problem that is wrong for every backend is wrong in the same words everywhere, not in those of the first backend.
+TEST(Cli, WhatIsWrongIsSaidByAllCommands) {
+  const Folder folder;
+  const std::string picture = " --out " + (folder / "m.png");
+  for (const auto& [line, named] : {std::pair<std::string, std::string>{"d=65", "head_dim: 65"},
+                                    {"k=2k d=24", "head_dim: 24"},
+                                    {"k=2k qheads=3 kvheads=2", "q_heads: 3"},
+                                    {"k=2k sink=33", "sink: 33"},
+                                    {"k=2k estimator=int8:24", "rank: 24"}})
+    for (const std::string command : {"check ", "bench ", "explain ", "mask "})
+      refused(command + line + (command == "mask " ? picture : ""), 2, named);
+}
+
+// What is printed goes to a full disk.
+TEST(Cli, ResultsThatCannotBeWritten) {
+  if (!std::filesystem::exists("/dev/full")) GTEST_SKIP() << "there is no /dev/full";
+  for (const char* command :
+       {"info", "info --table", "explain d=64", "check k=300", "--help", "--version", "run --help"}) {
+    const Said s = sale(command, "", "/dev/full");
+    EXPECT_EQ(s.code, 2) << command;
+    EXPECT_NE(s.err.find("standard output: cannot be written"), std::string::npos) << command << ": " << s.err;
+  }
 }
 
 TEST(Cli, UnusableBackendIsUnsupported) {

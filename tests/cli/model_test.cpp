@@ -108,8 +108,7 @@ TEST(CliModel, ReplayOnTheCpu) {
   EXPECT_LT(high.at("density").get<double>(), low.at("density").get<double>());
   EXPECT_LT(low.at("density").get<double>(), 1);
   EXPECT_LT(low.at("relative_l1").get<double>(), 0.2);
-  for (const char* name : {"index_s", "select_s", "attend_s", "total_s"})
-    EXPECT_GE(low.at(name).get<double>(), 0) << name;
+  for (const char* name : {"select_s", "attend_s", "total_s"}) EXPECT_GT(low.at(name).get<double>(), 0) << name;
 }
 
 TEST(CliModel, MaskOfAPrompt) {

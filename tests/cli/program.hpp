@@ -47,12 +47,15 @@ struct Said {
 };
 
 // From the source folder, as `make demo` does.
-inline Said sale(const std::string& arguments, const std::string& environment = "") {
+inline Said sale(const std::string& arguments, const std::string& environment = "",
+                 const std::string& printed_to = "") {
   const Folder folder;
+  const std::string out = printed_to.empty() ? folder / "out" : printed_to;
   const std::string command = "cd '" SALE_SOURCE "' && " + environment + " '" SALE_PROGRAM "' " + arguments + " >'" +
-                              folder / "out" + "' 2>'" + folder / "err" + "'";
+                              out + "' 2>'" + folder / "err" + "'";
   const int status = std::system(command.c_str());
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128, contents(folder / "out"), contents(folder / "err")};
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128, printed_to.empty() ? contents(out) : "",
+          contents(folder / "err")};
 }
 
 // A failure: this code, nothing but one line that holds these words.

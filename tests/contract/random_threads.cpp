@@ -1,6 +1,6 @@
-// Random problems on any number of threads, several problems at a time: no bit depends on the number, nor on the steps in
-// which an index grew. Against itself alone, without the oracle: small enough for ThreadSanitizer, which looks here for
-// what is between the threads of the pool, of the walks and of the index.
+// Random problems on any number of threads, several problems at a time: no bit depends on the number, nor on the steps
+// in which an index grew. Against itself alone, without the oracle: small enough for ThreadSanitizer, which looks here
+// for what is between the threads of the pool, of the walks and of the index.
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>

@@ -136,7 +136,7 @@ void compare(const sale_oracle::BlockLists& a, const sale_oracle::BlockLists& b,
 }
 
 // One part that is the whole decides as without a reference, but for rounding.
-TEST_P(Parts, AReferenceOfItsOwnChangesNothing) {
+TEST_P(Parts, AReferenceOfItsOwnChangesLittle) {
   Instance in(served_line(GetParam()));
   Copy copy(in);
   const Outcome part = run_part(copy, references_of(in), 0, in.c.k_len, 0);

@@ -123,6 +123,10 @@ TEST(Load, WrongSettings) {
       {"SALE_GGML_ANY_KEYS=2", "true or false"},
       {"SALE_GGML_BACKEND=fast", "fast"},
       {"SALE_BACKEND=fast", "fast"},
+      {"SALE_GGML_THRESHOLD=0.01", "SALE_GGML_THRESHOLD is not a setting"},
+      {"SALE_GGML_Tau=0.01", "SALE_GGML_Tau is not a setting"},
+      {"SALE_GGML_=1", "SALE_GGML_ is not a setting"},
+      {"SALE_GGML_CONFIGURATION=", "SALE_GGML_CONFIGURATION is not a setting"},
       {"SALE_GGML_CALIBRATION=/nowhere/c.json", "does not exist"},
       {"SALE_GGML_CONFIG=/nowhere/c.json", "cannot be read"},
   };

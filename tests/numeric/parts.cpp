@@ -180,11 +180,12 @@ TEST(Parts, AgreeWithTheOracle) {
 
 // The reference of a row is the lse of attention to the sink and local keys alone: given that, one part that is the
 // whole decides as without it, but for rounding.
-TEST(Parts, AReferenceOfItsOwnChangesNothing) {
-  Tally ignored;
+TEST(Parts, AReferenceOfItsOwnChangesLittle) {
+  Tally total;
   const std::string failures = in_parallel(
       40, [](int64_t i) { return in_two(310'000 + static_cast<uint64_t>(i)); },
       [](const Case& c) {
+        Tally tally;
         Instance in(c);
         const float never = 1e30f;
         for (const std::string& backend : backends_for(in)) {
@@ -211,11 +212,15 @@ TEST(Parts, AReferenceOfItsOwnChangesNothing) {
             }
           expect(differ * 200 <= all + 400, backend + ": " + std::to_string(differ) + " of " + std::to_string(all) +
                                                 " blocks are decided otherwise");
+          tally.exempted += differ;
+          tally.candidates += all;
         }
-        return Tally{};
+        return tally;
       },
-      ignored);
+      total);
   EXPECT_TRUE(failures.empty()) << failures;
+  // A short problem may have its two blocks; all together have not.
+  EXPECT_LE(total.exempted * 1000, total.candidates) << total.exempted << " of " << total.candidates;
 }
 
 }  // namespace

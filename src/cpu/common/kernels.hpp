@@ -1,4 +1,5 @@
-// The walks over the products of simd.hpp's lanes: all kernels of an instruction set that has no unit of its own for them.
+// The walks over the products of simd.hpp's lanes: all kernels of an instruction set that has no unit of its own for
+// them.
 #pragma once
 
 #include "cpu/common/audit.hpp"

@@ -1,5 +1,5 @@
-// Sixteen floats or int32 at a time, in as many registers as that takes: what the compiler's vectors can do on any machine.
-// An instruction set's simd.hpp says how wide its registers are and includes this; the rest it brings itself.
+// Sixteen floats or int32 at a time, in as many registers as that takes: what the compiler's vectors can do on any
+// machine. An instruction set's simd.hpp says how wide its registers are and includes this; the rest it brings itself.
 //
 // Everything here and there has internal linkage: a shared inline function compiled for AVX-512 could otherwise be the
 // copy that the linker keeps for all.
