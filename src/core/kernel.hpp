@@ -13,7 +13,8 @@ namespace sale {
 constexpr int64_t q_block = SALE_Q_BLOCK;
 constexpr int64_t k_block = SALE_K_BLOCK;
 static_assert(k_block == Sight::block);
-// Compensation: a pseudo-key is the mean of so many blocks and weighs as many keys as are in the dropped ones of them.
+// Compensation: a pseudo-key is the mean of so many blocks and weighs, of each dropped one of them, as much as 2^5.5
+// keys.
 constexpr int64_t mean_blocks = Sight::mean_blocks, mean_keys = mean_blocks * k_block;
 
 // The same for all heads of a plan.

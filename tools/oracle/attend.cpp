@@ -36,7 +36,7 @@ std::vector<Term> terms_of(const Head& h, const Operands& x, const Form& form, c
     for (int64_t b = m * mean_blocks; b < std::min((m + 1) * mean_blocks, first_local) && b * block_keys < h.k_len; ++b)
       dropped += !std::binary_search(blocks.begin(), blocks.end(), static_cast<int32_t>(b));
     if (dropped == 0) continue;
-    const double weight = static_cast<double>(dropped * block_keys);
+    const double weight = std::exp2(5.5) * static_cast<double>(dropped);
     terms.push_back({x.k_means.data() + m * h.d, x.v_means.data() + m * h.d, std::log(weight), -1});
   }
   return terms;

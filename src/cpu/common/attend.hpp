@@ -12,7 +12,7 @@
 //         P = 2^(S c - m)    c = scale log2 e; when m grows, O and l of that row shrink first
 //         O += P V
 //     with compensation, after every 256 blocks: the means of eight blocks each are one more block of 32 pseudo-keys,
-//     each with the weight of the lane's dropped keys among those it is the mean of
+//     each with the weight of the lane's dropped blocks among those it is the mean of
 //   out = O / l, lse = (m + log2 l) ln 2
 //
 // Blocks are taken in ascending order and runs never cross a chunk, so a lane's arithmetic depends on its own list
@@ -301,7 +301,7 @@ struct Attend {
       for (int64_t i = 0; i < 64 / mean_blocks; ++i) {
         const uint64_t mine = dropped >> mean_blocks * i & ((uint64_t{1} << mean_blocks) - 1);
         to[64 / mean_blocks * w + i] =
-            __builtin_logf(static_cast<float>(__builtin_popcountll(mine) * k_block)) / h.shape.scale;
+            (5.5f * ln2 + __builtin_logf(static_cast<float>(__builtin_popcountll(mine)))) / h.shape.scale;
       }
     }
     return some != 0;

@@ -119,7 +119,7 @@ __device__ __forceinline__ void mask(float (&s)[16 * blocks], const int32_t (&id
 // Scores of pseudo-keys grow by the binary logarithm of how many of their blocks were dropped, and become -inf where
 // none was. counts: of lane l, those of pseudo-keys 4 l .. 4 l + 3, a byte each. scale: of scores, in base 2. What one
 // block weighs is step()'s bonus, mean_bonus.
-constexpr float mean_bonus = 5;
+constexpr float mean_bonus = 5.5f;
 template <int N>
 __device__ __forceinline__ void weigh_means(float (&s)[N], uint32_t counts, float scale) {
   const int lane = threadIdx.x % 32;
