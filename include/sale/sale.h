@@ -162,7 +162,7 @@ typedef struct sale_layer {
                                 keys of this layer. NULL: the mean of the sequence's own keys (of an index's first
                                 update). With it, codes of a block of keys are a function of these keys alone */
   const float* key_scales; /* SALE_FP8, with smoothing: the scale of each kv head [kv_heads], > 0: largest magnitude of
-                                a coordinate scanned / 448; larger ones saturate. NULL: from up to 8192 of the sequence's
+                                a coordinate scanned / 112; a key beyond four times that is always kept. NULL: from up to 8192 of the sequence's
                                 (an index's first) keys. With both, the code of a key is a function of that key alone */
   int32_t sink;            /* keys at the start that are always kept: a multiple of 32, 32 .. 256; 0 only for parts */
   int32_t local;           /* keys before each row that are always kept: a multiple of 32, 32 .. 1024. A row sees local

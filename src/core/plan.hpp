@@ -95,8 +95,8 @@ struct Plan {
   std::vector<Sequence> sequences;
   int64_t bits_words;  // of the whole block list
   const Backend* backend;
-  int32_t threads;                    // of the layers' workers; 0: none
-  std::shared_ptr<const void> state;  // the backend's
+  int32_t threads;              // of the layers' workers; 0: none
+  std::shared_ptr<void> state;  // the backend's
   WorkspaceMap workspace;
 
   const Stages& stages() const { return *backend->stages; }

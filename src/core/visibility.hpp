@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+// On the host and on devices. Always inlined: a copy of its own, compiled with one file's instruction-set flags, could
+// be the one that the linker keeps for all.
 #if defined(__CUDACC__)
 #define SALE_BOTH __host__ __device__ __forceinline__
 #elif defined(__GNUC__)
@@ -48,6 +50,12 @@ struct Sight {
     return key <= 0 ? 0 : lesser(key / block, blocks_of(k_len));
   }
   SALE_BOTH static constexpr int64_t blocks_of(int64_t keys) { return (keys + block - 1) / block; }
+  // The first tile that sees more than `blocks` blocks; tiles() when there is none. What tiles see never shrinks.
+  SALE_BOTH constexpr int64_t first_beyond(int64_t blocks, int64_t rows) const {
+    const int64_t end = blocks * block - q_offset;  // a tile that ends behind this row
+    if (k_len <= blocks * block || q_len <= end) return tiles(rows);
+    return end < 0 ? 0 : end / rows;
+  }
   // 64-bit words of a tile's row of block bits.
   SALE_BOTH constexpr int64_t row_words(int64_t tile, int64_t rows) const { return (end_block(tile, rows) + 63) / 64; }
 

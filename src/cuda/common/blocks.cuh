@@ -16,21 +16,14 @@ struct Place {
 };
 
 __device__ __forceinline__ int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-__device__ __forceinline__ int64_t visible_keys(const Sequence& s, int64_t row) {
-  return least(s.k_len, row + s.q_offset + 1);
-}
-template <int64_t tile_rows>
-__device__ __forceinline__ int64_t last_row(const Sequence& s, int64_t tile) {
-  return least(s.q_len, (tile + 1) * tile_rows) - 1;
-}
+__device__ __forceinline__ int64_t visible_keys(const Sequence& s, int64_t row) { return s.end_key(row); }
+// Block numbers fit 32 bits: max_keys.
 template <int64_t tile_rows>
 __device__ __forceinline__ int32_t visible_blocks(const Sequence& s, int64_t tile) {
-  return static_cast<int32_t>((visible_keys(s, last_row<tile_rows>(s, tile)) + block_keys - 1) / block_keys);
+  return static_cast<int32_t>(s.end_block(tile, tile_rows));
 }
-// First local block of the rows that begin at `row`: the end of the keys where these are a part that lies far behind.
 __device__ __forceinline__ int32_t local_block(const Sequence& s, int64_t row, int32_t local) {
-  const int64_t key = least(row + s.q_offset, s.last_position) + 1 - local;
-  return key <= 0 ? 0 : static_cast<int32_t>(least(key / block_keys, (s.k_len + block_keys - 1) / block_keys));
+  return static_cast<int32_t>(s.local_block(row, local));
 }
 __device__ __forceinline__ uint64_t* tile_bits(const Common& c, const Sequence& s, int32_t tile, int32_t head) {
   return c.bits + s.bits_at + head * s.words + c.row_word[s.row_word_at + tile];

@@ -16,10 +16,8 @@ constexpr int64_t block_keys = 32;              // keys of a block
 constexpr int32_t max_sequences = 64;           // of one launch; larger batches take several
 constexpr int64_t max_keys = int64_t{1} << 21;  // of a sequence: a row of block bits must fit shared memory
 
-// One sequence of the batch. Positions as in sale_problem.
-struct Sequence {
-  int64_t q_len, k_len, q_offset;
-  int64_t last_position;     // up to which local keys are counted back from a row: k_len - 1, of a part no end
+// One sequence of the batch.
+struct Sequence : Sight {
   int64_t q_start, k_start;  // first token in q and out, k and v
   int64_t bits_at, words;    // block list: head h's rows at bits + bits_at + h * words
   int64_t row_word_at;       // tile t's words begin row_word[row_word_at + t] after that
@@ -65,11 +63,7 @@ struct Estimator {
 
 // Byte `at` of key j's codes in a head's: rows in order, their 16-byte pieces permuted the way the tensor cores (wgmma,
 // ldmatrix) read shared memory, so that plain copies will do.
-#ifdef __CUDACC__
-__host__ __device__
-#endif
-    inline int64_t
-    code_offset(int64_t key, int64_t at, int64_t width) {
+SALE_BOTH int64_t code_offset(int64_t key, int64_t at, int64_t width) {
   const int64_t swizzle = width == 32 ? (key >> 2) & 1 : width == 64 ? (key >> 1) & 3 : key & 7;
   return key * width + ((at / 16) ^ swizzle) * 16 + at % 16;
 }
@@ -82,6 +76,23 @@ struct Tokens {
   int64_t page;               // stride between pages, elements
   const int32_t* page_table;  // device, this sequence's row
 };
+
+// ---- tables --------------------------------------------------------------------------------------------------
+
+// What a plan knows of the sequences of a launch, computed where it is used: `prepare` puts it into the workspace.
+struct LayoutCall {
+  Sight sights[max_sequences];
+  int64_t row_word_at[max_sequences];                         // first of each sequence
+  int64_t audited[max_sequences], audited_at[max_sequences];  // rows, and the first of each sequence
+  int32_t n_sequences;
+  int32_t tile_rows, chunk_tiles;  // chunk_tiles: 0 without chunks
+  Item* items;                     // every (sequence, tile), those that see the most blocks first
+  Item* chunks;                    // every (sequence, first tile of chunk_tiles), in the same order
+  int64_t* row_word;               // tile t's words begin row_word[row_word_at + t] after the sequence's
+  int64_t* audit_rows;             // ascending
+  uint64_t audit_seed;
+};
+cudaError_t launch_layout(const LayoutCall& call, cudaStream_t stream);
 
 // ---- index ---------------------------------------------------------------------------------------------------
 
@@ -144,13 +155,7 @@ constexpr int32_t value_bytes(sale_compute compute) {
   return compute == SALE_COMPUTE_FP8 ? 1 : compute == SALE_COMPUTE_F16 ? 2 : 0;
 }
 // The order in which products take probabilities out of the registers where scores are made.
-#ifdef __CUDACC__
-__host__ __device__
-#endif
-    inline int
-    key_of_place(int place) {
-  return place / 16 * 16 + place % 4 / 2 * 8 + place % 16 / 4 * 2 + place % 2;
-}
+SALE_BOTH int key_of_place(int place) { return place / 16 * 16 + place % 4 / 2 * 8 + place % 16 / 4 * 2 + place % 2; }
 struct LowBitCall {
   Tokens k, v;
   int32_t dtype, head_dim, kv_heads, batch;  // batch: the sequence's place in v_most and smoothing

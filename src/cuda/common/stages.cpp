@@ -6,8 +6,9 @@
 
 namespace sale::cuda {
 
-Common common_of(const Architecture& a, const Call& call, const Group& group) {
+Common common_of(const Architecture&, const Call& call, const Group& group) {
   const Plan& p = *call.plan;
+  const Layer& layer = *call.layer;
   const Tables& tables = tables_of(p);
   const sale_problem& x = p.problem;
   Common c{};
@@ -15,32 +16,27 @@ Common common_of(const Architecture& a, const Call& call, const Group& group) {
     const int32_t b = group.first_sequence + i;
     const sale::Sequence& from = p.sequences[static_cast<size_t>(b)];
     Sequence& s = c.sequences[i];
-    s.q_len = from.q_len;
-    s.k_len = from.k_len;
-    s.q_offset = from.q_offset;
-    s.last_position = x.reference != nullptr ? INT64_MAX : from.k_len - 1;
+    static_cast<Sight&>(s) = from.sight;
     s.q_start = from.q_start;
     s.k_start = from.k_start;
     s.bits_at = from.bits_at;
     s.words = from.words;
-    s.row_word_at = tables.row_word_at[static_cast<size_t>(b)];
+    s.row_word_at = tables.row_word_of[static_cast<size_t>(b)];
     s.batch = b;
     s.dense = from.dense;
     s.block_at = tables.block_at[static_cast<size_t>(b)];
     s.mean_block_at = tables.mean_block_at[static_cast<size_t>(b)];
     if (from.dense) continue;
-    const bool own = call.indexes == nullptr;
-    const IndexMap m = own ? index_map(a, x.kv_heads, x.head_dim, p.estimator, from.k_len) : call.indexes[b]->map;
-    char* base = own ? call.workspace + from.index_at : call.indexes[b]->part(0);
-    s.codes = reinterpret_cast<uint8_t*>(base + m.codes_at);
-    s.scales = reinterpret_cast<float*>(base + m.scales_at);
-    s.smoothing = reinterpret_cast<float*>(base + m.smoothing_at);
-    s.codes_head = static_cast<int64_t>(m.head_codes);
-    s.scales_head = static_cast<int64_t>(m.head_scales / 4);
+    const IndexParts parts = index_parts(call, b);
+    s.codes = parts.codes;
+    s.scales = parts.scales;
+    s.smoothing = parts.smoothing;
+    s.codes_head = parts.codes_head;
+    s.scales_head = parts.scales_head;
   }
-  c.items = tables.items + group.first_item;
-  c.row_word = tables.row_word;
-  c.thresholds = tables.thresholds;
+  c.items = part<Item>(call, tables.items_at) + group.first_item;
+  c.row_word = part<int64_t>(call, tables.row_word_at);
+  c.thresholds = tables_of(layer).thresholds;
   c.bits = call.bits;
   c.n_sequences = group.sequences;
   c.n_items = group.items;
@@ -49,12 +45,12 @@ Common common_of(const Architecture& a, const Call& call, const Group& group) {
   c.group = p.group;
   c.head_dim = x.head_dim;
   c.dtype = x.dtype;
-  c.sink = p.sink;
-  c.local = p.local;
+  c.sink = layer.sink;
+  c.local = layer.local;
   c.scale = p.scale;
   c.page_size = x.page_size;
   c.pages = x.pages;
-  c.page_table = x.page_table;
+  c.page_table = call.page_table;
   return c;
 }
 
@@ -67,33 +63,44 @@ Tokens tokens_of(const Call& call, const void* base, const sale_strides& strides
           strides.token,
           x.page_size,
           strides.batch,
-          x.page_size != 0 ? x.page_table + b * x.pages : nullptr};
+          x.page_size != 0 ? call.page_table + b * x.pages : nullptr};
+}
+
+IndexParts index_parts(const Call& call, int64_t b) {
+  if (call.indexes != nullptr) return parts_of(*call.layer, call.indexes[b]->map, call.indexes[b]->part(0));
+  const Plan& p = *call.plan;
+  const sale::Sequence& s = p.sequences[static_cast<size_t>(b)];
+  const IndexMap map = p.stages().index_map(p.problem.kv_heads, p.problem.head_dim, p.form, s.sight.k_len);
+  return parts_of(*call.layer, map, call.workspace + s.index_at);
+}
+
+IndexCall index_call(const Architecture& a, const Layer& layer, const Tokens& k, const IndexParts& parts) {
+  IndexCall c{};
+  c.k = k;
+  c.dtype = layer.dtype;
+  c.head_dim = layer.head_dim;
+  c.kv_heads = layer.kv_heads;
+  c.estimator = estimator_of(a, layer);
+  c.codes = parts.codes;
+  c.scales = parts.scales;
+  c.smoothing = parts.smoothing;
+  c.codes_head = parts.codes_head;
+  c.scales_head = parts.scales_head;
+  return c;
 }
 
 void make_indexes(const Architecture& a, const Call& call) {
   const Plan& p = *call.plan;
-  const Tables& tables = tables_of(p);
-  const sale_problem& x = p.problem;
-  const Current current(tables.device.ordinal);
+  const Layer& layer = *call.layer;
+  const Current current(p.problem.device);
   for (const sale::Sequence& s : p.sequences) {
     if (s.dense) continue;
     const int64_t b = &s - p.sequences.data();
-    const IndexMap m = index_map(a, x.kv_heads, x.head_dim, p.estimator, s.k_len);
-    char* base = call.workspace + s.index_at;
-    IndexCall c{};
-    c.k = tokens_of(call, call.k, x.k, b);
-    c.dtype = x.dtype;
-    c.head_dim = x.head_dim;
-    c.kv_heads = x.kv_heads;
-    c.estimator = estimator_of(a, p.estimator, tables.k_projection, nullptr);
-    c.codes = reinterpret_cast<uint8_t*>(base + m.codes_at);
-    c.scales = reinterpret_cast<float*>(base + m.scales_at);
-    c.smoothing = reinterpret_cast<float*>(base + m.smoothing_at);
-    c.codes_head = static_cast<int64_t>(m.head_codes);
-    c.scales_head = static_cast<int64_t>(m.head_scales / 4);
-    c.k_len = s.k_len;
-    c.fix = 1;
-    c.scratch = call.workspace + tables.index_scratch_at;
+    IndexCall c = index_call(a, layer, tokens_of(call, call.k, call.strides.k, b), index_parts(call, b));
+    c.k_len = s.sight.k_len;
+    c.fix = layer.key_scales.empty();
+    c.smoothing_given = !layer.smoothing.empty();
+    c.scratch = call.workspace + tables_of(p).index_scratch_at;
     must(a.index(c, stream_of(call)), "launching the key index");
   }
 }
@@ -121,9 +128,9 @@ void make_stand_ins(const Call& call) {
     const auto means = [&](size_t at) {
       return reinterpret_cast<uint16_t*>(call.workspace + at) + t.block_at[b] * x.head_dim;
     };
-    const Tokens k = tokens_of(call, call.k, x.k, static_cast<int64_t>(b));
-    const Tokens v = tokens_of(call, call.v, x.v, static_cast<int64_t>(b));
-    const int64_t k_len = p.sequences[b].k_len, means_head = t.blocks * x.head_dim;
+    const Tokens k = tokens_of(call, call.k, call.strides.k, static_cast<int64_t>(b));
+    const Tokens v = tokens_of(call, call.v, call.strides.v, static_cast<int64_t>(b));
+    const int64_t k_len = p.sequences[b].sight.k_len, means_head = t.blocks * x.head_dim;
     if (p.compensate)
       must(launch_means(
                {k, v, x.dtype, x.head_dim, x.kv_heads, k_len, means(t.k_means_at), means(t.v_means_at), means_head},
@@ -167,20 +174,21 @@ AuditCall audit_of(const Architecture& a, const Call& call, size_t b, int64_t fi
   const sale::Sequence& s = p.sequences[b];
   const auto i = static_cast<int64_t>(b);
   AuditCall c{};
-  c.k = tokens_of(call, call.k, x.k, i);
-  c.v = tokens_of(call, call.v, x.v, i);
-  c.q = static_cast<const uint16_t*>(call.q) + i * x.q.batch + s.q_start * x.q.token;
-  c.out = static_cast<const uint16_t*>(call.out) + i * x.out.batch + s.q_start * x.out.token;
-  c.q_head = x.q.head, c.q_token = x.q.token;
-  c.out_head = x.out.head, c.out_token = x.out.token;
+  c.k = tokens_of(call, call.k, call.strides.k, i);
+  c.v = tokens_of(call, call.v, call.strides.v, i);
+  const Strides& by = call.strides;
+  c.q = static_cast<const uint16_t*>(call.q) + i * by.q.batch + s.q_start * by.q.token;
+  c.out = static_cast<const uint16_t*>(call.out) + i * by.out.batch + s.q_start * by.out.token;
+  c.q_head = by.q.head, c.q_token = by.q.token;
+  c.out_head = by.out.head, c.out_token = by.out.token;
   c.dtype = x.dtype, c.head_dim = x.head_dim, c.kv_heads = x.kv_heads, c.group = p.group;
-  c.k_len = s.k_len, c.q_offset = s.q_offset;
+  c.k_len = s.sight.k_len, c.q_offset = s.sight.q_offset;
   c.bits = call.bits + s.bits_at, c.words = s.words;
-  c.row_word = t.row_word + t.row_word_at[b];
+  c.row_word = part<int64_t>(call, t.row_word_at) + t.row_word_of[b];
   c.tile_rows = a.tile_rows;
   c.scale = p.scale;
-  c.rows = t.audited + t.audited_at[b] + first, c.n_rows = static_cast<int32_t>(n);
-  const AuditRanges ranges = audit_ranges(s.k_len);
+  c.rows = part<int64_t>(call, t.audited_at) + t.audited_of[b] + first, c.n_rows = static_cast<int32_t>(n);
+  const AuditRanges ranges = audit_ranges(s.sight.k_len);
   c.ranges = ranges.ranges, c.range_steps = ranges.steps;
   c.partials = reinterpret_cast<float*>(call.workspace + t.audit_partials_at);
   c.to_head = int64_t{p.audit} * p.group;
@@ -196,7 +204,7 @@ void audit(const Architecture& a, const Call& call, sale_head_audit* to) {
   const Current current(t.device.ordinal);
   auto* heads = reinterpret_cast<sale_head_audit*>(call.workspace + t.audits_at);
   for (size_t b = 0; b < p.sequences.size(); ++b) {
-    const auto rows = static_cast<int64_t>(p.sequences[b].audited.size());
+    const int64_t rows = p.sequences[b].audited;
     for (int64_t first = 0; first < rows; first += t.audit_slice) {
       const AuditCall c = audit_of(a, call, b, first, std::min(t.audit_slice, rows - first));
       must(a.audit(c, stream_of(call)), "launching the audit");

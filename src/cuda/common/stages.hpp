@@ -11,6 +11,10 @@ Common common_of(const Architecture& a, const Call& call, const Group& group);
 // Keys or values of sequence b.
 Tokens tokens_of(const Call& call, const void* base, const sale_strides& strides, int64_t b);
 LowBit low_bit_of(const Call& call);
+// The index of sequence b: the call's, or the workspace's own.
+IndexParts index_parts(const Call& call, int64_t b);
+// What does not depend on how many keys there are.
+IndexCall index_call(const Architecture& a, const Layer& layer, const Tokens& k, const IndexParts& parts);
 
 // Stages, or parts of them.
 void make_indexes(const Architecture& a, const Call& call);
@@ -21,21 +25,26 @@ void count(const Architecture& a, const Call& call, int64_t first, int64_t n, in
 
 // A backend's table: what is its own, and what is the same for all.
 template <const Architecture& a>
-constexpr Stages stages_of(int64_t tile_rows, decltype(Stages::plan) plan, decltype(Stages::explain) explain,
-                           decltype(Stages::check) check, decltype(Stages::select) select,
-                           decltype(Stages::attend) attend) {
+constexpr Stages stages_of(decltype(Stages::tables) tables, decltype(Stages::plan) plan,
+                           decltype(Stages::explain) explain, decltype(Stages::check) check,
+                           decltype(Stages::select) select, decltype(Stages::attend) attend, int64_t tile_rows) {
   return {tile_rows,
           device_space,
-          [](int32_t kv_heads, int32_t head_dim, const sale::Estimator& e, int64_t keys) {
-            return index_map(a, kv_heads, head_dim, e, keys);
+          [](Layer& layer, const sale_layer&) { open_layer(a, layer); },
+          [](const Layer&) { return int32_t{0}; },
+          [](int32_t kv_heads, int32_t head_dim, const Form& form, int64_t keys) {
+            return index_map(a, kv_heads, head_dim, form, keys);
           },
-          [](sale_index& index, const sale_options&) { open_index(a, index); },
+          [](int32_t kv_heads, int32_t head_dim) { return a.index_scratch(kv_heads, head_dim); },
+          [](sale_index& index) { open_index(a, index); },
           [](sale_index& index, const IndexUpdate& update) { update_index(a, index, update); },
           [](const sale_index& index, int32_t head, const int8_t** codes, const float** scales,
              const float** smoothing) { read_codes(a, index, head, codes, scales, smoothing); },
+          tables,
           plan,
           explain,
           check,
+          [](const Plan& p, char* workspace, void* stream) { prepare(a, p, workspace, stream); },
           [](const Call& call) { make_indexes(a, call); },
           select,
           attend,

@@ -53,20 +53,8 @@ cudaError_t launch_index(const IndexCall& call, cudaStream_t stream);
 // Tiles of one sequence that are selected together, sharing its keys: tile, tile + 1, ... chunk_tiles() of them.
 constexpr int32_t scan_warps = 8;  // a warp a (tile, head)
 // Query heads of one kv head that a thread block takes, and tiles.
-#ifdef __CUDACC__
-__host__ __device__
-#endif
-    constexpr int32_t
-    chunk_heads(int32_t group) {
-  return group % 4 == 0 ? 4 : group % 2 == 0 ? 2 : 1;
-}
-#ifdef __CUDACC__
-__host__ __device__
-#endif
-    constexpr int32_t
-    chunk_tiles(int32_t group) {
-  return scan_warps / chunk_heads(group);
-}
+SALE_BOTH constexpr int32_t chunk_heads(int32_t group) { return group % 4 == 0 ? 4 : group % 2 == 0 ? 2 : 1; }
+SALE_BOTH constexpr int32_t chunk_tiles(int32_t group) { return scan_warps / chunk_heads(group); }
 
 struct SelectCall {
   Common common;

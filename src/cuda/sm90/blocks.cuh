@@ -16,9 +16,6 @@ using cuda::Place;
 using cuda::tile_bits;
 using cuda::visible_keys;
 
-__device__ __forceinline__ int64_t last_row(const Sequence& s, int64_t tile) {
-  return cuda::last_row<tile_rows>(s, tile);
-}
 __device__ __forceinline__ int32_t visible_blocks(const Sequence& s, int64_t tile) {
   return cuda::visible_blocks<tile_rows>(s, tile);
 }
