@@ -13,10 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _c, _pieces
-from ._plan import Layout, Plan, View, addresses, plan_for
+from ._estimator import Estimator, Heads, estimator_for
+from ._kept import Kept
+from ._plan import Layout, Plan, Step, View
 from .options import Options
 
-_run = _c.lib.sale_run
+_run, _select, _Call, _byref = _c.lib.sale_run, _c.lib.sale_select, _c.Call, ctypes.byref
 
 
 class Said(NamedTuple):
@@ -94,9 +96,59 @@ def _differences(name: str, bounds: tuple[int, ...], tokens: int) -> tuple[int, 
     return tuple(b - a for a, b in zip(bounds, bounds[1:]))
 
 
-def lay_out(api, q, k, v, said: Said) -> tuple[Layout, tuple[View, View, View], tuple[int, ...]]:
-    """The layout, the three tensors, and the sequences that have no row to compute (they are laid out as one row)."""
+class Views(NamedTuple):
+    """The tensors of one call, and the addresses of what comes with it."""
+
+    q: View
+    k: View
+    v: View
+    out: View
+    page_table: int | None = None
+    reference: object = None  # a tensor, still to be compared with the step
+
+
+def _by_value(api, said: Said) -> tuple[Said, int | None]:
+    """The same with numbers in tuples in place of what they were in, of a page table its shape and strides, of a reference
+    that it is there; and the page table's address."""
+    numbers, table = {}, None
+    for name in ("cu_seqlens_q", "cu_seqlens_k", "k_lens"):
+        given = getattr(said, name)
+        if given is not None:
+            numbers[name] = api.integers(name, given)
+    if said.spans is not None:
+        rows = said.spans if isinstance(said.spans, list) else api.spans("attn_mask", said.spans)
+        numbers["spans"] = tuple(map(tuple, rows))
+    if said.page_table is not None:
+        if said.k_lens is None:
+            raise ValueError("k_lens: needed with page_table")
+        *numbers["page_table"], table = api.table("page_table", said.page_table)
+        numbers["page_table"] = tuple(numbers["page_table"])
+    if said.reference is not None:
+        numbers["reference"] = True
+    return said._replace(**numbers), table
+
+
+_steps = Kept(64)
+
+
+def step_of(api, q, k, v, said: Said, out=None) -> tuple[Step, Views]:
+    """The step that a call belongs to. out: the tensor it writes; None: one like q."""
     vq, vk, vv = api.view("q", q), api.view("k", k), api.view("v", v)
+    vo = vq if out is None else api.view("out", out)
+    _, _, _, spans, cu_q, cu_k, pages, k_lens, reference = said
+    table = None
+    if not (spans is cu_q is cu_k is pages is k_lens is reference is None):
+        said, table = _by_value(api, said)
+    key = (vq[1:], vk[1:], vv[1:], vo[2], said)
+    step = _steps.get(key)
+    if step is None:
+        step = Step(*_lay_out(vq, vk, vv, vo, said))
+        _steps.put(key, step)
+    return step, Views(vq, vk, vv, vo, table, reference)
+
+
+def _lay_out(vq: View, vk: View, vv: View, vo: View, said: Said) -> tuple[Layout, tuple[int, ...]]:
+    """What depends on extents, strides and numbers, not on addresses. said: by value."""
     packed, paged = said.cu_seqlens_q is not None, said.page_table is not None
     if packed:
         expect("q", vq.shape, "[tokens, heads, head_dim], since cu_seqlens_q is given,", 3)
@@ -117,11 +169,11 @@ def lay_out(api, q, k, v, said: Said) -> tuple[Layout, tuple[View, View, View], 
     lists: dict = {}
     idle: tuple[int, ...] = ()
     if packed:
-        bounds = api.integers("cu_seqlens_q", said.cu_seqlens_q)
+        bounds = said.cu_seqlens_q
         lists["q_lens"], lists["q_starts"] = _differences("cu_seqlens_q", bounds, q_tokens), bounds[:-1]
         batch = len(bounds) - 1
         if not paged:
-            bounds = bounds if said.cu_seqlens_k is None else api.integers("cu_seqlens_k", said.cu_seqlens_k)
+            bounds = bounds if said.cu_seqlens_k is None else said.cu_seqlens_k
             lists["k_lens"], lists["k_starts"] = _differences("cu_seqlens_k", bounds, k_tokens), bounds[:-1]
             if len(bounds) != batch + 1:
                 raise ValueError(f"cu_seqlens_k: {len(bounds) - 1} sequences, cu_seqlens_q has {batch}")
@@ -135,13 +187,11 @@ def lay_out(api, q, k, v, said: Said) -> tuple[Layout, tuple[View, View, View], 
     if said.k_lens is not None:
         if packed and not paged:
             raise ValueError("k_lens: given, but cu_seqlens_k says how long sequences are")
-        lists["k_lens"] = api.integers("k_lens", said.k_lens)
+        lists["k_lens"] = said.k_lens
         if len(lists["k_lens"]) != batch:
             raise ValueError(f"k_lens: {len(lists['k_lens'])} numbers for {batch} sequences")
         if not paged and max(lists["k_lens"]) > k_tokens:
             raise ValueError(f"k_lens: {max(lists['k_lens'])} exceeds the {k_tokens} keys of k")
-    elif paged:
-        raise ValueError("k_lens: needed with page_table")
     q_offset = _c.AUTO if said.q_offset is None else said.q_offset
     if not said.causal:
         if said.q_offset is not None:
@@ -152,18 +202,14 @@ def lay_out(api, q, k, v, said: Said) -> tuple[Layout, tuple[View, View, View], 
     if said.spans is not None:
         if packed or paged or said.k_lens is not None:
             raise ValueError("attn_mask: given together with cu_seqlens_q, page_table or k_lens, which say the same")
-        spans = said.spans if isinstance(said.spans, list) else api.spans("attn_mask", said.spans)
-        lists, idle = _ranges(spans, q_tokens, k_tokens, batch, said.causal)
-    more = {}
-    if paged:
-        more = _pages(api, said.page_table, vk, batch)
-    if said.reference is not None:
-        more["reference"] = _reference(api, said.reference, (batch, q_heads, max(lists.get("q_lens", (q_tokens,)))), vq)
+        lists, idle = _ranges(said.spans, q_tokens, k_tokens, batch, said.causal)
+    pages = _pages(said.page_table, vk, batch) if paged else {}
+    heads = Heads(q_heads, kv_heads, vq.shape[-1], vq.dtype, vq.device)
     layout = Layout(
-        batch, q_heads, kv_heads, vq.shape[-1], vq.dtype, vq.device, q_tokens, k_tokens, q_offset, said.scale,
-        axes_of("q", vq, order_q), axes_of("k", vk, order_k), axes_of("v", vv, order_k), (0, 0, 0), **lists, **more,
+        batch, heads, q_tokens, k_tokens, q_offset, said.scale, axes_of("q", vq, order_q), axes_of("k", vk, order_k),
+        axes_of("v", vv, order_k), axes_of("out", vo, order_q), **lists, **pages, part=int(said.reference is not None),
     )  # fmt: skip
-    return layout, (vq, vk, vv), idle
+    return layout, idle
 
 
 def _ranges(spans, q_tokens: int, k_tokens: int, batch: int, causal: bool) -> tuple[dict, tuple[int, ...]]:
@@ -188,64 +234,75 @@ def _ranges(spans, q_tokens: int, k_tokens: int, batch: int, causal: bool) -> tu
     return {name: tuple(numbers) for name, numbers in names.items()}, tuple(idle)
 
 
-def _pages(api, table, vk: View, batch: int) -> dict:
-    shape, strides, address = api.table("page_table", table)
+def _pages(table, vk: View, batch: int) -> dict:
+    shape, strides = table
     if len(shape) != 2 or shape[0] != batch or strides != (shape[1], 1):
         raise ValueError(f"page_table: of shape {list(shape)}; a contiguous [{batch}, pages] is needed")
-    return {"page_size": vk.shape[1], "pages": shape[1], "page_table": address}
+    return {"page_size": vk.shape[1], "pages": shape[1]}
 
 
-def _reference(api, x, shape: tuple[int, int, int], like: View) -> int:
+def _reference(api, x, step: Step) -> int:
     api.check("reference", x)
+    shape = step.rows_shape
     if not api.is_float32(x) or tuple(x.shape) != shape or not api.contiguous(x):
         raise ValueError(f"reference: of type {x.dtype} and shape {list(x.shape)}; contiguous float32 {list(shape)} is needed")
-    if api.view("reference", x).device != like.device:
+    if api.view("reference", x).device != step.heads.device:
         raise ValueError("reference: on another device than q")
     return api.address(x)
 
 
-def planned(api, q, k, v, options: Options, said: Said, with_index: bool, out=None) -> tuple:
-    """(plan, views, idle sequences). out: the tensor the plan writes; None for plans that write none."""
-    layout, views, idle = lay_out(api, q, k, v, said)
-    order = _PACKED if said.cu_seqlens_q is not None else _PADDED
-    strides = layout.q if out is None else axes_of("out", api.view("out", out), order)
-    layout = layout._replace(out=strides)
-    return plan_for(layout, options, with_index, api.capturing(q)), views, idle
+def _indexes(indexes, batch: int) -> ctypes.Array | None:
+    """A C array of sale_index pointers; None for none."""
+    if not indexes:
+        return None
+    if len(indexes) != batch:
+        raise ValueError(f"index: {len(indexes)} key indexes for {batch} sequences")
+    return (ctypes.c_void_p * batch)(*[i.handle.value for i in indexes])
 
 
-def run(api, q, k, v, options: Options, said: Said, indexes=(), with_lse: bool = False, with_stats: bool = False):
-    """(out, lse or None, Stats or None)."""
+def _carry_out(function, api, q, step: Step, views: Views, estimator: Estimator, indexes, out=None, lse=None, blocks=None,
+               stats=None) -> None:  # fmt: skip
+    """One call of sale_run or sale_select, with a workspace of its own."""
+    plan = step.plan(estimator, bool(indexes))
+    listed = _indexes(indexes, step.layout.batch) if indexes else None
+    reference = None if views.reference is None else _reference(api, views.reference, step)
+    workspace, held = api.workspace(plan.workspace, q)
+    call = _Call(_c.CALL_BYTES, views.q[0], views.k[0], views.v[0], out, lse, None, None, None, None, views.page_table,
+                 reference, None if listed is None else ctypes.addressof(listed), blocks, workspace, plan.workspace,
+                 None if stats is None else ctypes.addressof(stats), api.stream(q))  # fmt: skip
+    status = function(plan.handle, estimator.handle, _byref(call))
+    del held  # not before the call
+    if status:
+        _c.check(status)
+
+
+def run(api, q, k, v, options: Options, said: Said, indexes=(), with_lse: bool = False, with_stats: bool = False,
+        estimator: Estimator | None = None):  # fmt: skip
+    """(out, lse or None, Stats or None). estimator: of these options and heads; None: the one that is kept for them."""
     if said.spans is not None:
         rows = api.spans("attn_mask", said.spans)
         if said.spans.shape[-1] > _pieces.HEAD and not _pieces.are_ranges(rows):
             return _run_in_pieces(api, q, k, v, options, said, rows[0][3], indexes, with_lse, with_stats)
         said = said._replace(spans=rows)
     out = api.empty_like(q) if said.spans is None else api.zeros_like(q)
-    plan, (vq, vk, vv), idle = planned(api, q, k, v, options, said, bool(indexes), out)
-    layout = plan.layout
-    handles = _handles(indexes, layout.batch)
-    rows = api.floats(q, (layout.batch, layout.q_heads, layout.lse_rows)) if with_lse else None
+    step, views = step_of(api, q, k, v, said, out)
+    if estimator is None:
+        estimator = estimator_for(options, step.heads, api.capturing(q))
+    rows = api.floats(q, step.rows_shape) if with_lse else None
     stats = heads = None
     if with_stats:
         if api.capturing(q):
             raise ValueError("return_stats: statistics wait for the device, which a graph being captured cannot do")
-        heads = np.empty((layout.batch, layout.q_heads, 2), np.int64)
-        stats = _c.Stats(heads=heads.ctypes.data_as(ctypes.POINTER(_c.HeadStats)))
-    address, held = api.workspace(plan.workspace, q)
-    status = _run(
-        plan.handle, vq.data, vk.data, vv.data, api.view("out", out).data,
-        None if rows is None else api.address(rows), addresses(handles), address, plan.workspace,
-        None if stats is None else ctypes.byref(stats), api.stream(q),
-    )  # fmt: skip
-    del held
-    if status:
-        _c.check(status)
-    for b in idle:
+        heads = np.empty((*step.rows_shape[:2], 2), np.int64)
+        stats = _c.Stats.make(heads=heads.ctypes.data)
+    _carry_out(_run, api, q, step, views, estimator, indexes, views.out[0], None if rows is None else api.address(rows),
+               None, stats)  # fmt: skip
+    for b in step.idle:
         out[b] = 0
     made = None if stats is None else Stats(
-        stats.index_s, stats.select_s, stats.attend_s, stats.kept_blocks, stats.visible_blocks, heads, plan.backend
+        stats.index_s, stats.select_s, stats.attend_s, stats.kept_blocks, stats.visible_blocks, heads, estimator.backend
     )  # fmt: skip
-    return out, None if rows is None else _lse(api, q, rows, layout, said, idle), made
+    return out, None if rows is None else _lse(api, q, rows, step, said), made
 
 
 def _run_in_pieces(api, q, k, v, options, said, offset, indexes, with_lse, with_stats):
@@ -256,7 +313,7 @@ def _run_in_pieces(api, q, k, v, options, said, offset, indexes, with_lse, with_
                         ("cu_seqlens_q", said.cu_seqlens_q), ("page_table", said.page_table)):  # fmt: skip
         if given is not None and len(given):
             raise NotImplementedError(f"{name}: given together with an attn_mask whose visible keys are not one range")
-    lay_out(api, q, k, v, Said(causal=False))  # that the tensors' shapes fit together
+    step_of(api, q, k, v, Said(causal=False))  # that the tensors' shapes fit together
     out = api.zeros_like(q)
     lse = api.floats(q, q.shape[:3], -float("inf")) if with_lse else None
     heads = np.zeros((q.shape[0], q.shape[1], 2), np.int64)
@@ -277,37 +334,34 @@ def _run_in_pieces(api, q, k, v, options, said, offset, indexes, with_lse, with_
     return out, lse, stats
 
 
-def _lse(api, q, rows, layout: Layout, said: Said, idle):
+def _lse(api, q, rows, step: Step, said: Said):
     """From rows of each sequence to the caller's form: [batch, heads, tokens], or [heads, tokens] when packed."""
+    layout = step.layout
     if layout.q_starts is None:
         return rows
-    packed = said.cu_seqlens_q is not None
-    lse = api.floats(q, (layout.q_heads, layout.q_len) if packed else (layout.batch, layout.q_heads, layout.q_len),
-                     -float("inf"))  # fmt: skip
+    packed, heads = said.cu_seqlens_q is not None, step.heads.q_heads
+    lse = api.floats(q, (heads, layout.q_len) if packed else (layout.batch, heads, layout.q_len), -float("inf"))
     for b, (start, count) in enumerate(zip(layout.q_starts, layout.q_lens)):
-        if b not in idle:
+        if b not in step.idle:
             (lse if packed else lse[b])[:, start : start + count] = rows[b, :, :count]
     return lse
 
 
-def _handles(indexes, batch: int):
-    if indexes and len(indexes) != batch:
-        raise ValueError(f"index: {len(indexes)} key indexes for {batch} sequences")
-    return [i.handle for i in indexes]
-
-
-def select(api, q, k, v, options: Options, said: Said, indexes=()) -> tuple[Plan, object]:
-    """(plan, handle of the block list)."""
-    plan, (vq, vk, _), idle = planned(api, q, k, v, options, said, bool(indexes))
-    if idle:
-        raise ValueError(f"attn_mask: sequence {idle[0]} has no row to select for")
-    blocks = _c.created(_c.lib.sale_blocks_create, plan.handle)
+def select(api, q, k, options: Options, said: Said, indexes, read):
+    """read(step, estimator, handle of the block list)."""
+    step, views = step_of(api, q, k, k, said)
+    if step.idle:
+        raise ValueError(f"attn_mask: sequence {step.idle[0]} has no row to select for")
+    estimator = estimator_for(options, step.heads, api.capturing(q))
+    blocks = _c.created(_c.lib.sale_blocks_create, step.plan(estimator, bool(indexes)).handle)
     try:
-        address, held = api.workspace(plan.workspace, q)
-        _c.check(_c.lib.sale_select(plan.handle, vq.data, vk.data, addresses(_handles(indexes, plan.layout.batch)),
-                                    blocks, address, plan.workspace, None, api.stream(q)))  # fmt: skip
-        del held
-    except BaseException:
+        _carry_out(_select, api, q, step, views, estimator, indexes, blocks=blocks)
+        return read(step, estimator, blocks)
+    finally:
         _c.lib.sale_blocks_destroy(blocks)
-        raise
-    return plan, blocks
+
+
+def explain(api, q, k, options: Options, said: Said) -> str:
+    """What the library says of a plan for this very layer."""
+    step, _ = step_of(api, q, k, k, said)
+    return Plan(step.layout, estimator_for(options, step.heads), False).explain()

@@ -130,6 +130,15 @@ def contiguous(x) -> bool:
     return x.flags.c_contiguous
 
 
+def memory(name: str, x) -> tuple[int, int, int]:
+    """Address, bytes and device of memory that is given to the library."""
+    if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray) or x.dtype != np.uint8:
+        raise TypeError(f"{name}: {described(x)}; a uint8 array is needed")
+    if not x.flags.c_contiguous or not x.flags.writeable:
+        raise ValueError(f"{name}: of strides {x.strides}, or read-only; contiguous, writable bytes are needed")
+    return address(x), x.nbytes, _c.HOST
+
+
 def is_float32(x) -> bool:
     return isinstance(x, np.ndarray) and x.dtype == np.float32 and x.dtype.isnative and not isinstance(x, np.ma.MaskedArray)
 

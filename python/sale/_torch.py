@@ -188,6 +188,16 @@ def table(name: str, x: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...],
     return tuple(x.shape), x.stride(), x.data_ptr()
 
 
+def memory(name: str, x: torch.Tensor) -> tuple[int, int, int]:
+    """Address, bytes and device of memory that is given to the library."""
+    plain(name, x)
+    if x.dtype != torch.uint8 or x.device.type not in ("cpu", "cuda"):
+        raise TypeError(f"{name}: of type {x.dtype} on {x.device.type}; uint8 on the CPU or a CUDA device is needed")
+    if not x.is_contiguous():
+        raise ValueError(f"{name}: of strides {x.stride()}; contiguous bytes are needed")
+    return x.data_ptr(), x.numel(), ordinal_of(x.device)
+
+
 def is_float32(x: torch.Tensor) -> bool:
     return x.dtype == torch.float32
 

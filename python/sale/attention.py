@@ -231,11 +231,7 @@ def select(
     said = _said(api, q, k, scale=scale, causal=causal, q_offset=q_offset, attn_mask=attn_mask,
                  cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)  # fmt: skip
     chosen = _resolve(thresholds, calibration, layer, options)
-    plan, blocks = _call.select(api, q, k, k, chosen, said, _listed(index))
-    try:
-        return read_blocks(plan, blocks)
-    finally:
-        _c.lib.sale_blocks_destroy(blocks)
+    return _call.select(api, q, k, chosen, said, _listed(index), read_blocks)
 
 
 def explain(q, k, *, options: Options | None = None, **arguments) -> str:
@@ -244,7 +240,7 @@ def explain(q, k, *, options: Options | None = None, **arguments) -> str:
     api = api_of("q", q)
     q, k = api.cast("q", q), api.cast("k", k)
     said = _said(api, q, k, **arguments)
-    return _call.planned(api, q, k, k, _resolve(None, None, None, Options() if options is None else options), said, False)[0].explain()
+    return _call.explain(api, q, k, _resolve(None, None, None, Options() if options is None else options), said)
 
 
 def backends() -> dict[str, str]:

@@ -12,7 +12,8 @@ import zlib
 import numpy as np
 
 from . import _c
-from ._plan import Plan
+from ._estimator import Estimator
+from ._plan import Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,24 +63,23 @@ class BlockList:
         return picture
 
 
-def read_blocks(plan: Plan, blocks) -> BlockList:
-    """What a sale_blocks holds."""
-    layout = plan.layout
-    lens = layout.q_lens or (layout.q_len,) * layout.batch
-    tiles = tuple(-(-n // plan.q_block) for n in lens)
-    longest = max(layout.k_lens) if layout.k_lens else layout.k_len
-    line = np.empty(-(-longest // _c.K_BLOCK), np.int32)
-    kept, seen = ctypes.c_int64(), ctypes.c_int64()
-    rows, visible = [], []
-    for sequence, count in enumerate(tiles):
-        for head in range(layout.q_heads):
-            for tile in range(count):
-                _c.check(_c.lib.sale_blocks_row(blocks, sequence, head, tile, line.ctypes.data, line.size,
-                                                ctypes.byref(kept), ctypes.byref(seen)))  # fmt: skip
-                rows.append(line[: kept.value].copy())
-                visible.append(seen.value)
-    indptr = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
-    return BlockList(indptr, np.concatenate(rows), np.array(visible, np.int64), tiles, layout.q_heads, plan.q_block)
+def read_blocks(step: Step, estimator: Estimator, blocks) -> BlockList:
+    """What a sale_blocks of this step holds."""
+    heads, q_block = step.heads.q_heads, estimator.q_block
+    tiles, visible = [], []
+    for rows, keys, offset in step.layout.sequences():
+        ends = np.minimum(np.arange(q_block, rows + q_block, q_block), rows)  # of each tile's rows
+        tiles.append(len(ends))
+        visible.append(np.tile(-(-np.minimum(ends + offset, keys) // _c.K_BLOCK), heads))
+    seen = np.concatenate(visible)
+    indptr, indices = np.empty(len(seen) + 1, np.int64), np.empty(int(seen.sum()), np.int32)
+    counts = _c.CsrCounts()
+    _c.check(_c.lib.sale_blocks_csr(blocks, indptr.ctypes.data, len(seen), indices.ctypes.data, len(indices),
+                                    ctypes.byref(counts)))  # fmt: skip
+    if counts.rows != len(seen) or counts.kept > len(indices):
+        raise _c.InternalError(f"select: {counts.rows} rows of {counts.kept} blocks where {len(seen)} of at most "
+                               f"{len(indices)} were expected")  # fmt: skip
+    return BlockList(indptr, indices[: counts.kept].copy(), seen, tuple(tiles), heads, q_block)
 
 
 _PALETTE = bytes((246, 246, 244) + (255, 255, 255) + (33, 58, 102))  # cannot see, dropped, kept
