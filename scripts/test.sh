@@ -1,12 +1,19 @@
 #!/usr/bin/env bash
-# Everything CI runs, stage by stage, each timed. Stops at the first failure.
+# Everything CI runs, stage by stage, each timed. Stops at the first failure. At the end: the slowest tests, and a judgement
+# of the whole run's time.
 #   scripts/test.sh [stage ...]   only those
+#   SALE_TEST_BUDGET=SECONDS      what a whole run may take on this machine (0: anything)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
 jobs=$(nproc)
 build=$root/build
 export CTEST_OUTPUT_ON_FAILURE=1
+# The library is compiled with the same flags more than once (as a subproject, for the wheel, after every change of branch).
+if command -v ccache >/dev/null; then
+  export CMAKE_CXX_COMPILER_LAUNCHER=${CMAKE_CXX_COMPILER_LAUNCHER-ccache}
+  export CCACHE_SLOPPINESS=${CCACHE_SLOPPINESS-pch_defines,time_macros}
+fi
 
 configure() {  # name, cmake arguments...
   local name=$1
@@ -25,8 +32,13 @@ suites() {  # name, ctest arguments...
   (cd "$build/$name" && OMP_WAIT_POLICY=passive ctest --no-tests=error -j "$jobs" "$@")
 }
 
+# The formatter leaves comments alone, since it breaks tables and diagrams; so their width is looked at here.
 format() {
   git ls-files '*.cpp' '*.hpp' '*.h' '*.cu' '*.cuh' | xargs clang-format-19 --dry-run --Werror
+  if git ls-files '*.cpp' '*.hpp' '*.h' '*.cu' '*.cuh' | LC_ALL=C.UTF-8 xargs grep -nP '^(?=.{121}) *//'; then
+    echo "comments wider than 120 columns"
+    return 1
+  fi
 }
 
 # The one build with GPU backends, where there is a compiler for them; it notes what every unit costs.
@@ -92,13 +104,22 @@ symbols() {
 
 # The AMX kernels with their tiles in software, on machines that have no tiles. The rest of those kernels is AVX-512.
 emulated() {
-  if ! grep -qw avx512_vnni /proc/cpuinfo; then
-    echo "emulated: NOT RUN, this machine has no AVX-512 VNNI, so there is nothing that the release stage has not run"
+  if grep -qw amx_int8 /proc/cpuinfo; then
+    echo "emulated: NOT RUN, this machine has tiles, and the release stage has run them"
     return
   fi
-  configure emulated -DCMAKE_BUILD_TYPE=Release -DSALE_CLI=OFF -DCMAKE_CXX_FLAGS=-DSALE_AMX_EMULATE
-  compile emulated numeric_test
-  SALE_CASES=200 "$build/emulated/tests/numeric/numeric_test" --gtest_filter='Generated.*:Awkward.*:Boundary.*'
+  if ! grep -qw avx512_bf16 /proc/cpuinfo; then
+    echo "emulated: NOT RUN, this machine has no AVX512-BF16, so there is nothing that the release stage has not run"
+    return
+  fi
+  configure_test
+  compile test numeric_emulated
+  SALE_CASES=200 "$build/test/tests/numeric/numeric_emulated" --gtest_filter='Generated.*:Awkward.*:Boundary.*' |
+    tee "$build/test/emulated.log"
+  if grep '^amx' "$build/test/emulated.log"; then
+    echo "emulated: the AMX kernels were not among those that ran"
+    return 1
+  fi
 }
 
 # One Clang build with ASan and UBSan serves the suites, those of the file readers among them, and the fuzz targets.
@@ -118,18 +139,16 @@ address() {
     suites clang -R '^(numeric|contract|files|lm_test)$'
 }
 
-# What TSan looks for is between threads, and it is ten times slower: fewer cases. Its allocator must answer absurd sizes
-# with null, as any other does.
+# What TSan looks for is between threads, which is what contract_test has of it; numbers are the others' matter. It is ten
+# times slower: fewer cases. Its allocator must answer absurd sizes with null, as any other does.
 thread() {
   configure tsan "${sanitized[@]}" -DSALE_SANITIZE=thread -DSALE_CLI=OFF
-  compile tsan numeric_test contract_test
-  export TSAN_OPTIONS=allocator_may_return_null=1
-  GTEST_FILTER='Invariance.Threads:Chunked.*:Generated.AgreesWithTheOracleOnAllBackends' SALE_CASES=40 suites tsan -R '^numeric$'
-  SALE_REPEATS=6 suites tsan -R '^contract$'
+  compile tsan contract_test
+  TSAN_OPTIONS=allocator_may_return_null=1 SALE_CASES=${SANITIZED_CASES:-40} SALE_REPEATS=6 suites tsan -R '^contract$'
 }
 
-# Each target starts from small good files (tests/fuzz/seeds.py), and is at it for 60 s of a core. All at once: on fewer
-# cores than targets they share them for longer.
+# Each target starts from small good files (tests/fuzz/seeds.py) and from what earlier runs found (tests/fuzz/corpus), and
+# is at it for 20 s of a core. All at once: on fewer cores than targets they share them for longer.
 targets=(args_fuzz calibration_fuzz model_files_fuzz)
 fuzz_one() {  # target
   local target=$build/clang/tests/fuzz/$1 at=$build/fuzz/$1 log=$build/fuzz/$1.log
@@ -138,7 +157,7 @@ fuzz_one() {  # target
   {
     SALE_FUZZ_ACCEPT=1 "$target" "$at"/* &&  # (set -e does not reach in here)
       "$target" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=4096 -print_final_stats=1 \
-        -dict="$at.dict" -artifact_prefix="$build/fuzz/" "$at.corpus" "$at"
+        -dict="$at.dict" -artifact_prefix="$build/fuzz/" "$at.corpus" "$at" "$at.known"
   } >"$log" 2>&1 || { echo "fuzz: $1 FAILED"; tail -n 60 "$log"; return 1; }
   echo "fuzz: $1, $seconds s: $(sed -n 's/.*number_of_executed_units: *//p' "$log") inputs," \
     "$(find "$at.corpus" -type f | wc -l) of them new ground;$(grep -oE ' cov: [0-9]+' "$log" | tail -n 1) edges"
@@ -148,21 +167,38 @@ fuzz() {
   rm -rf "$build/fuzz"
   python3 tests/fuzz/seeds.py "$build/fuzz"
   local at_once=$((jobs < ${#targets[@]} ? jobs : ${#targets[@]}))
-  seconds=$((${FUZZ_SECONDS:-60} * ${#targets[@]} / at_once))
+  seconds=$((${FUZZ_SECONDS:-20} * ${#targets[@]} / at_once))
   export -f fuzz_one
   export build seconds
   printf '%s\n' "${targets[@]}" | xargs -P "${#targets[@]}" -I{} bash -euo pipefail -c 'fuzz_one {}'
 }
+# Not a part of the whole: what the last `fuzz` found goes into tests/fuzz/corpus, as few inputs as reach as far.
+# FUZZ_SECONDS=600 scripts/test.sh fuzz fuzz_keep
+fuzz_keep() {
+  local target at
+  for target in "${targets[@]}"; do
+    at=$build/fuzz/$target
+    rm -rf "$at.least"
+    mkdir "$at.least"
+    "$build/clang/tests/fuzz/$target" -merge=1 -timeout=20 -rss_limit_mb=4096 "$at.least" "$at" "$at.known" "$at.corpus" >"$at.log" 2>&1
+    python3 tests/fuzz/seeds.py --keep "$at.least" "tests/fuzz/corpus/$target.zip"
+  done
+}
 
-# A project outside the tree: as a subproject, which makes the shared library; by find_package, of that and of the static
-# one that the release stage built.
+# A project outside the tree that takes this one as a subproject, and makes the shared library.
+subproject() {
+  cmake -S tests/package/consumer -B "$build/package/sub" -G Ninja -DSALE_SOURCE="$root" -DCMAKE_BUILD_TYPE=Release \
+    -DSALE_CUDA=OFF -DBUILD_SHARED_LIBS=ON -DSALE_INSTALL=ON >/dev/null
+  cmake --build "$build/package/sub" >/dev/null
+}
+
+# That project; and by find_package, of what it installed and of the static library that the release stage built.
 package() {
   local prefix=$build/package kind
-  rm -rf "$prefix"
-  cmake -S tests/package/consumer -B "$prefix/sub" -G Ninja -DSALE_SOURCE="$root" -DCMAKE_BUILD_TYPE=Release -DSALE_CUDA=OFF \
-    -DBUILD_SHARED_LIBS=ON -DSALE_INSTALL=ON >/dev/null
-  cmake --build "$prefix/sub" >/dev/null
+  tests/package/nvcc.sh "$prefix/nvcc"
+  subproject
   "$prefix/sub/consumer"
+  rm -rf "$prefix"/shared "$prefix"/static "$prefix"/found_*
   cmake --install "$prefix/sub" --prefix "$prefix/shared" >/dev/null
   cmake --install "$build/test" --prefix "$prefix/static" >/dev/null
   for kind in shared static; do
@@ -172,17 +208,12 @@ package() {
   done
 }
 
-# The library that the Python package calls (what the package stage built).
-shared_library() {
-  configure shared -DCMAKE_BUILD_TYPE=Release -DSALE_CLI=OFF -DSALE_TESTS=OFF -DBUILD_SHARED_LIBS=ON
-  compile shared
-  export SALE_LIBRARY=$build/shared/src/libsale.so PYTHONPATH=$root/python
-}
-
-# The Python package on numpy alone, by Debian's interpreter. torch has a stage of its own.
+# The Python package on numpy alone, by Debian's interpreter, calling the library that the package stage built. torch has a
+# stage of its own.
 python() {
-  shared_library
-  /usr/bin/python3 -m pytest -q -p no:cacheprovider python/tests/test_numpy.py
+  subproject
+  SALE_LIBRARY=$build/package/sub/sale/src/libsale.so PYTHONPATH=$root/python /usr/bin/python3 -m pytest -q \
+    -p no:cacheprovider --junitxml "$reports/python/numpy.xml" python/tests/test_numpy.py
 }
 
 # An environment from PyPI with what python/tests/requirements.txt names: some 6 GB, minutes to make, and so kept outside
@@ -206,7 +237,7 @@ torch() {
   SALE_CUDA=OFF "$venv/bin/pip" wheel -q --disable-pip-version-check --no-build-isolation --no-deps -w "$build/wheel" .
   "$venv/bin/pip" install -q --disable-pip-version-check --no-deps --target "$build/wheel/installed" "$build"/wheel/sale-*-py3-none-*.whl
   env -u SALE_LIBRARY PYTHONPATH="$build/wheel/installed" "$venv/bin/python" -m pytest -q -p no:cacheprovider \
-    --ignore=python/tests/test_numpy.py python/tests
+    --junitxml "$reports/torch/torch.xml" --ignore=python/tests/test_numpy.py python/tests
 }
 
 # The portable backend for arm64: cross-compiled, and run once in an emulator.
@@ -237,11 +268,36 @@ demo() {
   test -s "$build/demo-test/report.json"
 }
 
+# A whole run has a budget, so that it does not grow unseen: 40 minutes on 2 cores. Where other work keeps the machine busy,
+# what counts is the processor time, as if it had been spread over all cores.
+judge() {  # seconds, processor seconds
+  local budget=${SALE_TEST_BUDGET:-$((2400 * 2 / (jobs < 2 ? 1 : jobs)))}
+  local counted=$(($1 < $2 / jobs ? $1 : $2 / jobs))
+  echo "==== all: $1 s, processor $2 s; counted $counted of $budget s"
+  if [ "$budget" -gt 0 ] && [ "$counted" -gt "$budget" ]; then
+    echo "the run is over its budget of $budget s (SALE_TEST_BUDGET)"
+    return 1
+  fi
+}
+
+reports=$build/reports
+rm -rf "$reports"
+all=(format cuda kernels tidy release symbols emulated address thread fuzz package python torch arm64 docs demo)
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(format cuda kernels tidy release symbols emulated address thread fuzz package python torch arm64 docs demo)
+[ ${#stages[@]} -gt 0 ] || stages=("${all[@]}")
+mkdir -p "$build"
 for stage in "${stages[@]}"; do
   echo "==== $stage"
   start=$SECONDS
+  export GTEST_OUTPUT=xml:$reports/$stage/
   "$stage"
   echo "==== $stage: $((SECONDS - start)) s"
 done
+if [ -d "$reports" ]; then
+  echo "==== the slowest tests"
+  scripts/slowest.py "$reports"
+fi
+if [ $# = 0 ]; then
+  times >"$build/times"  # of this shell: in a pipe or $() it would be of that one
+  judge "$SECONDS" "$(awk -F'[ms ]+' 'NR == 2 { print int(60 * $1 + $2 + 60 * $3 + $4) }' "$build/times")"
+fi

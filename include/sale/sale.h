@@ -94,9 +94,10 @@ typedef struct sale_strides {
  * Ragged batches: give per-sequence arrays [batch] (host memory, copied by sale_plan_create). Sequence b then starts at
  * token q_starts[b] of q and out, and k_starts[b] of k and v, so packed tensors (stride batch = 0) and padded ones
  * (starts NULL) are the same thing.
- * Paged keys and values (devices only): key j of sequence b is token j % page_size of page page_table[b * pages +
+ * Paged keys and values: key j of sequence b is token j % page_size of page page_table[b * pages +
  * j / page_size], the table being a call's; k.batch and v.batch are then the strides between pages, the same page numbers
- * serve both tensors, and k_starts stays NULL.
+ * serve both tensors, and k_starts stays NULL. Devices read pages where they lie; CPU backends copy a call's pages into
+ * its workspace first.
  * Keys that are a part of a sequence's (part = 1): what decides on a block is a row's weight on the sink and local keys,
  * and those may be in other parts. Calls then bring a reference, see sale_call. The layer's sink is that of this part, 0
  * where it does not begin the sequence, and q_offset may put rows beyond the part's end: local keys are those within
@@ -227,7 +228,7 @@ typedef struct sale_workspace {
   size_t selection; /* one bit per candidate block, rounded up to 64 per row of blocks */
   size_t scratch;   /* CPUs: per thread, independent of the lengths; INT4 adds 4 bytes per key and query head. Devices:
                        coded queries, at most some 256 MB; compensation adds 2 / 32 of the bytes of K and V, 8-bit
-                       products half of them */
+                       products half of them. CPUs: paged keys and values once more */
 } sale_workspace;
 
 /* Checks everything that does not depend on pointers. estimators [n_estimators]: all that calls with this plan will use;
@@ -266,7 +267,7 @@ SALE_API void sale_index_destroy(sale_index* index); /* NULL is fine; caller's m
 /* Brings the index up to `k_len` keys of the sequence whose keys start at k (all of them, strides as given; those
  * already indexed are not read again, except the last, partial block). Smoothing vector and FP8 scale that the layer does
  * not give are fixed by the first call, from its keys. k_len below the present length is refused. pages: NULL unless the
- * index was made with a page_size; then this sequence's row of the page table (device memory), k is page 0's first key
+ * index was made with a page_size; then this sequence's row of the page table (in the keys' memory), k is page 0's first key
  * and strides.batch the stride between pages. */
 SALE_API sale_status sale_index_update(sale_index* index, const void* k, sale_strides k_strides, int64_t k_len,
                                        const int32_t* pages, void* stream);
@@ -381,7 +382,7 @@ SALE_API sale_call sale_call_init(void);
  * in host memory. */
 SALE_API sale_status sale_plan_prepare(const sale_plan* plan, void* workspace, size_t workspace_bytes, void* stream);
 
-/* estimator: one of those the plan was made for, or one of the same format, rank and heads. */
+/* estimator: one of those the plan was made for, or one of the same format, rank, heads, sink and local. */
 SALE_API sale_status sale_run(const sale_plan* plan, const sale_estimator* estimator, const sale_call* call);
 /* The stages on their own. */
 SALE_API sale_status sale_select(const sale_plan* plan, const sale_estimator* estimator, const sale_call* call);

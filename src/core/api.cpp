@@ -114,9 +114,10 @@ const Plan& plan_of(const sale_plan& plan, const Layer& layer) {
           " threads, the plan's have ", first.threads);
   require(first.problem.part != 0 || layer.sink >= 32, "estimator: its sink is 0, which is for parts of a sequence");
   for (const auto& each : plan.forms)
-    if (each->form == layer.form && each->dense == layer.dense) return *each;
+    if (each->serves(layer)) return *each;
   fail(SALE_INVALID_ARGUMENT, "estimator: scans ", format_name(layer.form.format), " rank ", layer.form.rank,
-       layer.dense ? ", every head dense" : "", "; the plan was made for none like it");
+       layer.dense ? ", every head dense" : "", ", sink ", layer.sink, ", local ", layer.local,
+       "; the plan was made for none like it");
 }
 
 // Checks everything, touches nothing.
@@ -243,10 +244,6 @@ void count_blocks(const Call& call, sale_stats& stats) {
   }
 }
 
-void prepare(const Call& call) {
-  if (!call.prepared) call.plan->stages().prepare(*call.plan, call.workspace, call.stream);
-}
-
 }  // namespace
 
 // ---- problem, options, plan ----------------------------------------------------------------------------------------
@@ -296,7 +293,7 @@ sale_status sale_plan_create(const sale_problem* problem, const sale_options* op
     for (int64_t i = 0; i < n_estimators; ++i) {
       require(estimators[i] != nullptr, "estimators[", i, "]: null");
       const Layer& layer = *estimators[i]->layer;
-      const auto like = [&](const auto& each) { return each->form == layer.form && each->dense == layer.dense; };
+      const auto like = [&](const auto& each) { return each->serves(layer); };
       if (i == 0 || std::none_of(made->forms.begin(), made->forms.end(), like)) {
         made->forms.push_back(make_plan(p, o, layer));
         made->total = std::max(made->total, made->forms.back()->workspace.total);
@@ -363,7 +360,7 @@ void carry_out(const sale_plan* plan, const sale_estimator* estimator, const sal
   if (use != Use::select) check_audits(*call.plan, wanted);
   stages.check(call);
 
-  prepare(call);
+  stages.begin(call);
   Laps laps(call, wanted);
   stats.index_s = stats.select_s = stats.attend_s = 0;
   if (use != Use::attend) {

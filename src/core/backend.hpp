@@ -55,6 +55,7 @@ struct Stages {
   // What a call's pointers and strides must be beyond what api.cpp checks; before anything is written.
   void (*check)(const Call&);
   void (*prepare)(const Plan&, char* workspace, void* stream);  // puts the tables there
+  void (*begin)(const Call&);                                   // whatever the stages need first
   void (*index)(const Call&);                                   // the workspace's own indexes
   void (*select)(const Call&);
   void (*attend)(const Call&);

@@ -144,8 +144,9 @@ void check_strides(const char* name, const sale_strides& s, int32_t head_dim, in
   require(span.ok() && (span * Checked(4)).ok(), name, " strides: the tensor spans more than 2^62 bytes");
   require(tokens == 1 || s.token >= head_dim, name, " strides: token stride ", s.token, " is below head_dim ", head_dim,
           " with ", tokens, " tokens");
-  require(heads == 1 || s.head >= head_dim, name, " strides: head stride ", s.head, " is below head_dim ", head_dim,
-          " with ", heads, " heads");
+  // 0 repeats a head; what of out would then be written twice is refused by check_disjoint.
+  require(heads == 1 || s.head >= head_dim || s.head == 0, name, " strides: head stride ", s.head,
+          " is below head_dim ", head_dim, " with ", heads, " heads");
 }
 
 namespace {

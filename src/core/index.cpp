@@ -33,9 +33,6 @@ sale_status sale_index_create(const sale_estimator* estimator, const sale_index_
     require(o.page_size >= 0 && o.page_size % 16 == 0, "page_size: ", o.page_size,
             " is neither 0 nor a multiple of 16");
     const Layer& l = *estimator->layer;
-    if (o.page_size != 0 && !l.backend->on_device)
-      fail(SALE_UNSUPPORTED, "page_size: ", o.page_size, ", but backend ", l.backend->name,
-           " has no paged keys and values");
     auto made = std::make_unique<sale_index>();
     made->layer = estimator->layer;
     made->page_size = o.page_size;

@@ -33,11 +33,11 @@ void lay_out_bits(Plan& plan) {
 }
 
 // A pseudo-key stands for a whole block. Of a part of a sequence's keys the last one may be dropped too.
-void check_stand_ins(const Plan& plan, int32_t local) {
+void check_stand_ins(const Plan& plan) {
   if (!plan.compensate || plan.problem.part == 0) return;
   for (const Sequence& s : plan.sequences) {
     const int64_t keys = s.sight.k_len, last_tile = (s.tiles - 1) * s.q_block + s.sight.q_offset;
-    require(keys % k_block == 0 || last_tile + 1 - local < round_up(keys, k_block),
+    require(keys % k_block == 0 || last_tile + 1 - plan.local < round_up(keys, k_block),
             "compensate: of a part, rows beyond ", keys, " keys: their last block may be dropped and holds fewer than ",
             k_block, "; cut parts at multiples of it");
   }
@@ -127,6 +127,8 @@ std::unique_ptr<Plan> make_plan(const sale_problem& p, const sale_options& o, co
   plan->scale = p.scale != 0 ? p.scale : 1.0f / std::sqrt(static_cast<float>(p.head_dim));
   plan->form = layer.form;
   plan->dense = layer.dense;
+  plan->sink = layer.sink;
+  plan->local = layer.local;
   plan->compute = o.compute;
   plan->compensate = o.compensate != 0;
   plan->audit = o.audit;
@@ -137,7 +139,7 @@ std::unique_ptr<Plan> make_plan(const sale_problem& p, const sale_options& o, co
   plan->threads = layer.stages().workers(layer);
   choose_audited(*plan);
   lay_out_bits(*plan);
-  check_stand_ins(*plan, layer.local);
+  check_stand_ins(*plan);
   lay_out_workspace(*plan);
   return plan;
 }

@@ -80,13 +80,14 @@ struct WorkspaceMap {
   size_t total = 0;
 };
 
-// A step, for layers of one form.
+// A step, for layers of one form and the same regions.
 struct Plan {
   sale_problem problem;  // of its pointers none is used after the plan is made
   int32_t group;         // query heads per kv head
   float scale;
   Form form;
-  bool dense;  // for layers of dense heads
+  bool dense;           // for layers of dense heads
+  int32_t sink, local;  // of the layers: what scratch holds, and what a pseudo-key may stand for, follows from them
   sale_compute compute;
   bool compensate;
   int32_t audit;  // rows per head, at most; 0: none
@@ -100,6 +101,7 @@ struct Plan {
   WorkspaceMap workspace;
 
   const Stages& stages() const { return *backend->stages; }
+  bool serves(const Layer& l) const { return form == l.form && dense == l.dense && sink == l.sink && local == l.local; }
 };
 
 // Bytes of one sequence's index, and its parts.

@@ -32,6 +32,10 @@ struct CpuPlan {
   int64_t mean_blocks;                        // whole blocks of the longest sequence
   size_t audited_at;                          // [batch, kv_heads, audit x group] AuditedRow
   size_t scratch_at, scratch_per_thread;
+  // Pages put in order: K and V [kv_heads, gathered_keys, head_dim], a sequence's keys from gathered_of on.
+  size_t gathered_k_at, gathered_v_at;
+  int64_t gathered_keys;
+  std::vector<int64_t> gathered_of;
 };
 const CpuPlan& state(const Plan& plan) { return *static_cast<const CpuPlan*>(plan.state.get()); }
 
@@ -43,15 +47,8 @@ struct CpuLayer {
 const CpuLayer& state(const Layer& layer) { return *static_cast<const CpuLayer*>(layer.state.get()); }
 Workers& workers(const Call& call) { return *state(*call.layer).workers; }
 
-Shape shape_of(const Plan& p, const Layer* layer) {
-  return {p.problem.dtype,
-          p.problem.head_dim,
-          p.group,
-          p.form.rank,
-          p.form.format,
-          p.compute,
-          layer != nullptr ? layer->sink : 0,
-          layer != nullptr ? layer->local : 0,
+Shape shape_of(const Plan& p) {
+  return {p.problem.dtype, p.problem.head_dim, p.group, p.form.rank, p.form.format, p.compute, p.sink, p.local,
           p.scale};
 }
 
@@ -124,16 +121,28 @@ IndexView view_of(const sale_index& index, int32_t kv_head) {
   return view_of(index.part(0), index.map, *index.layer, kv_head);
 }
 
-// Mean over `rows` rows of one head, in double, ascending.
-void mean_rows(const void* base, sale_dtype dtype, int64_t head_stride, int64_t token_stride, int32_t head,
-               int64_t rows, int32_t head_dim, float* to) {
+// Rows of one head where they lie: one after the other, or in pages.
+struct Rows {
+  const void* base;
+  sale_dtype dtype;
+  int64_t token;
+  int64_t page_size = 0, page = 0;  // 0: not paged; the stride between pages
+  const int32_t* pages = nullptr;
+
+  int64_t at(int64_t r) const {
+    return page_size == 0 ? r * token : pages[r / page_size] * page + r % page_size * token;
+  }
+};
+
+// Mean over `n` rows, in double, ascending.
+void mean_rows(const Rows& rows, int64_t n, int32_t head_dim, float* to) {
   double sum[256] = {};
   float row[256];
-  for (int64_t r = 0; r < rows; ++r) {
-    load_row(base, dtype, head * head_stride + r * token_stride, head_dim, row);
+  for (int64_t r = 0; r < n; ++r) {
+    load_row(rows.base, rows.dtype, rows.at(r), head_dim, row);
     for (int32_t c = 0; c < head_dim; ++c) sum[c] += static_cast<double>(row[c]);
   }
-  for (int32_t c = 0; c < head_dim; ++c) to[c] = static_cast<float>(sum[c] / static_cast<double>(rows));
+  for (int32_t c = 0; c < head_dim; ++c) to[c] = static_cast<float>(sum[c] / static_cast<double>(n));
 }
 
 void open_layer(Layer& layer, const sale_layer& from) {
@@ -144,33 +153,56 @@ int32_t count_workers(const Layer& layer) { return state(layer).workers->threads
 size_t index_scratch(int32_t, int32_t) { return 0; }
 void open_index(sale_index&) {}
 
+// Rows [begin, end) copied together.
+void gather(const Rows& from, int64_t begin, int64_t end, int32_t head_dim, void* to) {
+  const size_t row = static_cast<size_t>(head_dim * element_bytes(from.dtype));
+  auto* next = static_cast<char*>(to);
+  for (int64_t r = begin; r < end; ++r, next += row) std::memcpy(next, at(from.base, from.dtype, from.at(r)), row);
+}
+
 void update(sale_index& index, const IndexUpdate& u) {
   const Layer& layer = *index.layer;
+  const int32_t d = layer.head_dim;
   Workers& pool = *state(layer).workers;
   HeadGroup h{};
   h.shape.dtype = layer.dtype;
-  h.shape.head_dim = layer.head_dim;
+  h.shape.head_dim = d;
   h.shape.group = 1;
   h.shape.rank = layer.form.rank;
   h.shape.format = layer.form.format;
   h.k_token = u.strides.token;
   h.k_len = u.k_len;
+  const auto rows = [&](int64_t i) {
+    return Rows{at(u.k, layer.dtype, i * u.strides.head),
+                layer.dtype,
+                u.strides.token,
+                index.page_size,
+                u.strides.batch,
+                u.pages};
+  };
   const auto head = [&](int64_t i) {
     HeadGroup one = h;
-    one.k = at(u.k, layer.dtype, i * u.strides.head);
+    one.k = rows(i).base;
     one.index = view_of(index, static_cast<int32_t>(i));
     return one;
   };
   if (!index.smoothed)
-    pool.run(layer.kv_heads, [&](int64_t i, int) {
-      mean_rows(u.k, layer.dtype, u.strides.head, u.strides.token, static_cast<int32_t>(i), u.k_len, layer.head_dim,
-                const_cast<float*>(head(i).index.smoothing));
-    });
+    pool.run(layer.kv_heads,
+             [&](int64_t i, int) { mean_rows(rows(i), u.k_len, d, const_cast<float*>(head(i).index.smoothing)); });
   const int64_t first = index.length / k_block, blocks = ceil_div(u.k_len, k_block);
   const int64_t ranges = ceil_div(blocks - first, span_blocks);
   pool.run(ranges * layer.kv_heads, [&](int64_t i, int) {
-    const int64_t begin = first + i % ranges * span_blocks;
-    state(layer).kernels->index(head(i / ranges), begin, std::min(begin + span_blocks, blocks));
+    const int64_t begin = first + i % ranges * span_blocks, end = std::min(begin + span_blocks, blocks);
+    HeadGroup one = head(i / ranges);
+    if (index.page_size == 0) return state(layer).kernels->index(one, begin, end);
+    // A block at a time, put together from its pages.
+    alignas(64) char block[k_block * 256 * 4];
+    one.k_token = d;
+    for (int64_t b = begin; b < end; ++b) {
+      gather(rows(i / ranges), b * k_block, std::min((b + 1) * k_block, u.k_len), d, block);
+      one.k = at(block, layer.dtype, -b * k_block * d);
+      state(layer).kernels->index(one, b, b + 1);
+    }
   });
 }
 
@@ -226,7 +258,16 @@ void make_state(Plan& plan, Areas& areas) {
   const Checked means = Checked(p.batch) * Checked(p.kv_heads) * Checked(made->mean_blocks) * Checked(row_bytes);
   made->k_block_means_at = areas.add(means);
   made->v_block_means_at = areas.add(means);
-  const Shape shape = shape_of(plan, nullptr);
+  made->gathered_keys = 0;
+  for (const Sequence& q : plan.sequences) {
+    made->gathered_of.push_back(made->gathered_keys);
+    if (p.page_size != 0) made->gathered_keys += q.sight.k_len;
+  }
+  const Checked pages =
+      Checked(p.kv_heads) * Checked(made->gathered_keys) * Checked(p.head_dim * element_bytes(p.dtype));
+  made->gathered_k_at = areas.add(pages);
+  made->gathered_v_at = areas.add(pages);
+  const Shape shape = shape_of(plan);
   made->audited_at =
       areas.add(Checked(p.batch) * Checked(p.q_heads) * Checked(plan.audit) * Checked(int64_t{sizeof(AuditedRow)}));
   made->scratch_per_thread =
@@ -257,7 +298,7 @@ HeadGroup head_group(const Call& call, int32_t sequence, int32_t kv_head) {
   const int64_t rows_at = (int64_t{sequence} * x.q_heads + head) * s.lse_rows;
   HeadGroup h{};
   static_cast<Sight&>(h) = s.sight;
-  h.shape = shape_of(p, &layer);
+  h.shape = shape_of(p);
   h.q = at(call.q, x.dtype, sequence * by.q.batch + head * by.q.head + s.q_start * by.q.token);
   h.k = at(call.k, x.dtype, sequence * by.k.batch + kv_head * by.k.head + s.k_start * by.k.token);
   if (call.v != nullptr)
@@ -272,6 +313,12 @@ HeadGroup head_group(const Call& call, int32_t sequence, int32_t kv_head) {
   h.q_head = by.q.head;
   h.k_token = by.k.token;
   h.v_token = by.v.token;
+  if (x.page_size != 0) {
+    const int64_t first = (kv_head * mine.gathered_keys + mine.gathered_of[static_cast<size_t>(sequence)]) * d;
+    h.k = at(call.workspace + mine.gathered_k_at, x.dtype, first);
+    h.v = at(call.workspace + mine.gathered_v_at, x.dtype, first);
+    h.k_token = h.v_token = d;
+  }
   h.out_token = by.out.token;
   h.out_head = by.out.head;
   h.thresholds = layer.thresholds.data() + head;
@@ -309,7 +356,7 @@ void make_index(const Call& call) {
   if (call.layer->smoothing.empty())
     each_span(call, int64_t{1} << 40, [&](const Span& span) {
       const HeadGroup h = head_group(call, span.sequence, span.kv_head);
-      mean_rows(h.k, h.shape.dtype, 0, h.k_token, 0, h.k_len, d, const_cast<float*>(h.index.smoothing));
+      mean_rows({h.k, h.shape.dtype, h.k_token}, h.k_len, d, const_cast<float*>(h.index.smoothing));
     });
   each_span(call, span_blocks, [&](const Span& span) {
     state(plan).kernels->index(head_group(call, span.sequence, span.kv_head), span.begin, span.end);
@@ -322,7 +369,7 @@ void make_means(const Call& call) {
   const int32_t kv_heads = plan.problem.kv_heads;
   workers(call).run(int64_t{plan.problem.batch} * kv_heads, [&](int64_t i, int) {
     const HeadGroup h = head_group(call, static_cast<int32_t>(i / kv_heads), static_cast<int32_t>(i % kv_heads));
-    mean_rows(h.k, h.shape.dtype, 0, h.k_token, 0, h.k_len, plan.problem.head_dim, const_cast<float*>(h.k_mean));
+    mean_rows({h.k, h.shape.dtype, h.k_token}, h.k_len, plan.problem.head_dim, const_cast<float*>(h.k_mean));
   });
 }
 
@@ -361,7 +408,8 @@ void select_blocks(const Call& call) {
     each_span(call, int64_t{1} << 40, [&](const Span& span) {
       const HeadGroup h = head_group(call, span.sequence, span.kv_head);
       for (int32_t g = 0; g < plan.group; ++g)
-        mean_rows(h.q, h.shape.dtype, h.q_head, h.q_token, g, h.q_len, d, const_cast<float*>(h.q_mean) + g * d);
+        mean_rows({at(h.q, h.shape.dtype, g * h.q_head), h.shape.dtype, h.q_token}, h.q_len, d,
+                  const_cast<float*>(h.q_mean) + g * d);
     });
     each_span(call, span_blocks, [&](const Span& span) {
       state(plan).kernels->bias(head_group(call, span.sequence, span.kv_head), span.begin, span.end);
@@ -435,6 +483,32 @@ void count(const Call& call, int64_t first, int64_t n, int64_t* kept) {
   }
 }
 
+// Pages put in order.
+void begin(const Call& call) {
+  const Plan& plan = *call.plan;
+  const sale_problem& x = plan.problem;
+  if (x.page_size == 0) return;
+  const CpuPlan& mine = state(plan);
+  const int64_t heads = x.kv_heads, d = x.head_dim;
+  int64_t ranges = 0;
+  for (const Sequence& s : plan.sequences) ranges = std::max(ranges, ceil_div(s.sight.k_len, span_blocks * k_block));
+  workers(call).run(x.batch * heads * ranges, [&](int64_t i, int) {
+    const int64_t b = i / (heads * ranges), head = i / ranges % heads;
+    const Sequence& s = plan.sequences[static_cast<size_t>(b)];
+    const int64_t from = i % ranges * span_blocks * k_block,
+                  end = std::min(from + span_blocks * k_block, s.sight.k_len);
+    const int64_t to = (head * mine.gathered_keys + mine.gathered_of[static_cast<size_t>(b)] + from) * d;
+    const auto put = [&](const void* base, const sale_strides& by, size_t area) {
+      if (base == nullptr || from >= end) return;
+      gather(
+          {at(base, x.dtype, head * by.head), x.dtype, by.token, x.page_size, by.batch, call.page_table + b * x.pages},
+          from, end, x.head_dim, const_cast<char*>(at(call.workspace + area, x.dtype, to)));
+    };
+    put(call.k, call.strides.k, mine.gathered_k_at);
+    put(call.v, call.strides.v, mine.gathered_v_at);
+  });
+}
+
 void tables(Plan&, Areas&) {}
 void prepare(const Plan&, char*, void*) {}
 void check(const Call&) {}
@@ -454,10 +528,9 @@ constexpr Space host{allocate, copy, copy, check_address};
 
 }  // namespace
 
-const Stages cpu_stages{q_block,       host,          open_layer, count_workers, index_map,
-                        index_scratch, open_index,    update,     codes,         tables,
-                        make_state,    explain_plan,  check,      prepare,       make_index,
-                        select_blocks, attend_blocks, wait,       audit,         count};
+const Stages cpu_stages{q_block, host,       open_layer,    count_workers, index_map,    index_scratch, open_index,
+                        update,  codes,      tables,        make_state,    explain_plan, check,         prepare,
+                        begin,   make_index, select_blocks, attend_blocks, wait,         audit,         count};
 
 std::string cpu_why_not_layer(const Layer& layer) {
   if (layer.device != SALE_HOST)
@@ -466,8 +539,7 @@ std::string cpu_why_not_layer(const Layer& layer) {
   return {};
 }
 
-std::string cpu_why_not(const sale_problem& p, const sale_options& o) {
-  if (p.page_size != 0) return text("page_size ", p.page_size, ": CPU backends have no paged keys and values");
+std::string cpu_why_not(const sale_problem&, const sale_options& o) {
   if (o.compute == SALE_COMPUTE_FP8) return "compute SALE_COMPUTE_FP8 runs on GPUs only";
   if (o.compute == SALE_COMPUTE_F16) return "compute SALE_COMPUTE_F16 runs on GPUs only (sm80)";
   if (o.compensate != 0 && o.compute != SALE_COMPUTE_EXACT)

@@ -11,13 +11,6 @@ std::set<std::string>& seen() {
   return names;
 }
 
-void must(sale_status status) {
-  if (status != SALE_OK) {
-    ADD_FAILURE() << sale_last_error();
-    std::abort();
-  }
-}
-
 // `more` may say its own type; 64 coordinates unless it says otherwise.
 std::string good_line(const std::string& more) {
   const std::string type = more.find("type=") == std::string::npos ? "type=bf16 " : "";
@@ -32,6 +25,13 @@ void refused(const char* what, sale_status got, sale_status expected, const std:
   EXPECT_NE(message.find(named), std::string::npos) << what << ": '" << message << "' does not name '" << named << "'";
   EXPECT_GT(message.size(), named.size() + 3) << what << ": '" << message << "' says too little";
   EXPECT_TRUE(seen().insert(what).second) << what << " is here twice";
+}
+
+void must(sale_status status) {
+  if (status != SALE_OK) {
+    ADD_FAILURE() << sale_last_error();
+    std::abort();
+  }
 }
 
 int64_t refusals() { return static_cast<int64_t>(seen().size()); }

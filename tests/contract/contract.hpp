@@ -17,6 +17,9 @@ namespace sale_contract {
 void refused(const char* what, sale_status got, sale_status expected, const std::string& named);
 int64_t refusals();  // distinct ones so far
 
+// For calls that are right: a failure ends the program with its message.
+void must(sale_status status);
+
 struct Good {
   // batch 2, 4 query heads on 2 kv heads, 100 queries, 150 keys, bf16
   explicit Good(const std::string& more = "");

@@ -19,23 +19,21 @@ Ran run_audited(Copy& copy, int32_t rows, uint64_t seed) {
   sale_options o = copy.options;
   o.audit = rows;
   o.audit_seed = seed;
-  const Plan plan = make_plan(copy.problem, o, false);
-  const Blocks blocks = make_blocks(plan);
-  const Buffer workspace(sale_plan_workspace(plan.get()).total);
-  ok(sale_select(plan.get(), copy.q(), copy.k(), nullptr, blocks.get(), workspace.data(), workspace.size(), nullptr,
-                 nullptr),
-     "sale_select");
+  const Work work(copy.problem, copy.layer, o);
+  const Blocks blocks = make_blocks(work.plan);
+  sale_call call = copy.call();
+  work.select(call, blocks);
   Ran ran;
-  ran.lists = narrow(read_wide_lists(in, blocks.get()), in);
+  ran.lists = narrow(read_wide_lists(in, blocks), in);
   ran.audits.resize(static_cast<size_t>(in.c.batch) * static_cast<size_t>(in.c.q_heads));
   sale_stats stats{};
+  stats.struct_size = sizeof stats;
   stats.audits = ran.audits.data();
+  call.stats = &stats;
   copy.clear_outputs();
-  ok(sale_run(plan.get(), copy.q(), copy.k(), copy.v(), copy.out(), copy.lse(), nullptr, workspace.data(),
-              workspace.size(), &stats, nullptr),
-     "sale_run");
+  work.run(call);
   copy.fetch();
-  expect(workspace.margin_intact() && in.outputs_intact(),
+  expect(work.workspace.margin_intact() && in.outputs_intact(),
          "an audited call wrote outside its outputs or its workspace");
   return ran;
 }

@@ -71,6 +71,7 @@ void Stream::wait() const { cuda(cudaStreamSynchronize(stream_), "cudaStreamSync
 Copy::Copy(Instance& instance)
     : in(instance),
       problem(instance.problem),
+      layer(instance.layer),
       options(instance.options),
       fused_(instance.c.layout == sale_case::Layout::fused),
       q_(in.q.memory->size()),
@@ -78,14 +79,19 @@ Copy::Copy(Instance& instance)
       v_(fused_ ? 0 : in.v.memory->size()),
       out_(in.out.memory->size()),
       lse_(in.lse->size()) {
-  problem.device = 0;
-  options.backend = tested().name;
+  problem.device = layer.device = 0;
+  layer.backend = tested().name;
   if (paged()) make_pages();
-  if (!in.reference.empty()) {
-    reference_ = Buffer(in.reference.data(), in.reference.size() * 4);
-    problem.reference = reinterpret_cast<const float*>(reference_.data());
-  }
+  if (!in.reference.empty()) reference_ = Buffer(in.reference.data(), in.reference.size() * 4);
   send();
+}
+
+sale_call Copy::call() const {
+  sale_call c = sale_call_init();
+  c.q = q(), c.k = k(), c.v = v(), c.out = out(), c.lse = lse();
+  c.page_table = pages(0);
+  c.reference = in.reference.empty() ? nullptr : reinterpret_cast<const float*>(reference_.data());
+  return c;
 }
 
 // Pages of all sequences in one pool, in random order; what no key uses is NaN, and no page number.
@@ -123,12 +129,9 @@ void Copy::make_pages() {
   table_ = Buffer(table.data(), table.size() * 4);
   problem.page_size = in.c.page_size;
   problem.pages = longest;
-  problem.page_table = reinterpret_cast<const int32_t*>(table_.data());
   problem.k = problem.v = {page, size * d, d};
   problem.k_starts = nullptr;
 }
-
-const int32_t* Copy::pages(int64_t b) const { return paged() ? problem.page_table + b * problem.pages : nullptr; }
 
 const void* Copy::keys(int64_t b) const { return paged() ? k() : row(in.k, k(), b, 0, 0); }
 
@@ -161,7 +164,8 @@ bool Copy::margins_intact() const {
 }
 
 Index Copy::index(int64_t b, int64_t capacity) const {
-  return make_index(problem, options, capacity != 0 ? capacity : in.sequences[static_cast<size_t>(b)].k_len);
+  return make_index(make_estimator(layer), capacity != 0 ? capacity : in.sequences[static_cast<size_t>(b)].k_len,
+                    problem.page_size);
 }
 
 void Copy::update(const Index& index, int64_t b, int64_t keys_now, cudaStream_t stream) const {
@@ -170,19 +174,36 @@ void Copy::update(const Index& index, int64_t b, int64_t keys_now, cudaStream_t 
 
 std::vector<std::byte> bytes_of(const sale_case::Memory& m) { return {m.begin(), m.begin() + m.size()}; }
 
-Lists read_wide_lists(const Instance& in, const sale_blocks* blocks) {
+Work::Work(const sale_problem& p, const sale_layer& l, const sale_options& o, bool with_index)
+    : layer(make_estimator(l)), plan(make_plan(p, o, layer, with_index)), workspace(workspace_of(plan).total) {}
+
+sale_call Work::in(sale_call c) const {
+  c.workspace = workspace.data(), c.workspace_bytes = workspace.size();
+  return c;
+}
+sale_status Work::try_run(const sale_call& c) const {
+  const sale_call here = in(c);
+  return sale_run(plan.get(), layer.get(), &here);
+}
+void Work::run(const sale_call& c) const { ok(try_run(c), "sale_run"); }
+void Work::select(const sale_call& c, const Blocks& blocks) const {
+  sale_call here = in(c);
+  here.blocks = blocks.get();
+  ok(sale_select(plan.get(), layer.get(), &here), "sale_select");
+}
+void Work::attend(const sale_call& c, const Blocks& blocks) const {
+  sale_call here = in(c);
+  here.blocks = blocks.get();
+  ok(sale_attend(plan.get(), layer.get(), &here), "sale_attend");
+}
+
+Lists read_wide_lists(const Instance& in, const Blocks& blocks) {
   Lists lists(in.sequences.size());
   for (size_t b = 0; b < lists.size(); ++b)
     for (int32_t h = 0; h < in.c.q_heads; ++h) {
       lists[b].emplace_back();
-      for (int64_t t = 0; t * tested().tile < in.sequences[b].q_len; ++t) {
-        int64_t kept = 0, visible = 0;
-        const auto sequence = static_cast<int32_t>(b);
-        ok(sale_blocks_row(blocks, sequence, h, t, nullptr, 0, &kept, &visible), "sale_blocks_row");
-        std::vector<int32_t> row(static_cast<size_t>(kept));
-        ok(sale_blocks_row(blocks, sequence, h, t, row.data(), kept, &kept, &visible), "sale_blocks_row");
-        lists[b].back().push_back(std::move(row));
-      }
+      for (int64_t t = 0; t * tested().tile < in.sequences[b].q_len; ++t)
+        lists[b].back().push_back(read_row(blocks.get(), {static_cast<int32_t>(b), h, t}));
     }
   return lists;
 }
@@ -208,19 +229,20 @@ Result run(Copy& copy) {
   std::vector<const sale_index*> given;
   for (const Index& i : r.indexes) given.push_back(i.get());
   const bool with = in.c.with_index;
+  sale_call call = copy.call();
   {
-    const Plan plan = make_plan(copy.problem, copy.options, with);
-    expect(sale_plan_q_block(plan.get()) == tested().tile, "sale_plan_q_block: another tile");
-    const Buffer workspace(sale_plan_workspace(plan.get()).total);
+    const Work work(copy, with);
+    expect(sale_plan_q_block(work.plan.get()) == tested().tile, "sale_plan_q_block: another tile");
     copy.clear_outputs();
     sale_stats stats{};
+    stats.struct_size = sizeof stats;
     std::vector<sale_head_stats> heads(static_cast<size_t>(in.c.batch) * static_cast<size_t>(in.c.q_heads));
     stats.heads = heads.data();
-    ok(sale_run(plan.get(), copy.q(), copy.k(), copy.v(), copy.out(), copy.lse(), with ? given.data() : nullptr,
-                workspace.data(), workspace.size(), &stats, nullptr),
-       "sale_run");
+    call.stats = &stats;
+    call.indexes = with ? given.data() : nullptr;
+    work.run(call);
     copy.fetch();
-    expect(workspace.margin_intact() && copy.margins_intact(), "sale_run wrote behind a buffer");
+    expect(work.workspace.margin_intact() && copy.margins_intact(), "sale_run wrote behind a buffer");
     expect(in.outputs_intact(), "sale_run wrote outside out's or lse's rows");
     r.out = bytes_of(*in.out.memory);
     r.lse = bytes_of(*in.lse);
@@ -230,24 +252,24 @@ Result run(Copy& copy) {
     for (const sale_head_stats& h : heads) kept += h.kept_blocks;
     expect(kept == r.kept, "stats: the heads' kept blocks do not add up");
   }
-  const Plan plan = make_plan(copy.problem, copy.options, !with);
-  const Blocks blocks = make_blocks(plan);
-  const Buffer workspace(sale_plan_workspace(plan.get()).total);
-  ok(sale_select(plan.get(), copy.q(), copy.k(), with ? nullptr : given.data(), blocks.get(), workspace.data(),
-                 workspace.size(), nullptr, nullptr),
-     "sale_select");
-  r.lists = read_wide_lists(in, blocks.get());
+  // The plan's tables once for both calls.
+  const Work work(copy, !with);
+  ok(sale_plan_prepare(work.plan.get(), work.workspace.data(), work.workspace.size(), nullptr), "sale_plan_prepare");
+  call.prepared = 1;
+  call.stats = nullptr;
+  call.indexes = with ? nullptr : given.data();
+  const Blocks blocks = make_blocks(work.plan);
+  work.select(call, blocks);
+  r.lists = read_wide_lists(in, blocks);
   int64_t kept = 0;
   for (const auto& s : r.lists)
     for (const auto& h : s)
       for (const auto& row : h) kept += static_cast<int64_t>(row.size());
   expect(kept == r.kept, "sale_select keeps " + std::to_string(kept) + " blocks, sale_run " + std::to_string(r.kept));
   copy.clear_outputs();
-  ok(sale_attend(plan.get(), copy.q(), copy.k(), copy.v(), blocks.get(), copy.out(), copy.lse(), workspace.data(),
-                 workspace.size(), nullptr, nullptr),
-     "sale_attend");
+  work.attend(call, blocks);
   copy.fetch();
-  expect(workspace.margin_intact() && in.outputs_intact(), "sale_attend wrote outside its outputs");
+  expect(work.workspace.margin_intact() && in.outputs_intact(), "sale_attend wrote outside its outputs");
   expect(r.out == bytes_of(*in.out.memory) && r.lse == bytes_of(*in.lse),
          "sale_run differs from sale_select and sale_attend");
   return r;

@@ -69,7 +69,10 @@ public:
   explicit Copy(Instance& instance);
   Instance& in;
   sale_problem problem;
+  sale_layer layer;
   sale_options options;
+  // Its tensors, page table and reference.
+  sale_call call() const;
 
   const void* q() const { return at(q_, in.q); }
   const void* k() const { return paged() ? k_pages_.data() : at(fused_ ? q_ : k_, in.k); }
@@ -80,7 +83,9 @@ public:
   std::byte* row(const sale_case::Tensor& tensor, const void* base, int64_t b, int64_t h, int64_t token) const;
 
   bool paged() const { return in.c.page_size != 0; }
-  const int32_t* pages(int64_t b) const;
+  const int32_t* pages(int64_t b) const {
+    return paged() ? reinterpret_cast<const int32_t*>(table_.data()) + b * problem.pages : nullptr;
+  }
   const void* keys(int64_t b) const;  // what an index of sequence b is given
 
   void send();           // inputs
@@ -98,10 +103,25 @@ private:
   Buffer q_, k_, v_, out_, lse_, k_pages_, v_pages_, table_, reference_;
 };
 
+// A plan for one layer, and what its calls work in. Calls throw Failed, but for try_run.
+struct Work {
+  Work(const sale_problem& p, const sale_layer& l, const sale_options& o, bool with_index = false);
+  Work(const Copy& copy, bool with_index = false) : Work(copy.problem, copy.layer, copy.options, with_index) {}
+  sale_call in(sale_call c) const;  // this workspace
+  sale_status try_run(const sale_call& c) const;
+  void run(const sale_call& c) const;
+  void select(const sale_call& c, const Blocks& blocks) const;
+  void attend(const sale_call& c, const Blocks& blocks) const;
+
+  Estimator layer;
+  Plan plan;
+  Buffer workspace;
+};
+
 // sale_run, then select and attend on their own with the other kind of plan (with and without key indexes): all must
 // agree to the bit. Lists are of the backend's tiles.
 Result run(Copy& copy);
-Lists read_wide_lists(const Instance& in, const sale_blocks* blocks);
+Lists read_wide_lists(const Instance& in, const Blocks& blocks);
 // The same lists, for each tile of 64 rows.
 Lists narrow(const Lists& wide, const Instance& in);
 

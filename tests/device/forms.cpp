@@ -21,9 +21,8 @@ std::string form_name(const Case& c) {
 // Of head h every third block from block h on, and the last one.
 Lists attend_thirds(Copy& copy) {
   Instance& in = copy.in;
-  const Plan plan = make_plan(copy.problem, copy.options, false);
-  const Blocks blocks = make_blocks(plan);
-  const Buffer workspace(sale_plan_workspace(plan.get()).total);
+  const Work work(copy);
+  const Blocks blocks = make_blocks(work.plan);
   Lists lists = read_wide_lists(in, blocks.get());
   for (size_t h = 0; h < lists[0].size(); ++h)
     for (size_t t = 0; t < lists[0][h].size(); ++t) {
@@ -34,22 +33,23 @@ Lists attend_thirds(Copy& copy) {
       for (const int32_t b : row)
         if (b % 3 == static_cast<int32_t>(h) || b == row.back()) some.push_back(b);
       row = some;
-      ok(sale_blocks_set_row(blocks.get(), 0, static_cast<int32_t>(h), static_cast<int64_t>(t), row.data(),
+      ok(sale_blocks_set_row(blocks.get(), {0, static_cast<int32_t>(h), static_cast<int64_t>(t)}, row.data(),
                              static_cast<int64_t>(row.size())),
          "sale_blocks_set_row");
     }
   expect(read_wide_lists(in, blocks.get()) == lists, "lists read back differ from those written");
   copy.clear_outputs();
   sale_stats stats{};
-  ok(sale_attend(plan.get(), copy.q(), copy.k(), copy.v(), blocks.get(), copy.out(), copy.lse(), workspace.data(),
-                 workspace.size(), &stats, nullptr),
-     "sale_attend");
+  stats.struct_size = sizeof stats;
+  sale_call call = copy.call();
+  call.stats = &stats;
+  work.attend(call, blocks);
   copy.fetch();
   int64_t kept = 0;
   for (const auto& h : lists[0])
     for (const auto& row : h) kept += static_cast<int64_t>(row.size());
   expect(stats.kept_blocks == kept, "stats count other blocks than were written");
-  expect(workspace.margin_intact() && in.outputs_intact(), "sale_attend wrote outside its outputs");
+  expect(work.workspace.margin_intact() && in.outputs_intact(), "sale_attend wrote outside its outputs");
   return narrow(lists, in);
 }
 

@@ -176,7 +176,7 @@ TEST(Generated, CodesAndListsAreThoseOfTheCpu) {
     c.compute = SALE_COMPUTE_EXACT;
     c.compensate = false;
     Instance in(c);
-    const Result host = sale_test::run(in, "portable");
+    const Result host = sale_test::run(in, last_backend());
     Copy copy(in);
     const Result device = run(copy);
     ASSERT_TRUE(device.lists == host.lists) << sale_case::print(c);
@@ -206,7 +206,7 @@ TEST(Generated, ListsOfInt8AreThoseOfTheCpu) {
     c.compensate = false;
     c.data = sale_case::Data::real_like;
     Instance in(c);
-    const Lists host = sale_test::run(in, "portable").lists;
+    const Lists host = sale_test::run(in, last_backend()).lists;
     Copy copy(in);
     const Lists wide = run(copy).lists;
     for (size_t b = 0; b < wide.size(); ++b)

@@ -77,39 +77,37 @@ Outcome run_part(Copy& copy, const std::vector<float>& reference, int64_t begin,
   p.k_len = end - begin;
   p.q_offset = row - begin;
   p.out = {heads * rows * d, rows * d, d};
-  p.reference = reinterpret_cast<const float*>(there.data());
+  p.part = 1;
+  sale_layer l = copy.layer;
+  if (begin > 0) l.sink = 0;
   sale_options o = copy.options;
-  if (begin > 0) o.sink = 0;
   o.audit = audit;
-  const Plan plan = make_plan(p, o, false);
-  const Blocks blocks = make_blocks(plan);
-  const Buffer workspace(sale_plan_workspace(plan.get()).total);
-  const std::byte *q = copy.row(in.q, copy.q(), 0, 0, row), *k = copy.row(in.k, copy.k(), 0, 0, begin),
-                  *v = copy.row(in.v, copy.v(), 0, 0, begin);
-  ok(sale_select(plan.get(), q, k, nullptr, blocks.get(), workspace.data(), workspace.size(), nullptr, nullptr),
-     "sale_select");
+  const Work work(p, l, o);
+  const Blocks blocks = make_blocks(work.plan);
+  sale_call call = copy.call();
+  call.q = copy.row(in.q, copy.q(), 0, 0, row);
+  call.k = copy.row(in.k, copy.k(), 0, 0, begin), call.v = copy.row(in.v, copy.v(), 0, 0, begin);
+  call.out = out.data(), call.lse = reinterpret_cast<float*>(lse.data());
+  call.reference = reinterpret_cast<const float*>(there.data());
+  work.select(call, blocks);
   Outcome made;
   made.audits.resize(static_cast<size_t>(heads));
   sale_stats stats{};
+  stats.struct_size = sizeof stats;
   stats.audits = made.audits.data();
-  ok(sale_run(plan.get(), q, k, v, out.data(), reinterpret_cast<float*>(lse.data()), nullptr, workspace.data(),
-              workspace.size(), audit > 0 ? &stats : nullptr, nullptr),
-     "sale_run");
+  call.stats = audit > 0 ? &stats : nullptr;
+  work.run(call);
   std::vector<uint16_t> raw(static_cast<size_t>(heads * rows * d));
   out.get(raw.data());
   made.lse.resize(given.size());
   lse.get(made.lse.data());
-  expect(workspace.margin_intact() && out.margin_intact() && lse.margin_intact(), "a part wrote behind a buffer");
+  expect(work.workspace.margin_intact() && out.margin_intact() && lse.margin_intact(), "a part wrote behind a buffer");
   for (const uint16_t& x : raw) made.out.push_back(sale_case::load(reinterpret_cast<const std::byte*>(&x), in.c.dtype));
   for (int32_t h = 0; h < heads; ++h) {
     made.lists.emplace_back();
     for (int64_t first = 0; first < rows; first += 64) {
       const int64_t t = first / tested().tile;
-      int64_t kept, visible;
-      ok(sale_blocks_row(blocks.get(), 0, h, t, nullptr, 0, &kept, &visible), "sale_blocks_row");
-      std::vector<int32_t> list(static_cast<size_t>(kept));
-      ok(sale_blocks_row(blocks.get(), 0, h, t, list.data(), kept, &kept, &visible), "sale_blocks_row");
-      made.lists.back().push_back(std::move(list));
+      made.lists.back().push_back(read_row(blocks.get(), {0, h, t}));
     }
   }
   return made;
@@ -219,26 +217,27 @@ TEST(Parts, Refusals) {
   Instance in(served_line("qheads=2 kvheads=1 q=200 k=900 d=64 densebelow=0 estimator=fp8:28"));
   Copy copy(in);
   const auto refused = [&](const char* named) {
+    const Estimator layer = make_estimator(copy.layer);
+    const sale_estimator* const one = layer.get();
     sale_plan* plan = nullptr;
-    EXPECT_EQ(sale_plan_create(&copy.problem, &copy.options, 0, &plan), SALE_INVALID_ARGUMENT) << named;
+    EXPECT_EQ(sale_plan_create(&copy.problem, &copy.options, &one, 1, &plan), SALE_INVALID_ARGUMENT) << named;
     EXPECT_NE(std::string(sale_last_error()).find(named), std::string::npos) << sale_last_error();
     sale_plan_destroy(plan);
   };
-  copy.options.sink = 0;
+  copy.layer.sink = 0;
   refused("sink: 0 is not a multiple of 32 in 32");
-  const std::vector<float> host(400);
-  copy.problem.reference = host.data();
+  copy.problem.part = 1;
   copy.problem.q_offset = 1200;
   copy.options.compensate = 1;
-  refused("compensate: with a reference, rows beyond 900 keys");
+  refused("compensate: of a part, rows beyond 900 keys");
   copy.options.compensate = 0;
-  const Plan plan = make_plan(copy.problem, copy.options, false);
-  const Buffer workspace(sale_plan_workspace(plan.get()).total);
-  const auto status = [&] {
-    return sale_run(plan.get(), copy.q(), copy.k(), copy.v(), copy.out(), copy.lse(), nullptr, workspace.data(),
-                    workspace.size(), nullptr, nullptr);
-  };
-  EXPECT_EQ(status(), SALE_INVALID_ARGUMENT);
+  const Work work(copy);
+  sale_call call = copy.call();
+  EXPECT_EQ(work.try_run(call), SALE_INVALID_ARGUMENT);
+  EXPECT_NE(std::string(sale_last_error()).find("reference: null"), std::string::npos) << sale_last_error();
+  const std::vector<float> host(400);
+  call.reference = host.data();
+  EXPECT_EQ(work.try_run(call), SALE_INVALID_ARGUMENT);
   EXPECT_NE(std::string(sale_last_error()).find("reference: in host memory"), std::string::npos) << sale_last_error();
   cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
 }

@@ -18,14 +18,11 @@ struct Outputs {
   bool operator==(const Outputs&) const = default;
 };
 
-Outputs run_once(Copy& copy, const Plan& plan, const Buffer& workspace, const std::vector<Index>& indexes,
-                 cudaStream_t stream) {
-  std::vector<const sale_index*> given;
-  for (const Index& i : indexes) given.push_back(i.get());
+Outputs run_once(Copy& copy, const Work& work, cudaStream_t stream) {
+  sale_call call = copy.call();
+  call.stream = stream;
   copy.clear_outputs();
-  ok(sale_run(plan.get(), copy.q(), copy.k(), copy.v(), copy.out(), copy.lse(), given.empty() ? nullptr : given.data(),
-              workspace.data(), workspace.size(), nullptr, stream),
-     "sale_run");
+  work.run(call);
   copy.fetch();
   return {bytes_of(*copy.in.out.memory), bytes_of(*copy.in.lse)};
 }
@@ -44,7 +41,7 @@ protected:
 };
 INSTANTIATE_TEST_SUITE_P(Problems, Properties, testing::ValuesIn(lines));
 
-std::vector<float> smoothing_of(const Instance& in, const Index& index) {
+std::vector<float> vectors_of(const Instance& in, const Index& index) {
   std::vector<float> all;
   for (int32_t h = 0; h < in.c.kv_heads; ++h) {
     const float* smoothing;
@@ -57,16 +54,16 @@ std::vector<float> smoothing_of(const Instance& in, const Index& index) {
 TEST_P(Properties, SameBitsOverRepeatsAndStreams) {
   Instance in(c);
   Copy copy(in);
-  const Plan plan = make_plan(copy.problem, copy.options, false);
-  const Buffer workspace(sale_plan_workspace(plan.get()).total);
-  const Outputs first = run_once(copy, plan, workspace, {}, nullptr);
+  const Work work(copy);
+  const Outputs first = run_once(copy, work, nullptr);
   const Stream stream;
-  EXPECT_EQ(run_once(copy, plan, workspace, {}, stream.get()), first) << "another stream";
+  EXPECT_EQ(run_once(copy, work, stream.get()), first) << "another stream";
   const Outputs now = first;
+  sale_call call = copy.call();
+  call.stream = stream.get();
   for (int64_t i = 0; i < flags().repeats; ++i) {
-    ok(sale_run(plan.get(), copy.q(), copy.k(), copy.v(), copy.out(), copy.lse(), nullptr, workspace.data(),
-                workspace.size(), nullptr, stream.get()),
-       "sale_run");
+    work.run(call);
+    call.prepared = 1;
     if (i % 50 != 49 && i + 1 != flags().repeats) continue;
     copy.fetch();
     ASSERT_EQ(bytes_of(*in.out.memory), now.out) << "after " << i + 1 << " runs";
@@ -74,22 +71,26 @@ TEST_P(Properties, SameBitsOverRepeatsAndStreams) {
   }
 }
 
+// Everything of a step: its plan is made, and its workspace prepared, under capture too.
 TEST_P(Properties, GraphsReplayTheSame) {
   c.q_len = c.k_len = 900;
   Instance in(c);
   Copy copy(in);
-  const Plan plan = make_plan(copy.problem, copy.options, false);
-  const Buffer workspace(sale_plan_workspace(plan.get()).total);
+  const Work work(copy);
   const Stream stream;
   cuda(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeGlobal), "cudaStreamBeginCapture");
-  const auto captured = [&](sale_stats* stats) {
-    return sale_run(plan.get(), copy.q(), copy.k(), copy.v(), copy.out(), copy.lse(), nullptr, workspace.data(),
-                    workspace.size(), stats, stream.get());
-  };
+  const Plan plan = make_plan(copy.problem, copy.options, work.layer, false);
+  sale_call call = work.in(copy.call());
+  call.stream = stream.get();
   sale_stats stats{};
-  EXPECT_EQ(captured(&stats), SALE_INVALID_ARGUMENT) << "statistics cannot be captured";
+  stats.struct_size = sizeof stats;
+  call.stats = &stats;
+  EXPECT_EQ(sale_run(plan.get(), work.layer.get(), &call), SALE_INVALID_ARGUMENT) << "statistics cannot be captured";
   EXPECT_NE(std::string(sale_last_error()).find("stats"), std::string::npos) << sale_last_error();
-  ok(captured(nullptr), "sale_run under capture");
+  call.stats = nullptr;
+  ok(sale_plan_prepare(plan.get(), work.workspace.data(), work.workspace.size(), stream.get()), "sale_plan_prepare");
+  call.prepared = 1;
+  ok(sale_run(plan.get(), work.layer.get(), &call), "sale_run under capture");
   cudaGraph_t graph{};
   cuda(cudaStreamEndCapture(stream.get(), &graph), "cudaStreamEndCapture");
   cudaGraphExec_t exec{};
@@ -102,7 +103,7 @@ TEST_P(Properties, GraphsReplayTheSame) {
     std::memcpy(in.k.memory->begin(), data.k.memory->begin(), in.k.memory->size());
     std::memcpy(in.v.memory->begin(), data.v.memory->begin(), in.v.memory->size());
     copy.send();
-    const Outputs eager = run_once(copy, plan, workspace, {}, nullptr);
+    const Outputs eager = run_once(copy, work, nullptr);
     copy.clear_outputs();
     for (int i = 0; i < 20; ++i) cuda(cudaGraphLaunch(exec, stream.get()), "cudaGraphLaunch");
     copy.fetch();
@@ -122,10 +123,12 @@ TEST_P(Properties, IndexGrowsToTheSameCodes) {
     paged.page_size = page;
     Instance other(paged);
     Copy copy(other);
-    const Index whole = copy.index(0), grown = copy.index(0, c.k_len + 100);
+    const Index whole = copy.index(0);
     copy.update(whole, 0, c.k_len);
     check_device_codes(other, 0, 0, whole.get(), c.k_len);
-    ok(sale_index_set_smoothing(grown.get(), smoothing_of(in, whole).data()), "sale_index_set_smoothing");
+    const std::vector<float> smoothing = vectors_of(in, whole);
+    copy.layer.smoothing = smoothing.data();
+    const Index grown = copy.index(0, c.k_len + 100);
     Random random(c.seed);
     const Stream stream;
     copy.update(grown, 0, 8200, stream.get());
@@ -154,6 +157,55 @@ TEST_P(Properties, IndexGrowsToTheSameCodes) {
   }
 }
 
+// With vectors and scales of the layer, codes are those of the keys alone: however they were split, from the first on.
+TEST_P(Properties, CodesAreOfTheKeysAlone) {
+  c.q_len = c.k_len = 700;
+  Instance in(c);
+  Copy copy(in);
+  const Index whole = copy.index(0);
+  copy.update(whole, 0, c.k_len);
+  const std::vector<float> smoothing = vectors_of(in, whole);
+  std::vector<float> scales;
+  for (int32_t h = 0; h < c.kv_heads; ++h) {
+    const float* scale;
+    ok(sale_index_codes(whole.get(), h, nullptr, &scale, nullptr), "sale_index_codes");
+    scales.push_back(*scale);
+  }
+  copy.layer.smoothing = smoothing.data();
+  if (c.format == SALE_FP8) copy.layer.key_scales = scales.data();
+  const Estimator layer = make_estimator(copy.layer);
+  const Buffer memory(sale_index_memory(layer.get(), 800));
+  sale_index_options o{};
+  o.struct_size = sizeof o;
+  o.capacity = 800, o.memory = memory.data(), o.memory_bytes = memory.size();
+  sale_index* raw = nullptr;
+  ok(sale_index_create(layer.get(), &o, &raw), "sale_index_create");
+  const Index grown(raw);
+  EXPECT_EQ(sale_index_bytes(grown.get()), memory.size());
+  Random random(c.seed);
+  for (int64_t length = 0; length < c.k_len;) {
+    length = std::min(c.k_len, length + random.between(1, 90));
+    copy.update(grown, 0, length);
+  }
+  const int64_t rank = c.rank == 0 ? c.head_dim : c.rank;
+  for (int32_t h = 0; h < c.kv_heads; ++h) {
+    const int8_t *a, *b;
+    ok(sale_index_codes(whole.get(), h, &a, nullptr, nullptr), "sale_index_codes");
+    ok(sale_index_codes(grown.get(), h, &b, nullptr, nullptr), "sale_index_codes");
+    EXPECT_EQ(std::memcmp(a, b, static_cast<size_t>(c.k_len * rank)), 0) << "head " << h;
+  }
+  // A call that makes its own index finds the same blocks.
+  const Work own(copy), with(copy, true);
+  const Blocks first = make_blocks(own.plan), second = make_blocks(with.plan);
+  own.select(copy.call(), first);
+  sale_call call = copy.call();
+  const sale_index* const indexes[]{grown.get()};
+  call.indexes = indexes;
+  with.select(call, second);
+  EXPECT_TRUE(read_wide_lists(in, first) == read_wide_lists(in, second));
+  EXPECT_TRUE(memory.margin_intact());
+}
+
 // The prompt in chunks that are multiples of the tile, with the whole prompt's smoothing: its lists and its bits.
 TEST_P(Properties, PrefillInChunks) {
   c.layout = sale_case::Layout::blhd;
@@ -163,8 +215,9 @@ TEST_P(Properties, PrefillInChunks) {
   Instance in(c);
   Copy copy(in);
   const Result whole = run(copy);
+  const std::vector<float> smoothing = vectors_of(in, whole.indexes[0]);
+  copy.layer.smoothing = smoothing.data();
   const Index index = copy.index(0);
-  ok(sale_index_set_smoothing(index.get(), smoothing_of(in, whole.indexes[0]).data()), "sale_index_set_smoothing");
   const sale_index* const indexes[]{index.get()};
   copy.clear_outputs();
   for (int64_t from = 0; from < c.q_len;) {
@@ -173,24 +226,17 @@ TEST_P(Properties, PrefillInChunks) {
     sale_problem p = copy.problem;
     p.q_len = to - from;
     p.k_len = to;
-    const Plan plan = make_plan(p, copy.options, true);
-    const Blocks blocks = make_blocks(plan);
-    const Buffer workspace(sale_plan_workspace(plan.get()).total);
-    const std::byte* q = copy.row(in.q, copy.q(), 0, 0, from);
-    ok(sale_select(plan.get(), q, copy.k(), indexes, blocks.get(), workspace.data(), workspace.size(), nullptr,
-                   nullptr),
-       "sale_select");
-    for (int64_t t = 0; t * tested().tile < p.q_len; ++t) {
-      int64_t kept, visible;
-      ok(sale_blocks_row(blocks.get(), 0, 0, t, nullptr, 0, &kept, &visible), "sale_blocks_row");
-      std::vector<int32_t> row(static_cast<size_t>(kept));
-      ok(sale_blocks_row(blocks.get(), 0, 0, t, row.data(), kept, &kept, &visible), "sale_blocks_row");
-      ASSERT_EQ(row, whole.lists[0][0][static_cast<size_t>(from / tested().tile + t)])
+    const Work work(p, copy.layer, copy.options, true);
+    const Blocks blocks = make_blocks(work.plan);
+    sale_call call = copy.call();
+    call.q = copy.row(in.q, copy.q(), 0, 0, from), call.out = copy.row(in.out, copy.out(), 0, 0, from);
+    call.lse = nullptr;
+    call.indexes = indexes;
+    work.select(call, blocks);
+    for (int64_t t = 0; t * tested().tile < p.q_len; ++t)
+      ASSERT_EQ(read_row(blocks.get(), {0, 0, t}), whole.lists[0][0][static_cast<size_t>(from / tested().tile + t)])
           << "chunk from " << from << " tile " << t;
-    }
-    ok(sale_run(plan.get(), q, copy.k(), copy.v(), copy.row(in.out, copy.out(), 0, 0, from), nullptr, indexes,
-                workspace.data(), workspace.size(), nullptr, nullptr),
-       "sale_run");
+    work.run(call);
     from = to;
   }
   copy.fetch();
@@ -215,16 +261,14 @@ TEST_P(Properties, RaggedIsSeparate) {
     p.q_len = many.q_lens[s];
     p.k_len = many.k_lens[s];
     p.q_lens = p.k_lens = p.q_offsets = p.q_starts = p.k_starts = nullptr;
-    const Plan plan = make_plan(p, copy.options, false);
-    const Buffer workspace(sale_plan_workspace(plan.get()).total);
+    const Work work(p, copy.layer, copy.options);
     copy.clear_outputs();
-    std::vector<float> lse(static_cast<size_t>(many.q_heads * p.q_len));
-    const Buffer lse_there(lse.size() * 4);
-    ok(sale_run(plan.get(), copy.row(in.q, copy.q(), b, 0, 0), copy.row(in.k, copy.k(), b, 0, 0),
-                copy.row(in.v, copy.v(), b, 0, 0), copy.row(in.out, copy.out(), b, 0, 0),
-                reinterpret_cast<float*>(lse_there.data()), nullptr, workspace.data(), workspace.size(), nullptr,
-                nullptr),
-       "sale_run");
+    const Buffer lse(static_cast<size_t>(many.q_heads * p.q_len) * 4);
+    sale_call call = copy.call();
+    call.q = copy.row(in.q, copy.q(), b, 0, 0), call.k = copy.row(in.k, copy.k(), b, 0, 0);
+    call.v = copy.row(in.v, copy.v(), b, 0, 0), call.out = copy.row(in.out, copy.out(), b, 0, 0);
+    call.lse = reinterpret_cast<float*>(lse.data());
+    work.run(call);
     copy.fetch();
     for (int32_t h = 0; h < many.q_heads; ++h)
       for (int64_t i = 0; i < p.q_len; ++i) {

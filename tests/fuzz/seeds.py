@@ -2,15 +2,28 @@
 """Good inputs for the fuzz targets, small ones, so that a minute of fuzzing starts behind the first checks.
 
 usage: seeds.py OUT      writes OUT/TARGET/* and OUT/TARGET.dict; `SALE_FUZZ_ACCEPT=1 TARGET OUT/TARGET/*` says that each
-                         is accepted
+                         is accepted. And OUT/TARGET.known/*, good or bad: what tests/fuzz/corpus/TARGET.zip keeps of
+                         earlier runs
+       seeds.py --keep FOLDER ZIP   packs the files of a folder, the same bytes for the same files
 """
 import json
 import pathlib
 import struct
 import sys
+import zipfile
 
 root = pathlib.Path(__file__).resolve().parents[2]
+if sys.argv[1] == "--keep":
+    with zipfile.ZipFile(sys.argv[3], "w", zipfile.ZIP_DEFLATED, compresslevel=9) as kept:
+        for path in sorted(pathlib.Path(sys.argv[2]).iterdir()):
+            kept.writestr(zipfile.ZipInfo(path.name), path.read_bytes(), zipfile.ZIP_DEFLATED)
+    sys.exit()
 out = pathlib.Path(sys.argv[1])
+for target in ("args_fuzz", "calibration_fuzz", "model_files_fuzz"):
+    (out / f"{target}.known").mkdir(parents=True, exist_ok=True)
+    kept = pathlib.Path(__file__).parent / "corpus" / f"{target}.zip"
+    if kept.exists():
+        zipfile.ZipFile(kept).extractall(out / f"{target}.known")
 
 
 def put(target, name, data):

@@ -17,35 +17,31 @@ struct Ran {
   Lists lists;
 };
 
-sale_options auditing(const Instance& in, const std::string& backend, int32_t rows, uint64_t seed) {
-  sale_options o = with_backend(in.options, backend);
+sale_options auditing(const Instance& in, int32_t rows, uint64_t seed) {
+  sale_options o = in.options;
   o.audit = rows;
   o.audit_seed = seed;
   return o;
 }
 
 // By sale_run, or by sale_select and sale_attend.
-Ran run_audited(Instance& in, const sale_options& o, bool in_stages) {
-  const Plan plan = make_plan(in.problem, o, false);
-  const Blocks blocks = make_blocks(plan);
-  const sale_case::Memory w = make_workspace(plan);
+Ran run_audited(Instance& in, const sale_layer& layer, const sale_options& o, bool in_stages) {
+  const Step step(in.problem, layer, o);
+  const Blocks blocks = make_blocks(step.plan);
   Ran r;
   r.audits.resize(static_cast<size_t>(in.c.batch) * static_cast<size_t>(in.c.q_heads));
   sale_stats stats{};
+  stats.struct_size = sizeof stats;
   stats.audits = r.audits.data();
-  float* const lse = reinterpret_cast<float*>(in.lse->begin());
-  ok(sale_select(plan.get(), in.q.data(), in.k.data(), nullptr, blocks.get(), w.begin(), w.size(), nullptr, nullptr),
-     "sale_select");
+  sale_call call = in.call();
+  step.select(call, blocks);
+  call.stats = &stats;
   r.lists = read_lists(in, blocks.get());
   in.clear_outputs();
   if (in_stages)
-    ok(sale_attend(plan.get(), in.q.data(), in.k.data(), in.v.data(), blocks.get(), in.out.data(), lse, w.begin(),
-                   w.size(), &stats, nullptr),
-       "sale_attend");
+    step.attend(call, blocks);
   else
-    ok(sale_run(plan.get(), in.q.data(), in.k.data(), in.v.data(), in.out.data(), lse, nullptr, w.begin(), w.size(),
-                &stats, nullptr),
-       "sale_run");
+    step.run(call);
   expect(in.outputs_intact(), "an audited call wrote outside out's or lse's rows");
   return r;
 }
@@ -60,8 +56,9 @@ Tally check_audit(const Case& c) {
   Instance in(c);
   const auto rows = static_cast<int32_t>(1 + c.seed * 7 % 90);
   for (const std::string& backend : backends_for(in)) {
-    const sale_options o = auditing(in, backend, rows, c.seed);
-    const Ran whole = run_audited(in, o, false), staged = run_audited(in, o, true);
+    const sale_layer layer = with_backend(in.layer, backend);
+    const sale_options o = auditing(in, rows, c.seed);
+    const Ran whole = run_audited(in, layer, o, false), staged = run_audited(in, layer, o, true);
     const size_t bytes = whole.audits.size() * sizeof(sale_head_audit);
     expect(std::memcmp(whole.audits.data(), staged.audits.data(), bytes) == 0, backend + ": run and attend differ");
     for (int64_t b = 0; b < c.batch; ++b)
@@ -105,14 +102,15 @@ TEST(Audit, AgreesWithTheOracle) {
 TEST(Audit, ChangesNothingAndDoesNotDependOnThreads) {
   Instance in(sale_case::parse("batch=2 qheads=6 kvheads=2 q=500 k=1500 d=64 type=bf16 tau=0.02 threads=1"));
   for (const std::string& backend : backends_for(in)) {
-    sale_options o = auditing(in, backend, 40, 3);
-    const Ran one = run_audited(in, o, false);
+    sale_layer layer = with_backend(in.layer, backend);
+    sale_options o = auditing(in, 40, 3);
+    const Ran one = run_audited(in, layer, o, false);
     const std::vector<std::byte> out(in.out.memory->begin(), in.out.memory->begin() + in.out.memory->size());
-    o.threads = 3;
-    const Ran three = run_audited(in, o, false);
+    layer.threads = 3;
+    const Ran three = run_audited(in, layer, o, false);
     EXPECT_EQ(std::memcmp(one.audits.data(), three.audits.data(), one.audits.size() * sizeof(sale_head_audit)), 0);
     o.audit = 0;
-    run_audited(in, o, false);
+    run_audited(in, layer, o, false);
     EXPECT_EQ(std::memcmp(out.data(), in.out.memory->begin(), out.size()), 0) << backend;
   }
 }
@@ -121,7 +119,7 @@ TEST(Audit, ChangesNothingAndDoesNotDependOnThreads) {
 TEST(Audit, DenseHeadsLoseNothing) {
   Instance in(sale_case::parse("qheads=2 kvheads=1 k=1200 d=64 type=bf16 taus=0,0.05"));
   for (const std::string& backend : backends_for(in)) {
-    const Ran r = run_audited(in, auditing(in, backend, 65536, 0), false);
+    const Ran r = run_audited(in, with_backend(in.layer, backend), auditing(in, 65536, 0), false);
     EXPECT_EQ(r.audits[0].rows, 1200);
     EXPECT_NEAR(r.audits[0].least_mass, 1, 1e-5);
     EXPECT_LT(r.audits[0].error, 0.005 * r.audits[0].size);

@@ -1,4 +1,4 @@
-// Section 6 of docs/numerics.md, row by row: awkward values have one defined outcome each.
+// Section 7 of docs/numerics.md, row by row: awkward values have one defined outcome each.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -106,19 +106,18 @@ TEST(Awkward, KeyNotFinite) {
 // Smoothing fixed without the bad key: only its block is affected, for tiles whose reference it does not belong to.
 TEST(Awkward, KeyNotFiniteAfterSmoothing) {
   everywhere([](Instance& in, const std::string& backend) {
-    const sale_options o = with_backend(in.options, backend);
     const auto mean = sale_oracle::mean(in.k.head(0, 0), in.c.k_len, in.c.head_dim);
+    sale_layer layer = with_backend(in.layer, backend);
+    layer.smoothing = mean.data();
     const auto select = [&] {
-      const Index index = make_index(in.problem, o, in.c.k_len);
-      ok(sale_index_set_smoothing(index.get(), mean.data()), "sale_index_set_smoothing");
+      const Step step(in.problem, layer, in.options, true);
+      const Index index = make_index(step.layer, in.c.k_len);
       ok(sale_index_update(index.get(), in.keys(0), in.problem.k, in.c.k_len, nullptr, nullptr), "sale_index_update");
-      const Plan plan = make_plan(in.problem, o, true);
-      const Blocks blocks = make_blocks(plan);
-      const sale_case::Memory w = make_workspace(plan);
+      const Blocks blocks = make_blocks(step.plan);
       const sale_index* const indexes[]{index.get()};
-      ok(sale_select(plan.get(), in.q.data(), in.k.data(), indexes, blocks.get(), w.begin(), w.size(), nullptr,
-                     nullptr),
-         "sale_select");
+      sale_call call = in.call();
+      call.indexes = indexes;
+      step.select(call, blocks);
       return read_lists(in, blocks.get())[0][0];
     };
     const auto clean = select();
@@ -207,14 +206,11 @@ TEST(Awkward, RowsWithoutKeys) {
   for (const sale_compute compute : {SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8})
     everywhere(
         [](Instance& in, const std::string& backend) {
-          const Plan plan = make_plan(in.problem, with_backend(in.options, backend), false);
-          const Blocks blocks = make_blocks(plan);
+          const Step step(in.problem, with_backend(in.layer, backend), in.options);
+          const Blocks blocks = make_blocks(step.plan);
           const int32_t one = 1;
-          ok(sale_blocks_set_row(blocks.get(), 0, 0, 0, &one, 1), "sale_blocks_set_row");
-          const sale_case::Memory w = make_workspace(plan);
-          ok(sale_attend(plan.get(), in.q.data(), in.k.data(), in.v.data(), blocks.get(), in.out.data(),
-                         in.lse_row(0, 0), w.begin(), w.size(), nullptr, nullptr),
-             "sale_attend");
+          ok(sale_blocks_set_row(blocks.get(), {0, 0, 0}, &one, 1), "sale_blocks_set_row");
+          step.attend(in.call(), blocks);
           for (int64_t i = 0; i < 32; ++i) {
             const float lse = in.lse_row(0, 0)[i];
             expect(lse == -inf, "lse of row " + std::to_string(i) + " without keys is " + std::to_string(lse));

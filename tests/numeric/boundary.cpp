@@ -24,14 +24,12 @@ bool kept_by_definition(const Instance& in, const sale_oracle::Head& head, const
 }
 
 bool kept_by_library(Instance& in, const std::string& backend, float tau, int64_t tile, int32_t block) {
-  sale_options o = with_backend(in.options, backend);
-  o.thresholds = &tau;
-  o.n_thresholds = 1;
-  const Plan plan = make_plan(in.problem, o, false);
-  const Blocks blocks = make_blocks(plan);
-  const sale_case::Memory w = make_workspace(plan);
-  ok(sale_select(plan.get(), in.q.data(), in.k.data(), nullptr, blocks.get(), w.begin(), w.size(), nullptr, nullptr),
-     "sale_select");
+  sale_layer layer = with_backend(in.layer, backend);
+  layer.thresholds = &tau;
+  layer.n_thresholds = 1;
+  const Step step(in.problem, layer, in.options);
+  const Blocks blocks = make_blocks(step.plan);
+  step.select(in.call(), blocks);
   const auto kept = read_lists(in, blocks.get())[0][0][static_cast<size_t>(tile)];
   return std::binary_search(kept.begin(), kept.end(), block);
 }

@@ -31,7 +31,7 @@ void check_codes(const Instance& in, int64_t b, int64_t kv, const sale_index* in
   const int64_t group = in.c.q_heads / in.c.kv_heads, k_len = in.sequences[static_cast<size_t>(b)].k_len;
   const auto keys = in.k.head(b, kv);
   const auto e = estimator_of(in, kv * group);
-  const auto mean = sale_oracle::mean(keys, k_len, in.c.head_dim);
+  const auto mean = smoothing_of(in, b, kv);
   const auto expected = sale_oracle::key_codes(keys, k_len, in.c.head_dim, mean, e);
   const int8_t* codes;
   const float *scales, *smoothing;
@@ -72,7 +72,7 @@ std::string first_difference(const BlockLists& got, const BlockLists& expected) 
 // The list against the definition: to the bit, and against exact thresholds outside 2^-10 of them.
 void check_list(const Instance& in, int64_t b, int64_t h, const BlockLists& got, const std::string& who, Tally& tally) {
   const Head head = head_of(in, b, h);
-  const auto mean = sale_oracle::mean(head.k, head.k_len, head.d);
+  const auto mean = smoothing_of(in, b, h / (in.c.q_heads / in.c.kv_heads));
   const auto tiles =
       sale_oracle::select(head, mean, estimator_of(in, h), {in.c.sink, in.c.local}, in.tau(h), in.dense(b));
   BlockLists expected;
@@ -161,7 +161,7 @@ double check_attention(const Instance& in, int64_t b, int64_t h, const Expected&
       if (!(error <= limit)) throw Failed(text(say(), ", error ", error / limit, " of the limit"));
     }
     const double got = static_cast<double>(in.lse_row(b, h)[i]), want = e.exact.lse[static_cast<size_t>(i)];
-    const bool coarse = in.c.dtype == SALE_BF16 || who == "sm90" || who == "sm80";  // its tensor cores cut off sums
+    const bool coarse = in.c.dtype == SALE_BF16 || on_device(who);  // its tensor cores cut off sums
     const double limit = (coarse ? 1e-4 : 1e-5) + 1e-6 * std::fabs(want) + slack;
     const bool same = got == want || (std::isnan(got) && std::isnan(want)) || std::fabs(got - want) <= limit;
     if (!same)

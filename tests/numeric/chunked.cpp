@@ -39,7 +39,7 @@ void update(const Instance& in, const Index& index, int64_t keys) {
   ok(sale_index_update(index.get(), in.keys(0), in.problem.k, keys, nullptr, nullptr), "sale_index_update");
 }
 
-std::vector<float> smoothing_of(const Instance& in, const Index& index) {
+std::vector<float> smoothing_in(const Instance& in, const Index& index) {
   std::vector<float> all;
   for (int32_t h = 0; h < in.c.kv_heads; ++h) {
     const Codes c = read(in, index, h, 0);
@@ -84,10 +84,12 @@ TEST(Chunked, IndexGrowsToTheSameCodes) {
   on_sequences(
       200'000, 100, [](Case&) {},
       [](Instance& in, const std::string& backend) {
-        const sale_options o = with_backend(in.options, backend);
-        const Index whole = make_index(in.problem, o, in.c.k_len), grown = make_index(in.problem, o, in.c.k_len + 100);
+        sale_layer layer = with_backend(in.layer, backend);
+        const Index whole = make_index(make_estimator(layer), in.c.k_len);
         update(in, whole, in.c.k_len);
-        ok(sale_index_set_smoothing(grown.get(), smoothing_of(in, whole).data()), "sale_index_set_smoothing");
+        const std::vector<float> smoothing = smoothing_in(in, whole);
+        layer.smoothing = smoothing.data();
+        const Index grown = make_index(make_estimator(layer), in.c.k_len + 100);
         Random random(in.c.seed);
         for (int64_t length = 0; length < in.c.k_len;) {
           length = std::min(in.c.k_len, length + random.between(1, 150));
@@ -105,8 +107,8 @@ TEST(Chunked, RollbackAndRegrowth) {
   on_sequences(
       210'000, 60, [](Case&) {},
       [](Instance& in, const std::string& backend) {
-        const sale_options o = with_backend(in.options, backend);
-        const Index whole = make_index(in.problem, o, in.c.k_len), cut = make_index(in.problem, o, in.c.k_len);
+        const Estimator estimator = make_estimator(with_backend(in.layer, backend));
+        const Index whole = make_index(estimator, in.c.k_len), cut = make_index(estimator, in.c.k_len);
         update(in, whole, in.c.k_len);
         update(in, cut, in.c.k_len);
         Random random(in.c.seed + 1);
@@ -130,9 +132,10 @@ TEST(Chunked, PrefillInChunks) {
   };
   on_sequences(220'000, 60, int8, [](Instance& in, const std::string& backend) {
     const Result whole = run(in, backend);
-    const sale_options o = with_backend(in.options, backend);
-    const Index index = make_index(in.problem, o, in.c.k_len);
-    ok(sale_index_set_smoothing(index.get(), smoothing_of(in, whole.indexes[0]).data()), "sale_index_set_smoothing");
+    sale_layer layer = with_backend(in.layer, backend);
+    const std::vector<float> smoothing = smoothing_in(in, whole.indexes[0]);
+    layer.smoothing = smoothing.data();
+    const Index index = make_index(make_estimator(layer), in.c.k_len);
     Random random(in.c.seed);
     in.clear_outputs();
     for (int64_t from = 0; from < in.c.q_len;) {
@@ -143,26 +146,21 @@ TEST(Chunked, PrefillInChunks) {
       p.k_len = to;
       p.q_offset = SALE_AUTO;
       p.q_starts = p.k_starts = nullptr;
-      const Plan plan = make_plan(p, o, true);
-      const Blocks blocks = make_blocks(plan);
-      const sale_case::Memory workspace = make_workspace(plan);
+      const Step step(p, layer, in.options, true);
+      const Blocks blocks = make_blocks(step.plan);
       const sale_index* const indexes[]{index.get()};
-      const std::byte* q = in.q.row(0, 0, from);
-      ok(sale_select(plan.get(), q, in.k.data(), indexes, blocks.get(), workspace.begin(), workspace.size(), nullptr,
-                     nullptr),
-         "sale_select");
-      ok(sale_run(plan.get(), q, in.k.data(), in.v.data(), in.out.row(0, 0, from), nullptr, indexes, workspace.begin(),
-                  workspace.size(), nullptr, nullptr),
-         "sale_run");
+      sale_call call = in.call();
+      call.q = in.q.row(0, 0, from);
+      call.out = in.out.row(0, 0, from);
+      call.lse = nullptr;
+      call.indexes = indexes;
+      step.select(call, blocks);
+      step.run(call);
       for (int32_t h = 0; h < in.c.q_heads; ++h)
-        for (int64_t t = 0; t * 64 < p.q_len; ++t) {
-          int64_t kept, visible;
-          ok(sale_blocks_row(blocks.get(), 0, h, t, nullptr, 0, &kept, &visible), "sale_blocks_row");
-          std::vector<int32_t> row(static_cast<size_t>(kept));
-          ok(sale_blocks_row(blocks.get(), 0, h, t, row.data(), kept, &kept, &visible), "sale_blocks_row");
-          expect(row == whole.lists[0][static_cast<size_t>(h)][static_cast<size_t>(from / 64 + t)],
+        for (int64_t t = 0; t * 64 < p.q_len; ++t)
+          expect(read_row(blocks.get(), {0, h, t}) ==
+                     whole.lists[0][static_cast<size_t>(h)][static_cast<size_t>(from / 64 + t)],
                  backend + ": the chunk from " + std::to_string(from) + " keeps other blocks than the whole prompt");
-        }
       from = to;
     }
     const std::vector<std::byte> out(in.out.memory->begin(), in.out.memory->begin() + in.out.memory->size());
@@ -176,18 +174,18 @@ TEST(Chunked, OneIndexServesManyPlans) {
   on_sequences(
       230'000, 20, [](Case& c) { c.q_len = std::max<int64_t>(1, c.k_len / 3); },
       [](Instance& in, const std::string& backend) {
-        const sale_options o = with_backend(in.options, backend);
-        const Index index = make_index(in.problem, o, in.c.k_len);
+        const sale_layer layer = with_backend(in.layer, backend);
+        const Index index = make_index(make_estimator(layer), in.c.k_len);
         update(in, index, in.c.k_len);
         const sale_index* const indexes[]{index.get()};
         const Result expected = run(in, backend);
         for (int i = 0; i < 5; ++i) {
-          const Plan plan = make_plan(in.problem, o, true);
-          const sale_case::Memory workspace = make_workspace(plan);
+          const Step step(in.problem, layer, in.options, true);
           in.clear_outputs();
-          ok(sale_run(plan.get(), in.q.data(), in.k.data(), in.v.data(), in.out.data(), nullptr, indexes,
-                      workspace.begin(), workspace.size(), nullptr, nullptr),
-             "sale_run");
+          sale_call call = in.call();
+          call.lse = nullptr;
+          call.indexes = indexes;
+          step.run(call);
           expect(std::memcmp(in.out.memory->begin(), expected.out.data(), expected.out.size()) == 0,
                  backend + ": bits differ");
         }

@@ -25,15 +25,28 @@ void ok(sale_status status, const char* call) {
   if (status != SALE_OK) throw Failed(std::string(call) + ": " + sale_status_name(status) + ": " + sale_last_error());
 }
 
-Plan make_plan(const sale_problem& p, const sale_options& o, bool with_index) {
+Estimator make_estimator(const sale_layer& l) {
+  sale_estimator* estimator = nullptr;
+  ok(sale_estimator_create(&l, &estimator), "sale_estimator_create");
+  return Estimator(estimator);
+}
+
+Plan make_plan(const sale_problem& p, const sale_options& o, const Estimator& e, bool with_index) {
+  sale_options asked = o;
+  asked.with_index = with_index ? 1 : 0;
+  const sale_estimator* const one = e.get();
   sale_plan* plan = nullptr;
-  ok(sale_plan_create(&p, &o, with_index, &plan), "sale_plan_create");
+  ok(sale_plan_create(&p, &asked, &one, 1, &plan), "sale_plan_create");
   return Plan(plan);
 }
 
-Index make_index(const sale_problem& p, const sale_options& o, int64_t capacity) {
+Index make_index(const Estimator& e, int64_t capacity, int32_t page_size) {
+  sale_index_options o{};
+  o.struct_size = sizeof o;
+  o.capacity = capacity;
+  o.page_size = page_size;
   sale_index* index = nullptr;
-  ok(sale_index_create(&p, &o, capacity, &index), "sale_index_create");
+  ok(sale_index_create(e.get(), &o, &index), "sale_index_create");
   return Index(index);
 }
 
@@ -43,22 +56,63 @@ Blocks make_blocks(const Plan& plan) {
   return Blocks(blocks);
 }
 
-sale_case::Memory make_workspace(const Plan& plan) {
-  const sale_workspace w = sale_plan_workspace(plan.get());
-  expect(w.total == w.key_index + w.selection + w.scratch, "workspace: total is not the sum of its parts");
-  return sale_case::Memory(w.total, 0xcb, 64);
+sale_workspace workspace_of(const Plan& plan) {
+  sale_workspace w{};
+  w.struct_size = sizeof w;
+  ok(sale_plan_workspace(plan.get(), &w), "sale_plan_workspace");
+  expect(w.total == w.tables + w.key_index + w.selection + w.scratch, "workspace: total is not the sum of its parts");
+  return w;
 }
 
-sale_options with_backend(sale_options o, const std::string& backend) {
-  o.backend = backend.c_str();
-  return o;
+sale_case::Memory make_workspace(const Plan& plan) { return sale_case::Memory(workspace_of(plan).total, 0xcb, 64); }
+
+sale_layer with_backend(sale_layer l, const std::string& backend) {
+  l.backend = backend.c_str();
+  return l;
 }
+
+Step::Step(const sale_problem& p, const sale_layer& l, const sale_options& o, bool with_index)
+    : layer(make_estimator(l)), plan(make_plan(p, o, layer, with_index)), workspace(make_workspace(plan)) {}
+
+void Step::run(sale_call c) const {
+  c.workspace = workspace.begin(), c.workspace_bytes = workspace.size();
+  ok(sale_run(plan.get(), layer.get(), &c), "sale_run");
+}
+void Step::select(sale_call c, const Blocks& blocks) const {
+  c.workspace = workspace.begin(), c.workspace_bytes = workspace.size();
+  c.blocks = blocks.get();
+  ok(sale_select(plan.get(), layer.get(), &c), "sale_select");
+}
+void Step::attend(sale_call c, const Blocks& blocks) const {
+  c.workspace = workspace.begin(), c.workspace_bytes = workspace.size();
+  c.blocks = blocks.get();
+  ok(sale_attend(plan.get(), layer.get(), &c), "sale_attend");
+}
+
+namespace {
+
+sale_backend_facts facts_of(int32_t i) {
+  sale_backend_facts facts{};
+  facts.struct_size = sizeof facts;
+  ok(sale_backend_describe(i, &facts), "sale_backend_describe");
+  return facts;
+}
+
+}  // namespace
+
+bool on_device(const std::string& backend) {
+  for (int32_t i = 0; i < sale_backend_count(); ++i)
+    if (backend == sale_backend_name(i)) return facts_of(i).on_device != 0;
+  return false;
+}
+
+std::string last_backend() { return sale_backend_name(sale_backend_count() - 1); }
 
 const std::vector<std::string>& usable_backends() {
   static const std::vector<std::string> names = [] {
     std::vector<std::string> n;
     for (int32_t i = 0; i < sale_backend_count(); ++i)
-      if (*sale_backend_why_not(i) == '\0') n.push_back(sale_backend_name(i));
+      if (facts_of(i).on_device == 0 && *sale_backend_why_not(i) == '\0') n.push_back(sale_backend_name(i));
     return n;
   }();
   return names;
@@ -78,7 +132,7 @@ std::vector<std::string> backends_for(const Instance& in) {
   for (int32_t i = 0; i < sale_backend_count(); ++i) {
     const std::string name = sale_backend_name(i);
     if (!in.c.backend.empty() && in.c.backend != name) continue;
-    if (*sale_backend_why_not(i) == '\0' && *sale_backend_why_not_problem(i, &in.problem, &in.options) == '\0')
+    if (*sale_backend_why_not(i) == '\0' && *sale_backend_why_not_problem(i, &in.problem, &in.layer, &in.options) == '\0')
       names.push_back(name);
   }
   return names;
@@ -90,17 +144,45 @@ Lists read_lists(const Instance& in, const sale_blocks* blocks) {
     for (int32_t h = 0; h < in.c.q_heads; ++h) {
       lists[b].emplace_back();
       const int64_t tiles = (in.sequences[b].q_len + SALE_Q_BLOCK - 1) / SALE_Q_BLOCK;
-      for (int64_t t = 0; t < tiles; ++t) {
-        int64_t kept = 0, visible = 0, again = 0;
-        const int32_t sequence = static_cast<int32_t>(b);
-        ok(sale_blocks_row(blocks, sequence, h, t, nullptr, 0, &kept, &visible), "sale_blocks_row");
-        std::vector<int32_t> row(static_cast<size_t>(kept));
-        ok(sale_blocks_row(blocks, sequence, h, t, row.data(), kept, &again, &visible), "sale_blocks_row");
-        expect(again == kept, "sale_blocks_row: the count changed");
-        lists[b].back().push_back(std::move(row));
-      }
+      for (int64_t t = 0; t < tiles; ++t)
+        lists[b].back().push_back(read_row(blocks, {static_cast<int32_t>(b), h, t}));
     }
   return lists;
+}
+
+std::vector<int32_t> read_row(const sale_blocks* blocks, sale_tile at) {
+  sale_row_counts counts{}, again{};
+  ok(sale_blocks_row(blocks, at, nullptr, 0, &counts), "sale_blocks_row");
+  std::vector<int32_t> row(static_cast<size_t>(counts.kept));
+  ok(sale_blocks_row(blocks, at, row.data(), counts.kept, &again), "sale_blocks_row");
+  expect(again.kept == counts.kept && again.visible == counts.visible, "sale_blocks_row: the counts changed");
+  return row;
+}
+
+void check_bulk(const Lists& lists, const sale_blocks* blocks) {
+  sale_csr_counts counts{};
+  ok(sale_blocks_csr(blocks, nullptr, 0, nullptr, 0, &counts), "sale_blocks_csr");
+  std::vector<int64_t> starts(static_cast<size_t>(counts.rows) + 1), word_starts(starts.size());
+  std::vector<int32_t> indices(static_cast<size_t>(counts.kept));
+  ok(sale_blocks_csr(blocks, starts.data(), counts.rows, indices.data(), counts.kept, &counts), "sale_blocks_csr");
+  uint64_t* words = nullptr;
+  int64_t rows = 0;
+  ok(sale_blocks_words(blocks, &words, word_starts.data(), counts.rows, &rows), "sale_blocks_words");
+  expect(rows == counts.rows, "sale_blocks_words and sale_blocks_csr count other rows");
+  size_t r = 0;
+  for (const auto& sequence : lists)
+    for (const auto& head : sequence)
+      for (const std::vector<int32_t>& row : head) {
+        expect(r < static_cast<size_t>(rows), "sale_blocks_csr has fewer rows than there are");
+        const std::vector<int32_t> csr(indices.begin() + starts[r], indices.begin() + starts[r + 1]);
+        expect(csr == row, "sale_blocks_csr: row " + std::to_string(r) + " is not sale_blocks_row's");
+        std::vector<int32_t> bits;
+        for (int64_t bit = 0; bit < 64 * (word_starts[r + 1] - word_starts[r]); ++bit)
+          if ((words[word_starts[r] + bit / 64] >> (bit % 64) & 1) != 0) bits.push_back(static_cast<int32_t>(bit));
+        expect(bits == row, "sale_blocks_words: row " + std::to_string(r) + " is not sale_blocks_row's");
+        ++r;
+      }
+  expect(r == static_cast<size_t>(rows), "sale_blocks_csr has more rows than there are");
 }
 
 namespace {
@@ -116,29 +198,32 @@ std::vector<std::byte> copy(const sale_case::Memory& m) { return {m.begin(), m.b
 }  // namespace
 
 Result run(Instance& in, const std::string& backend) {
-  const sale_options options = with_backend(in.options, backend);
+  const sale_layer layer = with_backend(in.layer, backend);
   Result r;
-  for (size_t b = 0; b < in.sequences.size(); ++b) {
-    r.indexes.push_back(make_index(in.problem, options, in.sequences[b].k_len));
-    ok(sale_index_update(r.indexes.back().get(), in.keys(static_cast<int64_t>(b)), in.problem.k, in.sequences[b].k_len,
-                         nullptr, nullptr),
-       "sale_index_update");
+  {
+    const Estimator estimator = make_estimator(layer);
+    for (size_t b = 0; b < in.sequences.size(); ++b) {
+      r.indexes.push_back(make_index(estimator, in.sequences[b].k_len));
+      ok(sale_index_update(r.indexes.back().get(), in.keys(static_cast<int64_t>(b)), in.problem.k,
+                           in.sequences[b].k_len, nullptr, nullptr),
+         "sale_index_update");
+    }
   }
   const auto given = pointers(r.indexes);
-  const auto* const indexes = given.data();
   const bool with = in.c.with_index;
-  float* const lse = reinterpret_cast<float*>(in.lse->begin());
+  sale_call call = in.call();
+  sale_stats stats{};
+  stats.struct_size = sizeof stats;
+  call.stats = &stats;
   {
-    const Plan plan = make_plan(in.problem, options, with);
-    expect(backend == sale_plan_backend(plan.get()), "sale_plan_backend: not the one asked for");
-    const sale_case::Memory workspace = make_workspace(plan);
+    const Step step(in.problem, layer, in.options, with);
+    expect(backend == sale_plan_backend(step.plan.get()), "sale_plan_backend: not the one asked for");
+    expect(backend == sale_estimator_backend(step.layer.get()), "sale_estimator_backend: not the one asked for");
     in.clear_outputs();
-    sale_stats stats{};
     std::vector<sale_head_stats> heads(static_cast<size_t>(in.c.batch) * static_cast<size_t>(in.c.q_heads));
     stats.heads = heads.data();
-    ok(sale_run(plan.get(), in.q.data(), in.k.data(), in.v.data(), in.out.data(), lse, with ? indexes : nullptr,
-                workspace.begin(), workspace.size(), &stats, nullptr),
-       "sale_run");
+    call.indexes = with ? given.data() : nullptr;
+    step.run(call);
     expect(in.outputs_intact(), "sale_run wrote outside out's or lse's rows");
     r.out = copy(*in.out.memory);
     r.lse = copy(*in.lse);
@@ -147,24 +232,29 @@ Result run(Instance& in, const std::string& backend) {
     int64_t kept = 0;
     for (const sale_head_stats& h : heads) kept += h.kept_blocks;
     expect(kept == r.kept, "stats: the heads' kept blocks do not add up");
+    stats.heads = nullptr;
   }
-  const Plan plan = make_plan(in.problem, options, !with);
-  const Blocks blocks = make_blocks(plan);
-  const sale_case::Memory workspace = make_workspace(plan);
-  sale_stats stats{};
-  ok(sale_select(plan.get(), in.q.data(), in.k.data(), with ? nullptr : indexes, blocks.get(), workspace.begin(),
-                 workspace.size(), &stats, nullptr),
-     "sale_select");
+  const Step step(in.problem, layer, in.options, !with);
+  const Blocks blocks = make_blocks(step.plan);
+  call.indexes = with ? nullptr : given.data();
+  step.select(call, blocks);
   expect(stats.kept_blocks == r.kept && stats.visible_blocks == r.visible,
          "sale_select keeps other blocks than sale_run");
   r.lists = read_lists(in, blocks.get());
+  check_bulk(r.lists, blocks.get());
   in.clear_outputs();
-  ok(sale_attend(plan.get(), in.q.data(), in.k.data(), in.v.data(), blocks.get(), in.out.data(), lse, workspace.begin(),
-                 workspace.size(), nullptr, nullptr),
-     "sale_attend");
+  call.stats = nullptr;
+  call.indexes = nullptr;
+  step.attend(call, blocks);
   expect(in.outputs_intact(), "sale_attend wrote outside out's or lse's rows");
   expect(r.out == copy(*in.out.memory) && r.lse == copy(*in.lse), "sale_run differs from sale_select and sale_attend");
   return r;
+}
+
+sale_oracle::Floats smoothing_of(const Instance& in, int64_t b, int64_t kv) {
+  const int64_t d = in.c.head_dim;
+  if (in.layer.smoothing != nullptr) return {in.layer.smoothing + kv * d, in.layer.smoothing + (kv + 1) * d};
+  return sale_oracle::mean(in.k.head(b, kv), in.sequences[static_cast<size_t>(b)].k_len, d);
 }
 
 sale_oracle::Head head_of(const Instance& in, int64_t b, int64_t h) {
@@ -190,7 +280,7 @@ void give_reference(Instance& in) {
   }
   if (random.one_in(4)) in.reference[in.reference.size() / 2] = -std::numeric_limits<float>::infinity();
   if (random.one_in(8)) in.reference[in.reference.size() / 3] = std::numeric_limits<float>::quiet_NaN();
-  in.problem.reference = in.reference.data();
+  in.problem.part = 1;
 }
 
 Case make_part(Case c) {

@@ -22,6 +22,9 @@ void expect(bool condition, const std::string& what);
 // Throws Failed with the library's message.
 void ok(sale_status status, const char* call);
 
+struct EstimatorDeleter {
+  void operator()(sale_estimator* e) const { sale_estimator_destroy(e); }
+};
 struct PlanDeleter {
   void operator()(sale_plan* p) const { sale_plan_destroy(p); }
 };
@@ -31,25 +34,48 @@ struct IndexDeleter {
 struct BlocksDeleter {
   void operator()(sale_blocks* p) const { sale_blocks_destroy(p); }
 };
+using Estimator = std::unique_ptr<sale_estimator, EstimatorDeleter>;
 using Plan = std::unique_ptr<sale_plan, PlanDeleter>;
 using Index = std::unique_ptr<sale_index, IndexDeleter>;
 using Blocks = std::unique_ptr<sale_blocks, BlocksDeleter>;
 
-Plan make_plan(const sale_problem& p, const sale_options& o, bool with_index);
-Index make_index(const sale_problem& p, const sale_options& o, int64_t capacity);
+// All throw Failed.
+Estimator make_estimator(const sale_layer& l);
+Plan make_plan(const sale_problem& p, const sale_options& o, const Estimator& e, bool with_index);
+Index make_index(const Estimator& e, int64_t capacity, int32_t page_size = 0);
 Blocks make_blocks(const Plan& plan);
+sale_workspace workspace_of(const Plan& plan);
 sale_case::Memory make_workspace(const Plan& plan);  // to the byte, before an unreadable page
-sale_options with_backend(sale_options o, const std::string& backend);
+sale_layer with_backend(sale_layer l, const std::string& backend);
 
-// Names of the backends this machine can run, and for those it cannot the reason.
+// A plan for one layer, and what its calls work in. Calls throw Failed.
+struct Step {
+  Step(const sale_problem& p, const sale_layer& l, const sale_options& o, bool with_index = false);
+  void run(sale_call c) const;
+  void select(sale_call c, const Blocks& blocks) const;
+  void attend(sale_call c, const Blocks& blocks) const;
+
+  Estimator layer;
+  Plan plan;
+  sale_case::Memory workspace;
+};
+
+// Names of the CPU backends this machine can run, and of the list those it cannot, with the reason.
 const std::vector<std::string>& usable_backends();
 std::string unusable_backends();
+// The backend of this name runs on a device.
+bool on_device(const std::string& backend);
+// The last of the list: it runs everywhere.
+std::string last_backend();
 // Those of them that can run this problem.
 std::vector<std::string> backends_for(const Instance& in);
 
 // [sequence][head][tile] -> kept blocks
 using Lists = std::vector<std::vector<sale_oracle::BlockLists>>;
 Lists read_lists(const Instance& in, const sale_blocks* blocks);
+std::vector<int32_t> read_row(const sale_blocks* blocks, sale_tile at);
+// All at once, as sale_blocks_csr and, in host memory, sale_blocks_words have it: the same. Throws Failed.
+void check_bulk(const Lists& lists, const sale_blocks* blocks);
 
 struct Result {
   Lists lists;
@@ -70,6 +96,8 @@ sale_oracle::Form form_of(const Instance& in, int64_t tile = sale_oracle::tile_r
 
 // Some numbers as every row's reference, before a run. They define lists, whatever a row's scores come to.
 void give_reference(Instance& in);
+// What is taken from the keys of this head before they are coded: the layer's vector, or their mean.
+sale_oracle::Floats smoothing_of(const Instance& in, int64_t b, int64_t kv);
 // The same problem with its keys as a part of a sequence's: rows that stand in it, behind it or far behind it.
 Case make_part(Case c);
 

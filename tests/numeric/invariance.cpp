@@ -34,13 +34,15 @@ void on_random_cases(uint64_t first_seed, int64_t n, const std::function<void(Ca
 void unchanged(Case&) {}
 
 // One call on any part of the tensors; out and lse as in `in`.
-void run_part(const Instance& in, const sale_problem& p, const sale_options& o, int64_t b, int64_t h, int64_t kv,
+void run_part(const Instance& in, const sale_problem& p, const sale_layer& layer, int64_t b, int64_t h, int64_t kv,
               std::vector<float>& lse) {
-  const Plan plan = make_plan(p, o, false);
-  const sale_case::Memory workspace = make_workspace(plan);
-  ok(sale_run(plan.get(), in.q.row(b, h, 0), in.k.row(b, kv, 0), in.v.row(b, kv, 0), in.out.row(b, h, 0), lse.data(),
-              nullptr, workspace.begin(), workspace.size(), nullptr, nullptr),
-     "sale_run");
+  sale_call call = in.call();
+  call.q = in.q.row(b, h, 0);
+  call.k = in.k.row(b, kv, 0);
+  call.v = in.v.row(b, kv, 0);
+  call.out = in.out.row(b, h, 0);
+  call.lse = lse.data();
+  Step(p, layer, in.options).run(call);
 }
 
 sale_problem only_sequence(const Instance& in, int64_t b) {
@@ -71,10 +73,10 @@ void same_rows(const Instance& in, const Result& whole, int64_t b, int64_t first
 
 TEST(Invariance, Threads) {
   on_random_cases(50'000, 60, unchanged, [](Instance& in, const std::string& backend) {
-    in.options.threads = 1;
+    in.layer.threads = 1;
     const Result one = run(in, backend);
     for (int32_t threads : {2, 3, 7}) {
-      in.options.threads = threads;
+      in.layer.threads = threads;
       expect(run(in, backend) == one, backend + ": " + std::to_string(threads) + " threads give other bits than one");
     }
   });
@@ -102,12 +104,12 @@ TEST(Invariance, BatchComposition) {
   };
   on_random_cases(70'000, 100, batched, [](Instance& in, const std::string& backend) {
     const Result whole = run(in, backend);
-    const sale_options o = with_backend(in.options, backend);
+    const sale_layer layer = with_backend(in.layer, backend);
     in.clear_outputs();
     for (int64_t b = 0; b < in.c.batch; ++b) {
       const sale_problem p = only_sequence(in, b);
       std::vector<float> lse(static_cast<size_t>(p.q_heads * p.q_len));
-      run_part(in, p, o, b, 0, 0, lse);
+      run_part(in, p, layer, b, 0, 0, lse);
       same_rows(in, whole, b, 0, p.q_heads, lse);
     }
   });
@@ -124,18 +126,43 @@ TEST(Invariance, SplitHeads) {
         sale_problem p = only_sequence(in, b);
         p.q_heads = static_cast<int32_t>(group);
         p.kv_heads = 1;
-        sale_options o = with_backend(in.options, backend);
+        sale_layer layer = with_backend(in.layer, backend);
+        layer.q_heads = p.q_heads;
+        layer.kv_heads = p.kv_heads;
         std::vector<float> taus;
         for (int64_t g = 0; g < group; ++g) taus.push_back(in.tau(kv * group + g));
-        o.thresholds = taus.data();
-        o.n_thresholds = group;
+        layer.thresholds = taus.data();
+        layer.n_thresholds = group;
         const auto e = estimator_of(in, kv * group);
-        o.q_projection = e.q_projection;
-        o.k_projection = e.k_projection;
+        layer.q_projection = e.q_projection;
+        layer.k_projection = e.k_projection;
         std::vector<float> lse(static_cast<size_t>(group * p.q_len));
-        run_part(in, p, o, b, kv * group, kv, lse);
+        run_part(in, p, layer, b, kv * group, kv, lse);
         same_rows(in, whole, b, kv * group, group, lse);
       }
+  });
+}
+
+// One key-value head, one query head, one sequence for all, by a stride of 0: as when it lies there as often.
+TEST(Invariance, StrideZeroRepeats) {
+  const auto repeated = [](Case& c) {
+    c.layout = sale_case::Layout::bhld;
+    c.kv_heads = 3;
+    c.q_heads = 6;
+    c.taus = {0.01f};
+    c.q_lens.clear(), c.k_lens.clear(), c.q_offsets.clear();
+    c.batch = 2;
+    c.q_offset = 7;
+  };
+  on_random_cases(95'000, 12, repeated, [](Instance& in, const std::string& backend) {
+    for (const sale_case::Tensor* t : {&in.q, &in.k, &in.v})
+      for (int64_t b = 0; b < in.c.batch; ++b)
+        for (int64_t h = 0; h < t->heads; ++h) const_cast<sale_case::Tensor*>(t)->set_head(b, h, t->head(0, 0));
+    const Result lying = run(in, backend);
+    in.problem.q.head = in.problem.k.head = in.problem.v.head = 0;
+    expect(run(in, backend) == lying, backend + ": a head repeated by its stride gives other bits than its copies");
+    in.problem.q.batch = in.problem.k.batch = in.problem.v.batch = 0;
+    expect(run(in, backend) == lying, backend + ": a sequence repeated by its stride gives other bits than its copies");
   });
 }
 
@@ -210,20 +237,16 @@ TEST(Invariance, DoublingVDoublesOut) {
 // All blocks kept is dense attention, however it came about.
 TEST(Invariance, FullListIsDense) {
   on_random_cases(110'000, 40, unchanged, [](Instance& in, const std::string& backend) {
-    const Plan sparse = make_plan(in.problem, with_backend(in.options, backend), false);
-    const Blocks all = make_blocks(sparse);
-    const sale_case::Memory workspace = make_workspace(sparse);
+    const Step sparse(in.problem, with_backend(in.layer, backend), in.options);
     in.clear_outputs();
-    ok(sale_attend(sparse.get(), in.q.data(), in.k.data(), in.v.data(), all.get(), in.out.data(),
-                   reinterpret_cast<float*>(in.lse->begin()), workspace.begin(), workspace.size(), nullptr, nullptr),
-       "sale_attend");
+    sparse.attend(in.call(), make_blocks(sparse.plan));
     const std::vector<std::byte> out(in.out.memory->begin(), in.out.memory->begin() + in.out.memory->size());
     const float zero = 0;
-    const sale_options kept = in.options;
-    in.options.thresholds = &zero;
-    in.options.n_thresholds = 1;
+    const sale_layer kept = in.layer;
+    in.layer.thresholds = &zero;
+    in.layer.n_thresholds = 1;
     const Result dense = run(in, backend);
-    in.options = kept;
+    in.layer = kept;
     expect(dense.kept == dense.visible, "tau 0 drops blocks");
     expect(out == dense.out, backend + ": a full block list is not dense attention");
   });
@@ -232,28 +255,25 @@ TEST(Invariance, FullListIsDense) {
 // Lists of the caller's own: rows that see none of their keys give 0 and minus infinity.
 TEST(Invariance, OwnBlockLists) {
   on_random_cases(120'000, 120, unchanged, [](Instance& in, const std::string& backend) {
-    const Plan plan = make_plan(in.problem, with_backend(in.options, backend), false);
-    const Blocks blocks = make_blocks(plan);
+    const Step step(in.problem, with_backend(in.layer, backend), in.options);
+    const Blocks blocks = make_blocks(step.plan);
     sale_case::Random random(in.c.seed);
     for (int32_t b = 0; b < in.c.batch; ++b)
       for (int32_t h = 0; h < in.c.q_heads; ++h)
         for (int64_t t = 0; t * 64 < in.sequences[static_cast<size_t>(b)].q_len; ++t) {
-          int64_t kept, visible;
-          ok(sale_blocks_row(blocks.get(), b, h, t, nullptr, 0, &kept, &visible), "sale_blocks_row");
+          sale_row_counts counts{};
+          ok(sale_blocks_row(blocks.get(), {b, h, t}, nullptr, 0, &counts), "sale_blocks_row");
           std::vector<int32_t> list;
           const int64_t one_in = random.between(1, 6);
-          for (int32_t i = 0; i < visible; ++i)
+          for (int32_t i = 0; i < counts.visible; ++i)
             if (random.one_in(one_in)) list.push_back(i);
-          if (list.empty()) list.push_back(static_cast<int32_t>(random.below(visible)));
-          ok(sale_blocks_set_row(blocks.get(), b, h, t, list.data(), static_cast<int64_t>(list.size())),
+          if (list.empty()) list.push_back(static_cast<int32_t>(random.below(counts.visible)));
+          ok(sale_blocks_set_row(blocks.get(), {b, h, t}, list.data(), static_cast<int64_t>(list.size())),
              "sale_blocks_set_row");
         }
     const Lists lists = read_lists(in, blocks.get());
-    const sale_case::Memory workspace = make_workspace(plan);
     in.clear_outputs();
-    ok(sale_attend(plan.get(), in.q.data(), in.k.data(), in.v.data(), blocks.get(), in.out.data(),
-                   reinterpret_cast<float*>(in.lse->begin()), workspace.begin(), workspace.size(), nullptr, nullptr),
-       "sale_attend");
+    step.attend(in.call(), blocks);
     for (int64_t b = 0; b < in.c.batch; ++b)
       for (int64_t h = 0; h < in.c.q_heads; ++h)
         check_attention(in, b, h, expected_attention(in, b, h, lists[static_cast<size_t>(b)][static_cast<size_t>(h)]),

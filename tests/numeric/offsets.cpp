@@ -71,14 +71,14 @@ void check(Axis axis, int64_t reach, const Case& c, const std::string& backend) 
   copy(in.q, q.at, p.q, false);
   copy(in.k, k.at, p.k, false);
   copy(in.v, v.at, p.v, false);
-  const sale_options o = with_backend(in.options, backend);
-  const Plan plan = make_plan(p, o, false);
-  const sale_case::Memory w = make_workspace(plan);
-  ok(sale_run(plan.get(), q.at, k.at, v.at, out.at, nullptr, nullptr, w.begin(), w.size(), nullptr, nullptr),
-     "sale_run");
+  const Step step(p, with_backend(in.layer, backend), in.options);
+  sale_call call = in.call();
+  call.q = q.at, call.k = k.at, call.v = v.at, call.out = out.at;
+  call.lse = nullptr;
+  step.run(call);
   std::memcpy(in.out.memory->begin(), near.out.data(), near.out.size());
   copy(in.out, out.at, p.out, true);
-  const Index index = make_index(p, o, c.k_len);
+  const Index index = make_index(step.layer, c.k_len);
   ok(sale_index_update(index.get(), k.at, p.k, c.k_len, nullptr, nullptr), "sale_index_update");
   const int8_t *codes, *expected;
   ok(sale_index_codes(index.get(), 0, &codes, nullptr, nullptr), "sale_index_codes");

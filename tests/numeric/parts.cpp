@@ -65,31 +65,27 @@ Outcome run_part(const Instance& in, const std::string& backend, const Part& par
   p.k_len = part.end - part.begin;
   p.q_offset = part.row - part.begin;
   p.q_starts = p.k_starts = nullptr;
-  p.reference = reference.data();
+  p.part = 1;
   p.out = {heads * rows * d, rows * d, d};
-  sale_options o = with_backend(in.options, backend);
-  if (part.begin > 0) o.sink = 0;
-  const Plan plan = make_plan(p, o, false);
-  const Blocks blocks = make_blocks(plan);
-  const sale_case::Memory workspace = make_workspace(plan);
-  const std::byte *q = in.q.row(0, 0, part.row), *k = in.k.row(0, 0, part.begin), *v = in.v.row(0, 0, part.begin);
-  ok(sale_select(plan.get(), q, k, nullptr, blocks.get(), workspace.begin(), workspace.size(), nullptr, nullptr),
-     "sale_select");
+  sale_layer layer = with_backend(in.layer, backend);
+  if (part.begin > 0) layer.sink = 0;
+  const Step step(p, layer, in.options);
+  const Blocks blocks = make_blocks(step.plan);
   Outcome made;
   made.out.resize(static_cast<size_t>(heads * rows * d));
   made.lse.resize(static_cast<size_t>(heads * rows));
-  ok(sale_run(plan.get(), q, k, v, made.out.data(), made.lse.data(), nullptr, workspace.begin(), workspace.size(),
-              nullptr, nullptr),
-     "sale_run");
+  sale_call call = in.call();
+  call.q = in.q.row(0, 0, part.row);
+  call.k = in.k.row(0, 0, part.begin);
+  call.v = in.v.row(0, 0, part.begin);
+  call.out = made.out.data();
+  call.lse = made.lse.data();
+  call.reference = reference.data();
+  step.select(call, blocks);
+  step.run(call);
   for (int32_t h = 0; h < heads; ++h) {
     made.lists.emplace_back();
-    for (int64_t t = 0; t * 64 < rows; ++t) {
-      int64_t kept, visible;
-      ok(sale_blocks_row(blocks.get(), 0, h, t, nullptr, 0, &kept, &visible), "sale_blocks_row");
-      std::vector<int32_t> row(static_cast<size_t>(kept));
-      ok(sale_blocks_row(blocks.get(), 0, h, t, row.data(), kept, &kept, &visible), "sale_blocks_row");
-      made.lists.back().push_back(std::move(row));
-    }
+    for (int64_t t = 0; t * 64 < rows; ++t) made.lists.back().push_back(read_row(blocks.get(), {0, h, t}));
   }
   return made;
 }
@@ -192,17 +188,14 @@ TEST(Parts, AReferenceOfItsOwnChangesNothing) {
         Instance in(c);
         const float never = 1e30f;
         for (const std::string& backend : backends_for(in)) {
-          sale_options o = with_backend(in.options, backend);
-          o.thresholds = &never;
-          o.n_thresholds = 1;
-          sale_problem p = in.problem;
+          sale_layer layer = with_backend(in.layer, backend);
+          layer.thresholds = &never;
+          layer.n_thresholds = 1;
           std::vector<float> reference(static_cast<size_t>(c.q_heads * c.q_len));
-          const Plan plan = make_plan(p, o, false);
-          const sale_case::Memory workspace = make_workspace(plan);
           in.clear_outputs();
-          ok(sale_run(plan.get(), in.q.data(), in.k.data(), in.v.data(), in.out.data(), reference.data(), nullptr,
-                      workspace.begin(), workspace.size(), nullptr, nullptr),
-             "sale_run");
+          sale_call call = in.call();
+          call.lse = reference.data();
+          Step(in.problem, layer, in.options).run(call);
           const Outcome part = run_part(in, backend, {0, c.k_len, 0}, reference);
           in.clear_outputs();
           const Result whole = run(in, backend);

@@ -195,20 +195,38 @@ void Instance::describe() {
     problem.q_starts = q.starts.data();
     problem.k_starts = k.starts.data();
   }
+  layer.struct_size = sizeof layer;
+  layer.q_heads = c.q_heads;
+  layer.kv_heads = c.kv_heads;
+  layer.head_dim = c.head_dim;
+  layer.dtype = c.dtype;
+  layer.device = SALE_HOST;
+  layer.thresholds = c.taus.data();
+  layer.n_thresholds = static_cast<int64_t>(c.taus.size());
+  layer.format = c.format;
+  layer.rank = c.rank;
+  layer.q_projection = q_projection.empty() ? nullptr : q_projection.data();
+  layer.k_projection = k_projection.empty() ? nullptr : k_projection.data();
+  layer.sink = c.sink;
+  layer.local = c.local;
+  layer.backend = c.backend.empty() ? nullptr : c.backend.c_str();
+  layer.threads = c.threads;
   options.struct_size = sizeof options;
-  options.thresholds = c.taus.data();
-  options.n_thresholds = static_cast<int64_t>(c.taus.size());
-  options.format = c.format;
-  options.rank = c.rank;
-  options.q_projection = q_projection.empty() ? nullptr : q_projection.data();
-  options.k_projection = k_projection.empty() ? nullptr : k_projection.data();
-  options.sink = c.sink;
-  options.local = c.local;
   options.dense_below = c.dense_below;
   options.compute = c.compute;
-  options.backend = c.backend.empty() ? nullptr : c.backend.c_str();
-  options.threads = c.threads;
   options.compensate = c.compensate ? 1 : 0;
+}
+
+sale_call Instance::call() const {
+  sale_call one{};
+  one.struct_size = sizeof one;
+  one.q = q.data();
+  one.k = k.data();
+  one.v = v.data();
+  one.out = out.data();
+  one.lse = reinterpret_cast<float*>(lse->begin());
+  one.reference = reference.empty() ? nullptr : reference.data();
+  return one;
 }
 
 float Instance::scale() const { return c.scale != 0 ? c.scale : 1.0f / std::sqrt(static_cast<float>(c.head_dim)); }

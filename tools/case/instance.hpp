@@ -46,8 +46,12 @@ public:
   std::unique_ptr<Memory> lse;  // [batch, q_heads, longest q_len]
   std::vector<float> q_projection, k_projection;
   std::vector<float> reference;  // [batch, q_heads, longest q_len], where tests give one; else empty
-  sale_problem problem{};        // points into this
+  sale_problem problem{};        // points into this, as do
+  sale_layer layer{};
   sale_options options{};
+
+  // Of sale_call the tensors, lse and reference.
+  sale_call call() const;
 
   int64_t longest_q() const { return longest_q_; }
   float scale() const;

@@ -45,6 +45,9 @@ constexpr Stages stages_of(decltype(Stages::tables) tables, decltype(Stages::pla
           explain,
           check,
           [](const Plan& p, char* workspace, void* stream) { prepare(a, p, workspace, stream); },
+          [](const Call& call) {
+            if (!call.prepared) prepare(a, *call.plan, call.workspace, call.stream);
+          },
           [](const Call& call) { make_indexes(a, call); },
           select,
           attend,
