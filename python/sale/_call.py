@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _c
+from . import _c, _pieces
 from ._plan import Layout, Plan, View, addresses, plan_for
 from .options import Options
 
@@ -20,17 +20,26 @@ _run = _c.lib.sale_run
 
 
 class Said(NamedTuple):
-    """What a caller says about the tensors; see sale.attention."""
+    """What a caller says about the tensors; see sale.attention. torch's operator takes these fields in this order, of the
+    types in SCHEMA."""
 
     scale: float = 0.0
     causal: bool = True
     q_offset: int | None = None
-    spans: object = None  # [batch, 4], see spans_of
+    spans: object = None  # of a mask, see _pieces.py
     cu_seqlens_q: object = None
     cu_seqlens_k: object = None
     page_table: object = None
     k_lens: object = None
     reference: object = None  # float32 [batch, q_heads, rows], see sale_problem in sale.h
+
+
+SCHEMA = {"scale": "float", "causal": "bool", "q_offset": "int?", **{name: "Tensor?" for name in Said._fields[3:]}}
+_TYPES = ("float32", "float16", "bfloat16")  # by number, as in _c
+
+
+def _place(x: View) -> str:
+    return f"{_TYPES[x.dtype]} {'in host memory' if x.device == _c.HOST else f'on CUDA device {x.device}'}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +66,7 @@ class Stats:
         return self.heads[..., 0] / np.maximum(self.heads[..., 1], 1)
 
 
-def _axes(name: str, x: View, order: tuple[int, int, int]) -> tuple[int, int, int]:
+def axes_of(name: str, x: View, order: tuple[int, int, int]) -> tuple[int, int, int]:
     """Strides of batch, head and token, which stand at `order` (-1: there is no such axis). An axis of one entry gets
     the stride it would have in a dense tensor: torch and numpy leave anything there."""
     if x.strides[-1] != 1 and x.shape[-1] > 1:
@@ -69,9 +78,9 @@ def _axes(name: str, x: View, order: tuple[int, int, int]) -> tuple[int, int, in
 _PADDED, _PACKED, _PAGES = (0, 1, 2), (-1, 1, 0), (0, 2, 1)
 
 
-def _expect(name: str, x: View, form: str, axes: int) -> None:
-    if len(x.shape) != axes:
-        raise ValueError(f"{name}: of shape {list(x.shape)}; {form} is needed")
+def expect(name: str, shape: tuple[int, ...], form: str, axes: int) -> None:
+    if len(shape) != axes:
+        raise ValueError(f"{name}: of shape {list(shape)}; {form} is needed")
 
 
 def _pick(name: str, x: View, axis: int, wanted: int, of: str) -> None:
@@ -90,14 +99,14 @@ def lay_out(api, q, k, v, said: Said) -> tuple[Layout, tuple[View, View, View], 
     vq, vk, vv = api.view("q", q), api.view("k", k), api.view("v", v)
     packed, paged = said.cu_seqlens_q is not None, said.page_table is not None
     if packed:
-        _expect("q", vq, "[tokens, heads, head_dim], since cu_seqlens_q is given,", 3)
+        expect("q", vq.shape, "[tokens, heads, head_dim], since cu_seqlens_q is given,", 3)
     else:
-        _expect("q", vq, "[batch, heads, tokens, head_dim]", 4)
+        expect("q", vq.shape, "[batch, heads, tokens, head_dim]", 4)
     keys_form = "[pages, page_size, heads, head_dim]" if paged else "q's form"
     for name, x in (("k", vk), ("v", vv)):
-        _expect(name, x, keys_form, 4 if paged else len(vq.shape))
+        expect(name, x.shape, keys_form, 4 if paged else len(vq.shape))
         if x.dtype != vq.dtype or x.device != vq.device:
-            raise TypeError(f"{name}: of another type or device than q")
+            raise TypeError(f"{name}: of another type or device than q: {_place(x)}, q is {_place(vq)}")
         _pick(name, x, -1, vq.shape[-1], "q")
     if vv.shape != vk.shape:
         raise ValueError(f"v: of shape {list(vv.shape)}; k's is {list(vk.shape)}")
@@ -143,15 +152,16 @@ def lay_out(api, q, k, v, said: Said) -> tuple[Layout, tuple[View, View, View], 
     if said.spans is not None:
         if packed or paged or said.k_lens is not None:
             raise ValueError("attn_mask: given together with cu_seqlens_q, page_table or k_lens, which say the same")
-        lists, idle = _ranges(api.spans("attn_mask", said.spans), q_tokens, k_tokens, batch, said.causal)
+        spans = said.spans if isinstance(said.spans, list) else api.spans("attn_mask", said.spans)
+        lists, idle = _ranges(spans, q_tokens, k_tokens, batch, said.causal)
     more = {}
     if paged:
         more = _pages(api, said.page_table, vk, batch)
     if said.reference is not None:
-        more["reference"] = _reference(api, said.reference, (batch, q_heads, max(lists.get("q_lens", (q_tokens,)))))
+        more["reference"] = _reference(api, said.reference, (batch, q_heads, max(lists.get("q_lens", (q_tokens,)))), vq)
     layout = Layout(
         batch, q_heads, kv_heads, vq.shape[-1], vq.dtype, vq.device, q_tokens, k_tokens, q_offset, said.scale,
-        _axes("q", vq, order_q), _axes("k", vk, order_k), _axes("v", vv, order_k), (0, 0, 0), **lists, **more,
+        axes_of("q", vq, order_q), axes_of("k", vk, order_k), axes_of("v", vv, order_k), (0, 0, 0), **lists, **more,
     )  # fmt: skip
     return layout, (vq, vk, vv), idle
 
@@ -161,8 +171,10 @@ def _ranges(spans, q_tokens: int, k_tokens: int, batch: int, causal: bool) -> tu
     if len(spans) != batch:
         raise ValueError(f"attn_mask: for {len(spans)} sequences, q has {batch}")
     q_starts, q_lens, k_starts, k_lens, q_offsets, idle = [], [], [], [], [], []
-    for b, (first, end, count, offset) in enumerate(spans):
-        if count and count != end - first:
+    if not _pieces.are_ours(spans, k_tokens):
+        raise NotImplementedError(f"attention_mask: not for these {k_tokens} keys, or changed on its way to attention")
+    for b, (first, end, count, offset, *_) in enumerate(spans):
+        if not _pieces.are_ranges(spans[b : b + 1]):
             raise NotImplementedError(f"attn_mask: the visible keys of sequence {b} are not one range")
         begin, stop = (max(first - offset, 0), min(end - offset, q_tokens)) if causal else (0, q_tokens)
         if count == 0 or begin >= stop:
@@ -183,9 +195,12 @@ def _pages(api, table, vk: View, batch: int) -> dict:
     return {"page_size": vk.shape[1], "pages": shape[1], "page_table": address}
 
 
-def _reference(api, x, shape: tuple[int, int, int]) -> int:
-    if "float32" not in str(x.dtype) or tuple(x.shape) != shape or not api.contiguous(x):
+def _reference(api, x, shape: tuple[int, int, int], like: View) -> int:
+    api.check("reference", x)
+    if not api.is_float32(x) or tuple(x.shape) != shape or not api.contiguous(x):
         raise ValueError(f"reference: of type {x.dtype} and shape {list(x.shape)}; contiguous float32 {list(shape)} is needed")
+    if api.view("reference", x).device != like.device:
+        raise ValueError("reference: on another device than q")
     return api.address(x)
 
 
@@ -193,13 +208,18 @@ def planned(api, q, k, v, options: Options, said: Said, with_index: bool, out=No
     """(plan, views, idle sequences). out: the tensor the plan writes; None for plans that write none."""
     layout, views, idle = lay_out(api, q, k, v, said)
     order = _PACKED if said.cu_seqlens_q is not None else _PADDED
-    strides = layout.q if out is None else _axes("out", api.view("out", out), order)
+    strides = layout.q if out is None else axes_of("out", api.view("out", out), order)
     layout = layout._replace(out=strides)
     return plan_for(layout, options, with_index, api.capturing(q)), views, idle
 
 
 def run(api, q, k, v, options: Options, said: Said, indexes=(), with_lse: bool = False, with_stats: bool = False):
     """(out, lse or None, Stats or None)."""
+    if said.spans is not None:
+        rows = api.spans("attn_mask", said.spans)
+        if said.spans.shape[-1] > _pieces.HEAD and not _pieces.are_ranges(rows):
+            return _run_in_pieces(api, q, k, v, options, said, rows[0][3], indexes, with_lse, with_stats)
+        said = said._replace(spans=rows)
     out = api.empty_like(q) if said.spans is None else api.zeros_like(q)
     plan, (vq, vk, vv), idle = planned(api, q, k, v, options, said, bool(indexes), out)
     layout = plan.layout
@@ -226,6 +246,35 @@ def run(api, q, k, v, options: Options, said: Said, indexes=(), with_lse: bool =
         stats.index_s, stats.select_s, stats.attend_s, stats.kept_blocks, stats.visible_blocks, heads, plan.backend
     )  # fmt: skip
     return out, None if rows is None else _lse(api, q, rows, layout, said, idle), made
+
+
+def _run_in_pieces(api, q, k, v, options, said, offset, indexes, with_lse, with_stats):
+    """What run does, for masks with holes: visible rows and keys are gathered, packed, and put back."""
+    if not _pieces.are_ours(api.spans("attn_mask", said.spans), k.shape[2]):
+        raise NotImplementedError(f"attention_mask: not for these {k.shape[2]} keys, or changed on its way to attention")
+    for name, given in (("index", indexes), ("k_lens", said.k_lens), ("reference", said.reference),
+                        ("cu_seqlens_q", said.cu_seqlens_q), ("page_table", said.page_table)):  # fmt: skip
+        if given is not None and len(given):
+            raise NotImplementedError(f"{name}: given together with an attn_mask whose visible keys are not one range")
+    lay_out(api, q, k, v, Said(causal=False))  # that the tensors' shapes fit together
+    out = api.zeros_like(q)
+    lse = api.floats(q, q.shape[:3], -float("inf")) if with_lse else None
+    heads = np.zeros((q.shape[0], q.shape[1], 2), np.int64)
+    stats = Stats(0.0, 0.0, 0.0, 0, 0, heads, "none") if with_stats else None
+    found = api.gathered(said.spans, offset, q.shape[2], said.causal)
+    if found is None:
+        return out, lse, stats
+    q_batch, q_at, k_batch, k_at, q_bounds, k_bounds, owner = found
+    packed = Said(said.scale, said.causal, None, None, q_bounds, k_bounds)
+    some, some_lse, made = run(api, q[q_batch, :, q_at], k[k_batch, :, k_at], v[k_batch, :, k_at], options, packed, (),
+                               with_lse, with_stats)  # fmt: skip
+    out[q_batch, :, q_at] = some
+    if with_lse:
+        lse[q_batch, :, q_at] = some_lse.swapaxes(0, 1)
+    if with_stats:
+        np.add.at(heads, owner, made.heads)
+        stats = dataclasses.replace(made, heads=heads)
+    return out, lse, stats
 
 
 def _lse(api, q, rows, layout: Layout, said: Said, idle):

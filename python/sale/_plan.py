@@ -7,6 +7,7 @@ so a call costs a dictionary look-up and one call into the library.
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -77,9 +78,10 @@ class Layout(NamedTuple):
 class Plan:
     """A sale_plan and what every call asks of it."""
 
+    handle = None
+
     def __init__(self, layout: Layout, options: Options, with_index: bool) -> None:
         self._destroy = _c.lib.sale_plan_destroy
-        self.handle = None
         self.layout, self.options = layout, options
         problem, wanted = layout.c(), options.c(layout.kv_heads, layout.head_dim, layout.device)
         self.handle = _c.created(_c.lib.sale_plan_create, problem, wanted, int(with_index))
@@ -91,12 +93,16 @@ class Plan:
         if self.handle is not None:
             self._destroy(self.handle)
 
+    def __reduce_ex__(self, protocol):
+        raise TypeError("a plan can be neither copied nor pickled")
+
     def explain(self) -> str:
         """Backend chosen and why the others were not, estimator, bytes: one fact a line."""
         return _c.lib.sale_plan_explain(self.handle).decode()
 
 
 _lock = threading.Lock()
+os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock()))  # another thread may have held it
 _plans: dict[tuple, Plan] = {}
 _pinned: set[Plan] = set()
 

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-import weakref
 from collections.abc import Sequence
 
-import numpy as np
-
 from . import _c
-from ._call import _axes, _expect
+from ._arguments import INT64, instance, integer, numbers
+from ._call import axes_of, expect
+from ._handles import numbered
 from ._plan import Layout
 from ._tensors import api_of
 from .options import Options
-
-_numbers = itertools.count()
-_indexes: weakref.WeakValueDictionary[int, KeyIndex] = weakref.WeakValueDictionary()
-
-
-def index_of(number: int) -> KeyIndex:
-    """The index of that number, by which operators know it."""
-    return _indexes[number]
 
 
 class KeyIndex:
@@ -38,11 +28,14 @@ class KeyIndex:
     Raises ValueError, TypeError, NotImplementedError (no backend for it), MemoryError.
     """
 
+    handle = None
+
     def __init__(self, *, like, capacity: int, options: Options | None = None) -> None:
         self._destroy = _c.lib.sale_index_destroy
-        self.handle = None
-        self._options = Options() if options is None else options
-        view = api_of("like", like).view("like", like)
+        self._options = Options() if options is None else instance("options", options, Options, "sale.Options")
+        integer("capacity", capacity, 1, INT64)
+        api = api_of("like", like)
+        view = api.view("like", api.cast("like", like))
         if len(view.shape) < 3:
             raise ValueError(f"like: of shape {list(view.shape)}; [..., kv_heads, tokens, head_dim] is needed")
         self.kv_heads, self.head_dim = view.shape[-3], view.shape[-1]
@@ -53,15 +46,15 @@ class KeyIndex:
         options_c = self._options.c(self.kv_heads, self.head_dim, view.device)
         self.handle = _c.created(_c.lib.sale_index_create, layout.c(), options_c, capacity)
         self.capacity = capacity
-        self.number = next(_numbers)
-        _indexes[self.number] = self
+        self.number = numbered(self)
 
     def __del__(self) -> None:
         if self.handle is not None:
             self._destroy(self.handle)
 
-    def __deepcopy__(self, memo: dict) -> KeyIndex:
-        raise TypeError("a KeyIndex cannot be copied; make one of the copied keys")
+    def __reduce_ex__(self, protocol):
+        """Of copies and pickles, which would share or lose its memory."""
+        raise TypeError("a KeyIndex can be neither copied nor pickled; make one of the copied keys")
 
     def __len__(self) -> int:
         """Keys it holds."""
@@ -77,22 +70,23 @@ class KeyIndex:
         held are not read again, but for the last, partial block of 32. The smoothing vector is the mean of the first
         update's keys. ValueError when there are fewer keys than it holds, or more than its capacity."""
         api = api_of("k", k)
+        k = api.cast("k", k)
         view = api.view("k", k)
-        _expect("k", view, "[kv_heads, tokens, head_dim]", 3)
+        expect("k", view.shape, "[kv_heads, tokens, head_dim]", 3)
         if (view.shape[0], view.shape[2]) != (self.kv_heads, self.head_dim):
             raise ValueError(f"k: of shape {list(view.shape)}; [{self.kv_heads}, tokens, {self.head_dim}] is needed")
         if (view.dtype, view.device) != (self._dtype, self._device):
             raise TypeError("k: of another type or device than the index")
-        strides = _c.Strides(*_axes("k", view, (-1, 0, 1)))
+        strides = _c.Strides(*axes_of("k", view, (-1, 0, 1)))
         _c.check(_c.lib.sale_index_update(self.handle, view.data, strides, view.shape[1], None, api.stream(k)))
 
     def set_smoothing(self, vectors: Sequence) -> None:
         """Fixes the smoothing vectors, [kv_heads, head_dim], while it holds no keys."""
-        array = np.ascontiguousarray(vectors, np.float32)
+        array = numbers("vectors (smoothing)", vectors)
         if array.shape != (self.kv_heads, self.head_dim):
             raise ValueError(f"vectors: of shape {list(array.shape)}; [{self.kv_heads}, {self.head_dim}] is needed")
         _c.check(_c.lib.sale_index_set_smoothing(self.handle, array.ctypes.data))
 
     def truncate(self, tokens: int) -> None:
         """Forgets keys from `tokens` on."""
-        _c.check(_c.lib.sale_index_truncate(self.handle, tokens))
+        _c.check(_c.lib.sale_index_truncate(self.handle, integer("tokens", tokens, 0, INT64)))

@@ -35,10 +35,10 @@ def test_same_bits_as_numpy():
 
 def test_the_operator_is_sound():
     q, k, v = tensors(200)
-    spans = torch.tensor([[0, 150, 150, 0]])
+    spans = sale._torch.spans_of(torch.arange(200)[None] < 150, 0)
     for with_lse in (False, True):
         for s in (None, spans):
-            arguments = (q, k, v, SPARSE.number, 0.0, True, None, s, None, None, None, None, None, [], with_lse)
+            arguments = (q, k, v, SPARSE.key, 0.0, True, None, s, None, None, None, None, None, [], with_lse)
             torch.library.opcheck(torch.ops.sale.attention.default, arguments)
 
 
