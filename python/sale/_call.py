@@ -102,6 +102,8 @@ def lay_out(api, q, k, v, said: Said) -> tuple[Layout, tuple[View, View, View], 
         expect("q", vq.shape, "[tokens, heads, head_dim], since cu_seqlens_q is given,", 3)
     else:
         expect("q", vq.shape, "[batch, heads, tokens, head_dim]", 4)
+    if paged:
+        api.table("page_table", said.page_table)
     keys_form = "[pages, page_size, heads, head_dim]" if paged else "q's form"
     for name, x in (("k", vk), ("v", vv)):
         expect(name, x.shape, keys_form, 4 if paged else len(vq.shape))
@@ -250,7 +252,7 @@ def run(api, q, k, v, options: Options, said: Said, indexes=(), with_lse: bool =
 
 def _run_in_pieces(api, q, k, v, options, said, offset, indexes, with_lse, with_stats):
     """What run does, for masks with holes: visible rows and keys are gathered, packed, and put back."""
-    if not _pieces.are_ours(api.spans("attn_mask", said.spans), k.shape[2]):
+    if not _pieces.are_ours(api.spans("attn_mask", said.spans), k.shape[2], said.spans.shape[-1]):
         raise NotImplementedError(f"attention_mask: not for these {k.shape[2]} keys, or changed on its way to attention")
     for name, given in (("index", indexes), ("k_lens", said.k_lens), ("reference", said.reference),
                         ("cu_seqlens_q", said.cu_seqlens_q), ("page_table", said.page_table)):  # fmt: skip

@@ -44,7 +44,10 @@ class KeyIndex:
         layout = Layout(1, self.kv_heads, self.kv_heads, self.head_dim, view.dtype, view.device, 1, 1, _c.AUTO, 0.0,
                         strides, strides, strides, strides)  # fmt: skip
         options_c = self._options.c(self.kv_heads, self.head_dim, view.device)
-        self.handle = _c.created(_c.lib.sale_index_create, layout.c(), options_c, capacity)
+        try:
+            self.handle = _c.created(_c.lib.sale_index_create, layout.c(), options_c, capacity)
+        except MemoryError:
+            raise MemoryError(f"capacity: there is no memory for {capacity} keys") from None
         self.capacity = capacity
         self.number = numbered(self)
 
@@ -89,4 +92,4 @@ class KeyIndex:
 
     def truncate(self, tokens: int) -> None:
         """Forgets keys from `tokens` on."""
-        _c.check(_c.lib.sale_index_truncate(self.handle, integer("tokens", tokens, 0, INT64)))
+        _c.check(_c.lib.sale_index_truncate(self.handle, integer("tokens", tokens, 0, len(self))))
