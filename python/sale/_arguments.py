@@ -76,8 +76,11 @@ def path(name: str, x) -> str:
 def numbers(name: str, x) -> np.ndarray:
     """Real numbers in a list, a tuple, a range, an array or a torch tensor, as float32 of our own; ValueError where one
     is not finite there."""
-    if hasattr(x, "__torch_function__"):
-        x = (x.detach().double() if x.is_floating_point() else x.detach()).cpu().numpy()
+    if hasattr(type(x), "__torch_function__"):
+        try:
+            x = (x.detach().double() if x.is_floating_point() else x.detach()).cpu().numpy()
+        except (TypeError, RuntimeError, NotImplementedError) as e:  # sparse, on no device, ...
+            raise TypeError(f"{name}: a tensor whose numbers cannot be read: {str(e).partition(chr(10))[0]}") from None
     if not isinstance(x, (bool, np.bool_, int, float, np.integer, np.floating, list, tuple, range, np.ndarray)):
         raise TypeError(f"{name}: {described(x)} is neither a number nor a list of numbers")
     try:

@@ -307,7 +307,7 @@ def run(api, q, k, v, options: Options, said: Said, indexes=(), with_lse: bool =
 
 def _run_in_pieces(api, q, k, v, options, said, offset, indexes, with_lse, with_stats):
     """What run does, for masks with holes: visible rows and keys are gathered, packed, and put back."""
-    if not _pieces.are_ours(api.spans("attn_mask", said.spans), k.shape[2]):
+    if not _pieces.are_ours(api.spans("attn_mask", said.spans), k.shape[2], said.spans.shape[-1]):
         raise NotImplementedError(f"attention_mask: not for these {k.shape[2]} keys, or changed on its way to attention")
     for name, given in (("index", indexes), ("k_lens", said.k_lens), ("reference", said.reference),
                         ("cu_seqlens_q", said.cu_seqlens_q), ("page_table", said.page_table)):  # fmt: skip

@@ -28,9 +28,9 @@ def are_ranges(rows: list[list[int]]) -> bool:
     return all(count in (0, end - first) and segments <= 1 for first, end, count, _, segments, *_ in rows)
 
 
-def are_ours(rows: list[list[int]], keys: int) -> bool:
-    """Whether these rows are as they were made, for so many keys."""
-    return all(mark == MARK and of == keys for *_, of, mark in rows)
+def are_ours(rows: list[list[int]], keys: int, width: int = HEAD) -> bool:
+    """Whether these rows, the first of so many numbers, are as they were made, for so many keys."""
+    return width in (HEAD, HEAD + keys) and all(mark == MARK and of == keys for *_, of, mark in rows)
 
 
 def gathered(segments: np.ndarray, offset: int, rows: int, causal: bool):

@@ -214,6 +214,14 @@ def cast(name: str, x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def beside(name: str, x, q: torch.Tensor) -> None:
+    """TypeError for what is no tensor in host memory or on q's device."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name}: {described(x)}; a torch tensor is needed, as q is")
+    if x.layout is not torch.strided or x.device.type not in ("cpu", q.device.type):
+        raise TypeError(f"{name}: of layout {x.layout} on {x.device}; a dense tensor on {q.device} is needed, as q is")
+
+
 def check(name: str, x: torch.Tensor) -> torch.Tensor:
     """Refuses what would not be differentiated."""
     x = cast(name, x)
@@ -256,8 +264,14 @@ _attention = torch.ops.sale.attention.default
 def attention(q, k, v, key: str, said: Said, indexes=(), with_lse: bool = False):
     """(out, lse or None) through the operator; key: Options.key. See sale.attention."""
     q, k, v = check("q", q), check("k", k), check("v", v)
+    lists = {name: _listed(name, getattr(said, name)) for name in ("cu_seqlens_q", "cu_seqlens_k", "k_lens")}
     if said.reference is not None:
         check("reference", said.reference)
-    lists = {name: _listed(name, getattr(said, name)) for name in ("cu_seqlens_q", "cu_seqlens_k", "k_lens")}
+    for name, x in (*lists.items(), ("page_table", said.page_table), ("attn_mask", said.spans), ("reference", said.reference)):
+        if x is not None:
+            beside(name, x, q)
+    for name, x in (("k", k), ("v", v)):
+        if x.device.type != q.device.type:  # torch would take the device of either
+            raise TypeError(f"{name}: on {x.device}; q is on {q.device}")
     out, lse = _attention(q, k, v, key, *said._replace(**lists), [i.number for i in indexes], with_lse)
     return out, lse if with_lse else None

@@ -94,8 +94,8 @@ def found_for(name: str, dimensions: tuple | None, device: int) -> Callable[[int
     format = Options().format_on(device)
     file = find_calibration(name, format) if name and dimensions is not None else None
     if file is None:
-        if (name, format) not in _told:
-            _told.add((name, format))
+        if (name, dimensions, format) not in _told:
+            _told.add((name, dimensions, format))
             warnings.warn(
                 f"sale: no calibration found for {name or 'this model'!r}; every head runs with threshold 0.004. "
                 "sale.transformers.calibrate makes one.",

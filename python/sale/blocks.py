@@ -12,6 +12,8 @@ import zlib
 import numpy as np
 
 from . import _c
+from ._arguments import INT32, instance, integer
+from ._arguments import path as path_of
 from ._estimator import Estimator
 from ._plan import Step
 
@@ -38,6 +40,8 @@ class BlockList:
 
     def row_number(self, sequence: int, head: int, tile: int) -> int:
         """Of a tile. IndexError when there is no such tile."""
+        for name, x in (("sequence", sequence), ("head", head), ("tile", tile)):
+            integer(name, x, -INT32, INT32)
         if not (0 <= sequence < len(self.tiles) and 0 <= head < self.heads and 0 <= tile < self.tiles[sequence]):
             raise IndexError(f"sequence {sequence}, head {head}, tile {tile}: there is no such tile")
         return sum(self.tiles[:sequence]) * self.heads + head * self.tiles[sequence] + tile
@@ -89,9 +93,10 @@ def plot_mask(blocks: BlockList, path: str | os.PathLike, *, sequence: int = 0, 
     """Writes a PNG of one head's kept blocks: queries downwards, keys across; dark is computed, white is dropped, grey
     cannot be seen. One block is scale x scale pixels wide for every k_block keys (and as high for as many queries);
     0: so that the picture is about 1,000 pixels wide."""
+    instance("blocks", blocks, BlockList, "a sale.BlockList")
+    file = path_of("path", path)
+    integer("scale", scale, 0, 4096)
     mask = blocks.mask(sequence, head)
-    if scale < 0:
-        raise ValueError(f"scale: {scale} is negative")
     scale = scale or max(1, 1000 // mask.shape[1])
     picture = mask.repeat(scale * blocks.q_block // blocks.k_block, 0).repeat(scale, 1)
     height, width = picture.shape
@@ -100,7 +105,7 @@ def plot_mask(blocks: BlockList, path: str | os.PathLike, *, sequence: int = 0, 
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     lines = np.concatenate([np.zeros((height, 1), np.uint8), picture], 1)  # every line begins with its filter: none
-    pathlib.Path(path).write_bytes(
+    pathlib.Path(file).write_bytes(
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
         + chunk(b"PLTE", _PALETTE)

@@ -57,7 +57,10 @@ class KeyIndex:
             wanted.memory, wanted.memory_bytes, device = api_of("memory", memory).memory("memory", memory)
             if device != heads.device:
                 raise ValueError("memory: on another device than like")
-        self.handle = _c.created(_c.lib.sale_index_create, self._estimator.handle, ctypes.byref(wanted))
+        try:
+            self.handle = _c.created(_c.lib.sale_index_create, self._estimator.handle, ctypes.byref(wanted))
+        except MemoryError:
+            raise MemoryError(f"capacity: there is no memory for {capacity} keys") from None
         self.number = numbered(self)
 
     @staticmethod
@@ -126,4 +129,4 @@ class KeyIndex:
 
     def truncate(self, tokens: int) -> None:
         """Forgets keys from `tokens` on."""
-        _c.check(_c.lib.sale_index_truncate(self.handle, integer("tokens", tokens, 0, INT64)))
+        _c.check(_c.lib.sale_index_truncate(self.handle, integer("tokens", tokens, 0, len(self))))

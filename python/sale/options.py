@@ -156,11 +156,11 @@ class Options:
         parallelism. ValueError unless the slice is made of whole kv heads or lies within one."""
         integer("first", first, 0, INT32), integer("count", count, 1, INT32), integer("group", group, 1, INT32)
         if count % group and group % count:
-            raise ValueError(f"heads: {count} of groups of {group} are neither whole groups nor a part of one")
+            raise ValueError(f"first, count, group: {count} heads of groups of {group} are neither whole groups nor a part of one")
         changes: dict = {}
         if len(self.thresholds) > 1:
             if first + count > len(self.thresholds):
-                raise ValueError(f"heads: {first} .. {first + count - 1} of {len(self.thresholds)}")
+                raise ValueError(f"first, count: heads {first} .. {first + count - 1} of {len(self.thresholds)}")
             changes["thresholds"] = self.thresholds[first : first + count]
         kv = slice(first // group, first // group + max(1, count // group))
         for name in _ARRAYS:

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from . import _call, _torch
+from ._arguments import described, flag, instance, number
 from ._estimator import Estimator, Heads, estimator_for
 from .attention import attention
 from .options import Options
@@ -28,13 +29,17 @@ def _world(group) -> tuple[int, int]:
     return dist.get_rank(group), dist.get_world_size(group)
 
 
-def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+def _checked(q, k, v, options, group) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Options]:
+    q, k, v = (_torch.check(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     for name, x in (("q", q), ("k", k), ("v", v)):
-        _torch.check(name, x)
+        _torch.view(name, x)
         if x.dim() != 4:
             raise ValueError(f"{name}: of shape {list(x.shape)}; [batch, heads, tokens, head_dim] is needed")
+    if group is not None:
+        instance("group", group, dist.ProcessGroup, "a process group of torch.distributed")
     if q.shape[2] != k.shape[2] or k.shape != v.shape:
         raise ValueError(f"k, v: of shapes {list(k.shape)}, {list(v.shape)}; q's shard has {q.shape[2]} tokens")
+    return q, k, v, Options() if options is None else instance("options", options, Options, "sale.Options")
 
 
 class _Transfer:
@@ -68,9 +73,8 @@ def ulysses(q, k, v, *, options: Options | None = None, group=None, **arguments)
     options: of all heads, as a single process would use them; each process takes its slice. arguments: as of
     sale.attention, but for forms other than the padded one. ValueError when the heads cannot be divided: kv heads fewer
     than processes are repeated, when they divide them."""
-    _check(q, k, v)
+    q, k, v, options = _checked(q, k, v, options, group)
     rank, n = _world(group)
-    options = Options() if options is None else options
     q_heads, kv_heads = q.shape[1], k.shape[1]
     if q_heads % n or (kv_heads % n and n % kv_heads):
         raise ValueError(f"q, k: {q_heads} and {kv_heads} heads cannot be divided among {n} processes")
@@ -83,7 +87,7 @@ def ulysses(q, k, v, *, options: Options | None = None, group=None, **arguments)
 
 def gather(q, k, v, *, options: Options | None = None, group=None, **arguments):
     """Sparse causal attention of this process's rows over all keys, gathered. Returns what sale.attention does."""
-    _check(q, k, v)
+    q, k, v, options = _checked(q, k, v, options, group)
     rank, n = _world(group)
     if "q_offset" in arguments:
         raise ValueError("q_offset: given, but which rows a process has says it")
@@ -98,6 +102,14 @@ def gather(q, k, v, *, options: Options | None = None, group=None, **arguments):
 def merge(out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor):
     """(out, lse) of attention over the keys of both: out float32 [..., rows, d], lse [..., rows]. The keys must be
     disjoint. A row that saw no key has out 0 and lse -inf."""
+    for name, x in (("out_a", out_a), ("lse_a", lse_a), ("out_b", out_b), ("lse_b", lse_b)):
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.layout is not torch.strided:
+            raise TypeError(f"{name}: {described(x)}; a dense tensor of floats is needed")
+        if isinstance(out_a, torch.Tensor) and x.device != out_a.device:
+            raise ValueError(f"{name}: on {x.device}; out_a is on {out_a.device}")
+    for name, x, of in (("out_b", out_b, out_a.shape), ("lse_a", lse_a, out_a.shape[:-1]), ("lse_b", lse_b, out_a.shape[:-1])):
+        if x.shape != of:
+            raise ValueError(f"{name}: of shape {list(x.shape)}; {list(of)} is needed")
     top = torch.maximum(lse_a, lse_b)
     safe = torch.where(top == -torch.inf, 0, top)  # of two rows without keys: no -inf - -inf
     a, b = torch.exp(lse_a - safe), torch.exp(lse_b - safe)
@@ -182,16 +194,18 @@ def ring(q, k, v, *, options: Options | None = None, scale: float | None = None,
 
     ValueError: shards that are no multiple of the rows of the backend's tiles (64; on Hopper 128), or shorter than sink and
     local keys together. Process r has r + 1 shards to attend to, so the last one sets the time."""
-    _check(q, k, v)
+    q, k, v, options = _checked(q, k, v, options, group)
     rank, n = _world(group)
-    options = Options() if options is None else options
+    flag("return_lse", return_lse)
     view = _torch.view("q", q)
     heads = Heads(q.shape[1], k.shape[1], q.shape[3], view.dtype, view.device)
     tokens, tile = q.shape[2], estimator_for(options, heads).q_block
     if tokens % tile or tokens < options.sink + options.local:
         raise ValueError(f"q: a shard of {tokens} tokens is no multiple of {tile}, or shorter than sink and local keys, "
                          f"{options.sink + options.local}")  # fmt: skip
-    scale = q.shape[3] ** -0.5 if scale is None else scale
+    scale = q.shape[3] ** -0.5 if scale is None else number("scale", scale)
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"scale: {scale} is not positive and finite")
     short = tokens * n < options.dense_below_on(heads.device)
     options = options.dense() if short else options.replace(dense_below=0)
     first = dist.get_global_rank(group, 0) if group is not None else 0

@@ -135,7 +135,9 @@ def _why_not(module, query, key, value, attention_mask, is_causal, sliding_windo
     if attention_mask is not None:
         if not _transformers_masks.is_spans(attention_mask):
             return "attention with a mask other than causal and padding"
-    elif not (is_causal if is_causal is not None else getattr(module, "is_causal", True)):
+        if attention_mask.shape[0] != query.shape[0]:
+            return "attention with a mask for another batch"
+    elif not _is_causal(module, is_causal):
         return "attention that is not causal"
     elif query.shape[2] != key.shape[2] and query.shape[2] > 1:
         return "attention over keys of which no mask says where the queries stand"
@@ -147,6 +149,11 @@ def _why_not(module, query, key, value, attention_mask, is_causal, sliding_windo
     if not _torch.supports(query) or query.shape[1] % key.shape[1]:
         return f"attention of {query.dtype} on {query.device.type} with {query.shape[1]} and {key.shape[1]} heads"
     return None
+
+
+def _is_causal(module, said: bool | None) -> bool:
+    """What sdpa goes by where there is no mask."""
+    return said if said is not None else getattr(module, "is_causal", True)
 
 
 def _say(module, reason: str) -> None:
@@ -176,12 +183,19 @@ def attention(
     _refuse_all(module, dropout, kwargs)
     compiling = torch.compiler.is_compiling()
     held = None if compiling else current_layer(module)
+    if isinstance(attention_mask, (_transformers_masks.Mask, _transformers_masks.Bools)):
+        attention_mask = attention_mask.plain()
+    elif attention_mask is not None and attention_mask.is_floating_point() and _is_causal(module, is_causal):
+        raise NotImplementedError(
+            f"sale: attention_mask of {attention_mask.dtype}: what is added to scores is not supported, and whether it "
+            "hides later keys cannot be told; give a bool mask, or use attn_implementation 'eager' or 'sdpa'"
+        )
     reason = _why_not(module, query, key, value, attention_mask, is_causal, sliding_window)
     if reason is not None and not compiling:
         _say(module, reason)
     if reason is not None or query.shape[2] < SHORTEST:
         if _transformers_masks.is_spans(attention_mask):
-            attention_mask = _transformers_masks.as_bools(attention_mask, query.shape[2], key.shape[2])
+            attention_mask, is_causal = _transformers_masks.for_sdpa(query, key, attention_mask), True
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal)
         if held is not None:
             held.decoded(key)

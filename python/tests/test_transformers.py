@@ -12,7 +12,7 @@ transformers = pytest.importorskip("transformers")
 
 import sale  # noqa: E402
 import sale.transformers  # noqa: E402
-from sale.eval import needle  # noqa: E402
+from sale.eval import compare, needle  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDER = str(ROOT / "models/tiny-llama-128k")
@@ -244,6 +244,6 @@ def test_calibrating_a_model(bundled, tmp_path):
 
 
 def test_the_bundled_model_answers(bundled):
-    rows = needle.compare(bundled, TEXT, tokens=TOKENS, facts=2, chunk=TOKENS // 2)
+    rows = compare.compare(bundled, TEXT, tokens=TOKENS, facts=2, chunk=TOKENS // 2)
     assert len(rows) == 6
     assert all(r["sale"] == r["dense"] == r["asked"] for r in rows), rows

@@ -3,7 +3,7 @@
     python -m sale.eval --model MODEL --tasks needle,multikey,kv --text BOOK --tokens 32k 128k
     python -m sale.eval --model MODEL --tasks longbench,ruler,infinitebench --limit 50
 
-needle, multikey and kv are prompts of this package (sale/eval/needle.py). All other names are tasks of
+needle, multikey and kv are prompts of this package (sale/_prompts.py). All other names are tasks of
 lm-evaluation-harness (pip install lm_eval), which fetches their data itself; --include adds a folder of task files.
 """
 
@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 
-from . import needle
+from . import compare, needle
 
 
 def count(text: str) -> int:
@@ -51,9 +51,9 @@ def main(arguments=None) -> int:
     if own:
         rows = []
         for tokens in a.tokens:
-            rows += needle.compare(model, a.text, tokens=tokens, kinds=own, facts=a.facts,
+            rows += compare.compare(model, a.text, tokens=tokens, kinds=own, facts=a.facts,
                                    seeds=range(1, 1 + (a.limit or 1)), chunk=a.chunk, calibration=a.calibration)  # fmt: skip
-        print(needle.table(rows))
+        print(compare.table(rows))
         result["needle"] = rows
     if others:
         from . import harness
