@@ -144,6 +144,8 @@ def step_of(api, q, k, v, said: Said, out=None) -> tuple[Step, Views]:
     if step is None:
         step = Step(*_lay_out(vq, vk, vv, vo, said))
         _steps.put(key, step)
+    if pages is not None and vq.device == _c.HOST:
+        check_pages("page_table", pages, step.layout.page_size, [k for _, k, _ in step.layout.sequences()], vk.shape[0])
     return step, Views(vq, vk, vv, vo, table, reference)
 
 
@@ -239,6 +241,18 @@ def _pages(table, vk: View, batch: int) -> dict:
     if len(shape) != 2 or shape[0] != batch or strides != (shape[1], 1):
         raise ValueError(f"page_table: of shape {list(shape)}; a contiguous [{batch}, pages] is needed")
     return {"page_size": vk.shape[1], "pages": shape[1]}
+
+
+def check_pages(name: str, table, page_size: int, k_lens, pages: int) -> None:
+    """ValueError for a table in host memory, [sequences, entries], that names a page that is not there."""
+    if getattr(table, "is_cuda", False):
+        raise ValueError(f"{name}: on another device than the keys")
+    numbers = np.asarray(table)
+    used = np.arange(numbers.shape[1]) < -(-np.asarray(k_lens) // page_size)[:, None]
+    wrong = np.argwhere(used & ((numbers < 0) | (numbers >= pages)))
+    if len(wrong):
+        b, entry = wrong[0]
+        raise ValueError(f"{name}: entry {entry} of sequence {b} is {numbers[b, entry]}; k has pages 0 .. {pages - 1}")
 
 
 def _reference(api, x, step: Step) -> int:

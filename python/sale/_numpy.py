@@ -12,6 +12,7 @@ from ._pieces import HEAD, MARK
 from ._plan import View
 
 _DTYPES = {"float32": _c.F32, "float16": _c.F16, "bfloat16": _c.BF16}  # bfloat16: ml_dtypes' numpy type
+_CODES = {np.dtype(np.float32): _c.F32, np.dtype(np.float16): _c.F16}
 _local = threading.local()
 
 
@@ -24,15 +25,17 @@ def plain(name: str, x) -> None:
 
 
 def view(name: str, x) -> View:
-    plain(name, x)
-    dtype = _DTYPES.get(x.dtype.name)
-    if dtype is None:
-        raise TypeError(f"{name}: of type {x.dtype}; float32, float16 and bfloat16 (ml_dtypes) are supported")
-    size = x.dtype.itemsize
-    if any(s % size for s in x.strides):
-        raise ValueError(f"{name}: strides of {x.strides} bytes are not multiples of its elements' {size}")
-    interface = x.__array_interface__
-    return View(interface["data"][0], x.shape, tuple(s // size for s in x.strides), dtype, _c.HOST)
+    code = _CODES.get(x.dtype)  # of this machine's byte order
+    if code is None or type(x) is not np.ndarray:
+        plain(name, x)
+        code = _DTYPES.get(x.dtype.name)
+        if code is None:
+            raise TypeError(f"{name}: of type {x.dtype}; float32, float16 and bfloat16 (ml_dtypes) are supported")
+    size, strides = x.itemsize, x.strides
+    for s in strides:
+        if s % size:
+            raise ValueError(f"{name}: strides of {strides} bytes are not multiples of its elements' {size}")
+    return View(x.__array_interface__["data"][0], x.shape, tuple([s // size for s in strides]), code, _c.HOST)
 
 
 def empty_like(x):
@@ -145,7 +148,9 @@ def is_float32(x) -> bool:
 
 def table(name: str, x) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """Shape, strides in elements and address of an int32 table."""
-    raise NotImplementedError(f"{name}: paged keys are supported on CUDA devices only")
+    if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray) or x.dtype != np.int32 or not x.dtype.isnative:
+        raise TypeError(f"{name}: {described(x)}; an int32 array is needed")
+    return x.shape, tuple(s // 4 for s in x.strides), address(x)
 
 
 def check(name: str, x):

@@ -41,7 +41,7 @@ def plain(name: str, x: torch.Tensor) -> None:
         raise TypeError(f"{name}: a {type(x).__name__}; a torch tensor is needed, as q is")
     if x.layout is not torch.strided:
         raise TypeError(f"{name}: of layout {x.layout}; a dense, strided tensor is needed")
-    if is_traceable_wrapper_subclass(x):
+    if type(x) is not torch.Tensor and is_traceable_wrapper_subclass(x):
         raise TypeError(f"{name}: a {type(x).__name__}, which has no memory of its own; a plain tensor is needed")
     if x.is_neg() or x.is_conj():
         raise TypeError(f"{name}: a view that negates when read; use {name}.resolve_neg()")

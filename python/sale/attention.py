@@ -157,7 +157,7 @@ def attention(
         packed  q [tokens, q_heads, D], k and v [tokens, kv_heads, D], sequence b is tokens cu_seqlens[b] ..
                 cu_seqlens[b + 1] - 1
         paged   k and v [pages, page_size, kv_heads, D], key j of sequence b in page page_table[b, j // page_size]; q as
-                in either of the others; k_lens says how many keys a sequence has (CUDA devices)
+                in either of the others; k_lens says how many keys a sequence has. CPUs copy the pages into place first
 
     thresholds   tau: one for all query heads, or one each. Default 0.004. 0: a dense head
     calibration  a Calibration or the path of its file, instead; `layer` says which layer of it

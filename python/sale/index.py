@@ -6,7 +6,7 @@ import ctypes
 
 from . import _c
 from ._arguments import INT32, INT64, instance, integer
-from ._call import axes_of, expect
+from ._call import axes_of, check_pages, expect
 from ._estimator import Estimator, Heads, estimator_for
 from ._handles import numbered
 from ._tensors import api_of
@@ -36,7 +36,7 @@ class KeyIndex:
     like       a tensor [..., kv_heads, tokens, head_dim] (numpy or torch): kv heads, head dimension, type and device
     capacity   keys it can hold; all memory is taken here
     options    format, projections, smoothing, key_scales, backend and threads are used; attention must be given the same
-    page_size  0, or keys of a page: `update` then reads them from pages (CUDA devices)
+    page_size  0, or keys of a page, a multiple of 16: `update` then reads them from pages
     memory     where it is to live: contiguous uint8 on the device of `like`, at least memory_bytes(...), its first byte at
                a multiple of 64. It is kept, and must not be written to. None: memory of its own
 
@@ -105,7 +105,7 @@ class KeyIndex:
             form, order = (view.shape[0], self.page_size, self.kv_heads, self.head_dim), (0, 2, 1)
             if tokens is None or pages is None:
                 raise ValueError(f"{'tokens' if tokens is None else 'pages'}: needed, since the index has a page_size")
-            row = self._row(pages, integer("tokens", tokens, 1, INT64))
+            row = self._row(pages, integer("tokens", tokens, 1, INT64), view.shape[0])
         else:
             expect("k", view.shape, "[kv_heads, tokens, head_dim]", 3)
             form, order = (self.kv_heads, view.shape[1], self.head_dim), (-1, 0, 1)
@@ -120,11 +120,13 @@ class KeyIndex:
         strides = _c.Strides(*axes_of("k", view, order))
         _c.check(_c.lib.sale_index_update(self.handle, view.data, strides, tokens, row, api.stream(k)))
 
-    def _row(self, pages, tokens: int) -> int:
+    def _row(self, pages, tokens: int, there: int) -> int:
         shape, strides, address = api_of("pages", pages).table("pages", pages)
         needed = -(-tokens // self.page_size)
         if len(shape) != 1 or shape[0] < needed or (shape[0] > 1 and strides != (1,)):
             raise ValueError(f"pages: of shape {list(shape)}; {needed} contiguous numbers or more are needed")
+        if self._estimator.heads.device == _c.HOST:
+            check_pages("pages", pages[None], self.page_size, [tokens], there)
         return address
 
     def truncate(self, tokens: int) -> None:

@@ -203,8 +203,8 @@ def options_of(key: str) -> Options:
         said = json.loads(key)
         if not said.keys().isdisjoint(_ARRAYS):
             raise ValueError(
-                "options: of projections that this process does not have; make and keep the same sale.Options here before "
-                "running what was traced with them"
+                "options: of projections that this process has not seen, or has let go of; make and keep the same sale.Options "
+                "here before running what was traced with them"
             )
         found = Options(**said)
     return found

@@ -114,13 +114,14 @@ TAKEN = {  # by parameter; None: where it is the default
     "format": lambda x: x in ("auto", "int4", "int8", "fp8"), "q_projection": floats, "k_projection": floats, "sink": whole(0, 2**31 - 1),
     "local": whole(0, 2**31 - 1), "dense_below": lambda x: whole(0, 2**62)(x) or (isinstance(x, str) and x == "auto"),
     "compute": lambda x: x in ("exact", "int8", "fp8", "f16"), "backend": lambda x: isinstance(x, str) and "\0" not in x, "threads": whole(0, 2**31 - 1),
-    "compensate": flag, "capacity": whole(1, 2**62), "vectors": floats, "tokens": whole(0, 2**62), "first": whole(0, 2**31), "count": whole(1, 2**31),
+    "compensate": flag, "capacity": whole(1, 2**62), "smoothing": floats, "key_scales": floats, "page_size": whole(0, 0),
+    "memory": lambda x: False, "pages": lambda x: False, "tokens": whole(0, 2**62), "first": whole(0, 2**31), "count": whole(1, 2**31),
     "group": whole(1, 2**31), "sequence": whole(0, 0), "head": whole(0, 1), "tile": whole(0, 1), "blocks": lambda x: isinstance(x, sale.BlockList),
     "path": is_path,
     "model": lambda x: False, "name_or_path": lambda x: isinstance(x, str) and "\0" not in x,
 }  # fmt: skip
 NONE = {name for name in TAKEN} - {"q", "k", "v", "like", "thresholds", "causal", "return_lse", "return_stats", "format", "sink", "local", "dense_below",
-                                   "compute", "threads", "compensate", "capacity", "vectors", "tokens", "first", "count", "group", "sequence", "head", "tile",
+                                   "compute", "threads", "compensate", "capacity", "page_size", "tokens", "first", "count", "group", "sequence", "head", "tile",
                                    "blocks", "path", "model", "name_or_path", "out_a", "out_b", "lse_a", "lse_b"}  # fmt: skip
 TOGETHER = {"q", "k", "v", "cu_seqlens", "out_a", "out_b", "lse_a", "lse_b"}  # a shape that does not fit is said of any of them
 ERRORS = (TypeError, ValueError, NotImplementedError, IndexError, MemoryError)
@@ -147,7 +148,7 @@ def functions(kind, tmp):
     yield "KeyIndex", sale.KeyIndex, {"like": k, "capacity": 64}
     yield "KeyIndex.update", index.update, {"k": k[0]}
     yield "KeyIndex.truncate", sale.KeyIndex(like=k, capacity=64).truncate, {"tokens": 0}
-    yield "KeyIndex.set_smoothing", sale.KeyIndex(like=k, capacity=64).set_smoothing, {"vectors": np.zeros((2, 64))}
+    yield "KeyIndex.memory_bytes", sale.KeyIndex.memory_bytes, {"like": k, "capacity": 64}
     yield "BlockList.row", blocks.row, {"sequence": 0, "head": 0, "tile": 0}
     yield "BlockList.mask", blocks.mask, {"sequence": 0, "head": 0}
     yield "plot_mask", sale.plot_mask, {"blocks": blocks, "path": tmp / "m.png"}
