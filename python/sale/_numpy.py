@@ -55,7 +55,7 @@ def integers(name: str, x) -> tuple[int, ...]:
     """A list of integers, as a tuple of them."""
     try:
         array = np.asarray(x)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: of torch tensors that are not plain numbers
         array = np.empty(0, object)
     if isinstance(x, np.ma.MaskedArray) or array.dtype.kind not in "iu" or array.ndim != 1:
         raise ValueError(f"{name}: {described(x)}; a list of integers is needed")

@@ -261,17 +261,25 @@ torch.library.register_fake(_NAME, _fake)
 _attention = torch.ops.sale.attention.default
 
 
-def attention(q, k, v, key: str, said: Said, indexes=(), with_lse: bool = False):
-    """(out, lse or None) through the operator; key: Options.key. See sale.attention."""
-    q, k, v = check("q", q), check("k", k), check("v", v)
+def _lists_of(q: torch.Tensor, said: Said) -> Said:
+    """The same with lists as tensors, everything looked at."""
     lists = {name: _listed(name, getattr(said, name)) for name in ("cu_seqlens_q", "cu_seqlens_k", "k_lens")}
     if said.reference is not None:
         check("reference", said.reference)
     for name, x in (*lists.items(), ("page_table", said.page_table), ("attn_mask", said.spans), ("reference", said.reference)):
         if x is not None:
             beside(name, x, q)
+    return said._replace(**lists)
+
+
+def attention(q, k, v, key: str, said: Said, indexes=(), with_lse: bool = False):
+    """(out, lse or None) through the operator; key: Options.key. See sale.attention."""
+    q, k, v = check("q", q), check("k", k), check("v", v)
+    _, _, _, spans, cu_q, cu_k, pages, k_lens, reference = said
+    if not (spans is cu_q is cu_k is pages is k_lens is reference is None):
+        said = _lists_of(q, said)
     for name, x in (("k", k), ("v", v)):
         if x.device.type != q.device.type:  # torch would take the device of either
             raise TypeError(f"{name}: on {x.device}; q is on {q.device}")
-    out, lse = _attention(q, k, v, key, *said._replace(**lists), [i.number for i in indexes], with_lse)
+    out, lse = _attention(q, k, v, key, *said, [i.number for i in indexes], with_lse)
     return out, lse if with_lse else None

@@ -114,7 +114,7 @@ TAKEN = {  # by parameter; None: where it is the default
     "format": lambda x: x in ("auto", "int4", "int8", "fp8"), "q_projection": floats, "k_projection": floats, "sink": whole(0, 2**31 - 1),
     "local": whole(0, 2**31 - 1), "dense_below": lambda x: whole(0, 2**62)(x) or (isinstance(x, str) and x == "auto"),
     "compute": lambda x: x in ("exact", "int8", "fp8", "f16"), "backend": lambda x: isinstance(x, str) and "\0" not in x, "threads": whole(0, 2**31 - 1),
-    "compensate": flag, "capacity": whole(1, 2**62), "smoothing": floats, "key_scales": floats, "page_size": whole(0, 0),
+    "compensate": flag, "capacity": whole(1, 2**62), "smoothing": floats, "key_scales": floats, "page_size": lambda x: whole(0, 64)(x) and x % 16 == 0,
     "memory": lambda x: False, "pages": lambda x: False, "tokens": whole(0, 2**62), "first": whole(0, 2**31), "count": whole(1, 2**31),
     "group": whole(1, 2**31), "sequence": whole(0, 0), "head": whole(0, 1), "tile": whole(0, 1), "blocks": lambda x: isinstance(x, sale.BlockList),
     "path": is_path,
