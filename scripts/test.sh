@@ -182,7 +182,7 @@ shared_library() {
 # The Python package on numpy alone, by Debian's interpreter. torch has a stage of its own.
 python() {
   shared_library
-  /usr/bin/python3 -m pytest -q -p no:cacheprovider python/tests/test_numpy.py
+  /usr/bin/python3 -m pytest -q -p no:cacheprovider python/tests/test_{numpy,state,arguments}.py
 }
 
 # An environment from PyPI with what python/tests/requirements.txt names: some 6 GB, minutes to make, and so kept outside
