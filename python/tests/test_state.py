@@ -211,6 +211,18 @@ def test_bytes_that_can_be_made_right():
             sale.attention(q, k, v, **masked)
 
 
+def test_dense_below_is_where_sparse_attention_pays(monkeypatch):
+    from sale import options
+
+    narrow, other = sale.Options(**{n: np.ones((2, 128, 28), "f4") for n in ("q_projection", "k_projection")}), sale.Options(dense_below=7)
+    for capability, wanted in (((9, 0), (9216, 5120)), ((8, 9), (1024, 1024)), ((10, 0), (1024, 1024))):
+        monkeypatch.setattr(options, "_capability", lambda device, c=capability: c)
+        assert (sale.Options().dense_below_on(0), narrow.dense_below_on(0)) == wanted and other.dense_below_on(0) == 7
+        assert sale.Options().c(2, 64, 0).dense_below == wanted[0] and narrow.c(2, 128, 0).dense_below == wanted[1]
+        assert sale.Options().c(2, 64, -1).dense_below == 1024  # the same object, in host memory
+    assert sale.stats(*tensors(1023)).density == 1.0 and sale.stats(*tensors(1100), thresholds=8.0).density < 1.0
+
+
 # ---- masks with holes ------------------------------------------------------------------------------------------------
 
 

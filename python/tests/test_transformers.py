@@ -222,8 +222,10 @@ def test_packed_sequences_are_each_alone(ids):
             - logits(model, ids[:, :50], "eager", position_ids=few, use_cache=False)).abs().max() < 1e-4  # fmt: skip
 
 
-@pytest.mark.parametrize("keywords", [{}, {"use_cache": False}, {"use_cache": False, "position_ids": "packed"}], ids=str)
-def test_compiled_without_a_mask(ids, keywords):
+@pytest.mark.parametrize("keywords", [{}, {"use_cache": False}, {"use_cache": False, "position_ids": "packed"}, {"attention_mask": "holes"}], ids=str)
+def test_compiled_is_eager(ids, keywords):
+    if "attention_mask" in keywords:
+        keywords = {"attention_mask": (torch.arange(300) // 20 % 5 != 2).expand(2, -1).long()}
     if "position_ids" in keywords:
         keywords = {**keywords, "position_ids": torch.cat([torch.arange(170), torch.arange(130)])[None].expand(2, -1)}
     model = small()
@@ -251,8 +253,12 @@ def test_what_is_left_to_sdpa_is_said_once(ids):
     with pytest.warns(UserWarning, match="a mask other than causal and padding is left to torch"):
         ours = logits(custom, ids, "sale", attention_mask=mask)
     assert (ours - logits(custom, ids, "sdpa", attention_mask=mask)).abs().max() < 1e-4
-    with pytest.raises(NotImplementedError, match="attention_mask of torch.float32"):
-        logits(custom, ids, "sale", attention_mask=torch.zeros(2, 1, 300, 300))
+    for dtype in (torch.float32, torch.int64):
+        for rows in (300, 20):
+            with pytest.raises(NotImplementedError, match=f"attention_mask of {dtype}"):
+                logits(custom, ids[:, :rows], "sale", attention_mask=torch.zeros(2, 1, rows, rows, dtype=dtype))
+            with pytest.raises(NotImplementedError, match=f"attention_mask of {dtype}"):
+                logits(custom, ids[:, :rows], "sale", attention_mask=torch.ones(2, 1, 1, rows, dtype=dtype))
 
 
 def test_masks_know_when_a_model_changes_them():
