@@ -141,9 +141,11 @@ def _closed_over(function, maker: str, count: int) -> list | None:
     return None if cells is None or len(cells) != count else [c.cell_contents for c in cells]
 
 
-def is_spans(x) -> bool:
-    """Whether a mask is one of this module's."""
-    return x is not None and x.dtype == torch.int64 and x.dim() == 4 and x.shape[1] == x.shape[2] == 1 and x.shape[3] >= HEAD
+def is_spans(x, keys: int) -> bool:
+    """Whether a mask for so many keys is one of this module's."""
+    if x is None or x.dtype != torch.int64 or x.dim() != 4 or x.shape[1] != 1 or x.shape[2] != 1:
+        return False
+    return x.shape[3] in (HEAD, HEAD + keys) and (torch.compiler.is_compiling() or hasattr(x, "_sale_spans"))
 
 
 def as_bools(spans: torch.Tensor, rows: int, keys: int) -> torch.Tensor:

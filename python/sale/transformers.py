@@ -128,12 +128,12 @@ def _refuse(name: str, value) -> None:
         )
 
 
-def _why_not(module, query, key, value, attention_mask, is_causal, sliding_window) -> str | None:
+def _why_not(module, query, key, value, attention_mask, ours, is_causal, sliding_window) -> str | None:
     """Why this is not attention of ours: what SALE is for are rows of a decoder that see the keys before them."""
     if sliding_window is not None:
         return "attention with a sliding window"
     if attention_mask is not None:
-        if not _transformers_masks.is_spans(attention_mask):
+        if not ours:
             return "attention with a mask other than causal and padding"
         if attention_mask.shape[0] != query.shape[0]:
             return "attention with a mask for another batch"
@@ -185,16 +185,18 @@ def attention(
     held = None if compiling else current_layer(module)
     if isinstance(attention_mask, (_transformers_masks.Mask, _transformers_masks.Bools)):
         attention_mask = attention_mask.plain()
-    elif attention_mask is not None and attention_mask.is_floating_point() and _is_causal(module, is_causal):
+    ours = _transformers_masks.is_spans(attention_mask, key.shape[2])
+    if attention_mask is not None and not ours and attention_mask.dtype != torch.bool and _is_causal(module, is_causal):
         raise NotImplementedError(
-            f"sale: attention_mask of {attention_mask.dtype}: what is added to scores is not supported, and whether it "
-            "hides later keys cannot be told; give a bool mask, or use attn_implementation 'eager' or 'sdpa'"
+            f"sale: attention_mask of {attention_mask.dtype} and shape {list(attention_mask.shape)}: what is added to scores is "
+            "not supported, and whether it hides later keys cannot be told; give a bool mask, or use attn_implementation "
+            "'eager' or 'sdpa'"
         )
-    reason = _why_not(module, query, key, value, attention_mask, is_causal, sliding_window)
+    reason = _why_not(module, query, key, value, attention_mask, ours, is_causal, sliding_window)
     if reason is not None and not compiling:
         _say(module, reason)
     if reason is not None or query.shape[2] < SHORTEST:
-        if _transformers_masks.is_spans(attention_mask):
+        if ours:
             attention_mask, is_causal = _transformers_masks.for_sdpa(query, key, attention_mask), True
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal)
         if held is not None:

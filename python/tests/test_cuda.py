@@ -157,7 +157,7 @@ def test_what_this_device_cannot_do_is_said():
 
 def test_the_bundled_model_answers(request):
     pytest.importorskip("transformers")
-    from sale.eval.compare import compare
+    from sale.eval.needle import compare
 
     folder = request.config.rootpath / "models"
     rows = compare(folder / "tiny-llama-128k", folder / "text/middlemarch.txt", tokens=16384, device="cuda")

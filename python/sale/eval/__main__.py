@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 
-from . import compare, needle
+from . import needle
 
 
 def count(text: str) -> int:
@@ -51,9 +51,9 @@ def main(arguments=None) -> int:
     if own:
         rows = []
         for tokens in a.tokens:
-            rows += compare.compare(model, a.text, tokens=tokens, kinds=own, facts=a.facts,
+            rows += needle.compare(model, a.text, tokens=tokens, kinds=own, facts=a.facts,
                                    seeds=range(1, 1 + (a.limit or 1)), chunk=a.chunk, calibration=a.calibration)  # fmt: skip
-        print(compare.table(rows))
+        print(needle.table(rows))
         result["needle"] = rows
     if others:
         from . import harness
