@@ -149,7 +149,7 @@ def attention(
 ):
     """Sparse attention of q over k and v, numpy or torch, float32, float16 or bfloat16, in any strides with a contiguous
     last axis. Grouped queries: q_heads is a multiple of kv_heads, and nothing is expanded. On the tensors' device; on
-    CUDA on the current stream, capturable into a graph once the same call has been made before.
+    CUDA on the current stream, capturable into a graph once these options have been used with these heads.
 
     Three forms:
 
