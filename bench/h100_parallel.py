@@ -129,8 +129,7 @@ def tensor_parallel(rank: int, n: int) -> dict:
     split = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sale", dtype=torch.bfloat16, tp_plan="auto").eval()
     with torch.no_grad():
         far = (alone(ids, logits_to_keep=1).logits - split(ids, logits_to_keep=1).logits).abs().max().item()
-    slices = {m._sale_number for m in split.modules() if hasattr(m, "_sale_number")}
-    heads = {len(sale._torch.options_of(i).thresholds) for i in slices}
+    heads = {len(m._sale_found[1].thresholds) for m in split.modules() if hasattr(m, "_sale_found")}
     answers, _ = needle.answer(split, tokenizer, prompt)
     return {"tp_answers": answers, "tp_asked": [f.answer for f in prompt.facts], "tp_logit_difference": far,
             "tp_heads_of_a_rank": sorted(heads)}  # fmt: skip

@@ -119,7 +119,7 @@ class Tuned:
             model(ids, use_cache=False, logits_to_keep=1)
         sale.transformers.use(model, options=sale.Options())
         for layer in model.model.layers:
-            layer.self_attn._sale_number = self.options[layer.self_attn.layer_idx].number
+            layer.self_attn._sale_options = self.options[layer.self_attn.layer_idx]
         return statistics.mean(self.kept)
 
 

@@ -213,7 +213,7 @@ package() {
 python() {
   subproject
   SALE_LIBRARY=$build/package/sub/sale/src/libsale.so PYTHONPATH=$root/python /usr/bin/python3 -m pytest -q \
-    -p no:cacheprovider --junitxml "$reports/python/numpy.xml" python/tests/test_numpy.py python/tests/test_calibrator.py
+    -p no:cacheprovider --junitxml "$reports/python/numpy.xml" python/tests/test_{numpy,calibrator,state,arguments,steps}.py
 }
 
 # An environment from PyPI with what python/tests/requirements.txt names: some 6 GB, minutes to make, and so kept outside

@@ -1,8 +1,8 @@
 // Selectors under one kernel: a model runs with each of them, attention over the blocks it keeps by the same backend,
 // and is asked what was hidden in its prompt. Density, answers, perplexity, output error, seconds of attention.
 //
-//   sale_selectors [--tokens 8k] [--contexts 1] [--seed 1] [--text FILE] [--calibration FILE] [--only NAME ...]
-//                  --json FILE
+//   sale_selectors [--tokens 8k] [--contexts 1] [--seed 1] [--text FILE] [--calibration FILE] [--only NAME ...] --json
+//   FILE
 //
 // bench/selectors/plot.py makes the pictures.
 #include <algorithm>

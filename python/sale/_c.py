@@ -9,97 +9,143 @@ import ctypes
 import os
 import pathlib
 from ctypes import (
-    POINTER, Structure, byref, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p,
+    POINTER, Structure, byref, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64,
+    c_void_p, sizeof,
 )  # fmt: skip
 
 VERSION = "0.1.0"  # of the header these declarations repeat
 
 OK, INVALID_ARGUMENT, UNSUPPORTED, OUT_OF_MEMORY, INTERNAL = range(5)
 F32, F16, BF16 = range(3)
-FORMATS = {"int4": 4, "int8": 8, "fp8": 9}
 COMPUTES = {"exact": 0, "int8": 1, "fp8": 2, "f16": 3}
 AUTO = -1  # sale_problem.q_offset
 HOST = -1  # sale_problem.device
-Q_BLOCK, K_BLOCK = 64, 32
+K_BLOCK = 32
 
 _int64s = POINTER(c_int64)
-_floats = POINTER(c_float)
+
+
+class _Sized(Structure):
+    """A struct that begins with its own size."""
+
+    @classmethod
+    def make(cls, **fields):
+        return cls(struct_size=sizeof(cls), **fields)
 
 
 class Strides(Structure):
     _fields_ = [("batch", c_int64), ("head", c_int64), ("token", c_int64)]
 
 
-class Problem(Structure):
+class Problem(_Sized):
     _fields_ = [
         ("struct_size", c_size_t),
         ("batch", c_int32), ("q_heads", c_int32), ("kv_heads", c_int32), ("head_dim", c_int32), ("dtype", c_int),
         ("q_len", c_int64), ("k_len", c_int64), ("q_offset", c_int64), ("scale", c_float),
         ("q", Strides), ("k", Strides), ("v", Strides), ("out", Strides),
         ("q_lens", _int64s), ("k_lens", _int64s), ("q_offsets", _int64s), ("q_starts", _int64s), ("k_starts", _int64s),
-        ("device", c_int32), ("page_size", c_int32), ("pages", c_int64), ("page_table", c_void_p),
-        ("reference", c_void_p),
+        ("device", c_int32), ("page_size", c_int32), ("pages", c_int64), ("part", c_int32),
     ]  # fmt: skip
 
 
-class Options(Structure):
+class Layer(_Sized):
     _fields_ = [
         ("struct_size", c_size_t),
-        ("thresholds", _floats), ("n_thresholds", c_int64), ("format", c_int), ("rank", c_int32),
-        ("q_projection", c_void_p), ("k_projection", c_void_p), ("sink", c_int32), ("local", c_int32),
-        ("dense_below", c_int64), ("compute", c_int), ("backend", c_char_p), ("threads", c_int32),
-        ("compensate", c_int32), ("audit", c_int32), ("audit_seed", c_uint64),
+        ("q_heads", c_int32), ("kv_heads", c_int32), ("head_dim", c_int32), ("dtype", c_int), ("device", c_int32),
+        ("thresholds", c_void_p), ("n_thresholds", c_int64), ("format", c_int), ("rank", c_int32),
+        ("q_projection", c_void_p), ("k_projection", c_void_p), ("smoothing", c_void_p), ("key_scales", c_void_p),
+        ("sink", c_int32), ("local", c_int32), ("backend", c_char_p), ("threads", c_int32),
+        ("parallel_for", c_void_p), ("parallel_context", c_void_p),
     ]  # fmt: skip
 
 
-class Workspace(Structure):
-    _fields_ = [("total", c_size_t), ("key_index", c_size_t), ("selection", c_size_t), ("scratch", c_size_t)]
-
-
-class HeadStats(Structure):
-    _fields_ = [("kept_blocks", c_int64), ("visible_blocks", c_int64)]
-
-
-class Stats(Structure):
+class Options(_Sized):
     _fields_ = [
+        ("struct_size", c_size_t),
+        ("dense_below", c_int64), ("compute", c_int), ("compensate", c_int32), ("audit", c_int32),
+        ("with_index", c_int32), ("audit_seed", c_uint64),
+    ]  # fmt: skip
+
+
+class Workspace(_Sized):
+    _fields_ = [
+        ("struct_size", c_size_t), ("total", c_size_t), ("tables", c_size_t), ("key_index", c_size_t),
+        ("selection", c_size_t), ("scratch", c_size_t),
+    ]  # fmt: skip
+
+
+class IndexOptions(_Sized):
+    _fields_ = [
+        ("struct_size", c_size_t), ("capacity", c_int64), ("page_size", c_int32), ("memory", c_void_p),
+        ("memory_bytes", c_size_t),
+    ]  # fmt: skip
+
+
+class CsrCounts(Structure):
+    _fields_ = [("rows", c_int64), ("kept", c_int64)]
+
+
+class Stats(_Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
         ("index_s", c_double), ("select_s", c_double), ("attend_s", c_double),
-        ("kept_blocks", c_int64), ("visible_blocks", c_int64), ("heads", POINTER(HeadStats)),
+        ("kept_blocks", c_int64), ("visible_blocks", c_int64), ("heads", c_void_p),
         ("audit_s", c_double), ("audits", c_void_p),
     ]  # fmt: skip
 
 
+class Call(_Sized):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("q", c_void_p), ("k", c_void_p), ("v", c_void_p), ("out", c_void_p), ("lse", c_void_p),
+        ("q_strides", c_void_p), ("k_strides", c_void_p), ("v_strides", c_void_p), ("out_strides", c_void_p),
+        ("page_table", c_void_p), ("reference", c_void_p), ("indexes", c_void_p), ("blocks", c_void_p),
+        ("workspace", c_void_p), ("workspace_bytes", c_size_t), ("stats", c_void_p), ("stream", c_void_p),
+        ("prepared", c_int32),
+    ]  # fmt: skip
+
+
+class BackendFacts(_Sized):
+    _fields_ = [
+        ("struct_size", c_size_t), ("on_device", c_int32), ("q_block", c_int32), ("format", c_int),
+        ("formats", c_uint32), ("projected", c_uint32), ("compensates", c_int32),
+    ]  # fmt: skip
+
+
+CALL_BYTES = sizeof(Call)
+
 _handle = c_void_p
+_call = [_handle, _handle, POINTER(Call)]
 _PROTOTYPES = {  # name: (result, arguments)
     "sale_last_error": (c_char_p, []),
     "sale_version": (c_char_p, []),
     "sale_machine": (c_char_p, []),
+    "sale_format_name": (c_char_p, [c_int]),
     "sale_backend_count": (c_int32, []),
     "sale_backend_name": (c_char_p, [c_int32]),
-    "sale_backend_summary": (c_char_p, [c_int32]),
     "sale_backend_why_not": (c_char_p, [c_int32]),
-    "sale_backend_why_not_problem": (c_char_p, [c_int32, POINTER(Problem), POINTER(Options)]),
-    "sale_plan_create": (c_int, [POINTER(Problem), POINTER(Options), c_int, POINTER(_handle)]),
+    "sale_backend_describe": (c_int, [c_int32, POINTER(BackendFacts)]),
+    "sale_backend_for": (c_int32, [c_int32]),
+    "sale_estimator_create": (c_int, [POINTER(Layer), POINTER(_handle)]),
+    "sale_estimator_destroy": (None, [_handle]),
+    "sale_estimator_backend": (c_char_p, [_handle]),
+    "sale_estimator_q_block": (c_int64, [_handle]),
+    "sale_plan_create": (c_int, [POINTER(Problem), POINTER(Options), POINTER(_handle), c_int64, POINTER(_handle)]),
     "sale_plan_destroy": (None, [_handle]),
-    "sale_plan_workspace": (Workspace, [_handle]),
-    "sale_plan_backend": (c_char_p, [_handle]),
-    "sale_plan_q_block": (c_int64, [_handle]),
+    "sale_plan_workspace": (c_int, [_handle, POINTER(Workspace)]),
     "sale_plan_explain": (c_char_p, [_handle]),
-    "sale_index_create": (c_int, [POINTER(Problem), POINTER(Options), c_int64, POINTER(_handle)]),
+    "sale_index_memory": (c_size_t, [_handle, c_int64]),
+    "sale_index_create": (c_int, [_handle, POINTER(IndexOptions), POINTER(_handle)]),
     "sale_index_destroy": (None, [_handle]),
     "sale_index_update": (c_int, [_handle, c_void_p, Strides, c_int64, c_void_p, c_void_p]),
-    "sale_index_set_smoothing": (c_int, [_handle, c_void_p]),
     "sale_index_truncate": (c_int, [_handle, c_int64]),
     "sale_index_length": (c_int64, [_handle]),
     "sale_index_bytes": (c_size_t, [_handle]),
     "sale_blocks_create": (c_int, [_handle, POINTER(_handle)]),
     "sale_blocks_destroy": (None, [_handle]),
-    "sale_blocks_row": (c_int, [_handle, c_int32, c_int32, c_int64, c_void_p, c_int64, _int64s, _int64s]),
-    "sale_blocks_set_row": (c_int, [_handle, c_int32, c_int32, c_int64, c_void_p, c_int64]),
-    "sale_run": (c_int, [_handle, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_size_t,
-                         c_void_p, c_void_p]),
-    "sale_select": (c_int, [_handle, c_void_p, c_void_p, c_void_p, _handle, c_void_p, c_size_t, c_void_p, c_void_p]),
-    "sale_attend": (c_int, [_handle, c_void_p, c_void_p, c_void_p, _handle, c_void_p, c_void_p, c_void_p, c_size_t,
-                            c_void_p, c_void_p]),
+    "sale_blocks_csr": (c_int, [_handle, c_void_p, c_int64, c_void_p, c_int64, POINTER(CsrCounts)]),
+    "sale_run": (c_int, _call),
+    "sale_select": (c_int, _call),
 }  # fmt: skip
 
 
@@ -135,6 +181,9 @@ def _load() -> ctypes.CDLL:
 
 
 lib = _load()
+
+# What estimates can be in: name and number.
+FORMATS = {name.decode(): number for number in range(64) if (name := lib.sale_format_name(number))}
 
 
 def check(status: int) -> None:

@@ -12,25 +12,36 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _c
-from ._plan import Layout, Plan, View, addresses, plan_for
+from . import _c, _pieces
+from ._estimator import Estimator, Heads, estimator_for
+from ._kept import Kept
+from ._plan import Layout, Plan, Step, View
 from .options import Options
 
-_run = _c.lib.sale_run
+_run, _select, _Call, _byref = _c.lib.sale_run, _c.lib.sale_select, _c.Call, ctypes.byref
 
 
 class Said(NamedTuple):
-    """What a caller says about the tensors; see sale.attention."""
+    """What a caller says about the tensors; see sale.attention. torch's operator takes these fields in this order, of the
+    types in SCHEMA."""
 
     scale: float = 0.0
     causal: bool = True
     q_offset: int | None = None
-    spans: object = None  # [batch, 4], see spans_of
+    spans: object = None  # of a mask, see _pieces.py
     cu_seqlens_q: object = None
     cu_seqlens_k: object = None
     page_table: object = None
     k_lens: object = None
     reference: object = None  # float32 [batch, q_heads, rows], see sale_problem in sale.h
+
+
+SCHEMA = {"scale": "float", "causal": "bool", "q_offset": "int?", **{name: "Tensor?" for name in Said._fields[3:]}}
+_TYPES = ("float32", "float16", "bfloat16")  # by number, as in _c
+
+
+def _place(x: View) -> str:
+    return f"{_TYPES[x.dtype]} {'in host memory' if x.device == _c.HOST else f'on CUDA device {x.device}'}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +68,7 @@ class Stats:
         return self.heads[..., 0] / np.maximum(self.heads[..., 1], 1)
 
 
-def _axes(name: str, x: View, order: tuple[int, int, int]) -> tuple[int, int, int]:
+def axes_of(name: str, x: View, order: tuple[int, int, int]) -> tuple[int, int, int]:
     """Strides of batch, head and token, which stand at `order` (-1: there is no such axis). An axis of one entry gets
     the stride it would have in a dense tensor: torch and numpy leave anything there."""
     if x.strides[-1] != 1 and x.shape[-1] > 1:
@@ -69,9 +80,9 @@ def _axes(name: str, x: View, order: tuple[int, int, int]) -> tuple[int, int, in
 _PADDED, _PACKED, _PAGES = (0, 1, 2), (-1, 1, 0), (0, 2, 1)
 
 
-def _expect(name: str, x: View, form: str, axes: int) -> None:
-    if len(x.shape) != axes:
-        raise ValueError(f"{name}: of shape {list(x.shape)}; {form} is needed")
+def expect(name: str, shape: tuple[int, ...], form: str, axes: int) -> None:
+    if len(shape) != axes:
+        raise ValueError(f"{name}: of shape {list(shape)}; {form} is needed")
 
 
 def _pick(name: str, x: View, axis: int, wanted: int, of: str) -> None:
@@ -85,19 +96,71 @@ def _differences(name: str, bounds: tuple[int, ...], tokens: int) -> tuple[int, 
     return tuple(b - a for a, b in zip(bounds, bounds[1:]))
 
 
-def lay_out(api, q, k, v, said: Said) -> tuple[Layout, tuple[View, View, View], tuple[int, ...]]:
-    """The layout, the three tensors, and the sequences that have no row to compute (they are laid out as one row)."""
+class Views(NamedTuple):
+    """The tensors of one call, and the addresses of what comes with it."""
+
+    q: View
+    k: View
+    v: View
+    out: View
+    page_table: int | None = None
+    reference: object = None  # a tensor, still to be compared with the step
+
+
+def _by_value(api, said: Said) -> tuple[Said, int | None]:
+    """The same with numbers in tuples in place of what they were in, of a page table its shape and strides, of a reference
+    that it is there; and the page table's address."""
+    numbers, table = {}, None
+    for name in ("cu_seqlens_q", "cu_seqlens_k", "k_lens"):
+        given = getattr(said, name)
+        if given is not None:
+            numbers[name] = api.integers(name, given)
+    if said.spans is not None:
+        rows = said.spans if isinstance(said.spans, list) else api.spans("attn_mask", said.spans)
+        numbers["spans"] = tuple(map(tuple, rows))
+    if said.page_table is not None:
+        if said.k_lens is None:
+            raise ValueError("k_lens: needed with page_table")
+        *numbers["page_table"], table = api.table("page_table", said.page_table)
+        numbers["page_table"] = tuple(numbers["page_table"])
+    if said.reference is not None:
+        numbers["reference"] = True
+    return said._replace(**numbers), table
+
+
+_steps = Kept(64)
+
+
+def step_of(api, q, k, v, said: Said, out=None) -> tuple[Step, Views]:
+    """The step that a call belongs to. out: the tensor it writes; None: one like q."""
     vq, vk, vv = api.view("q", q), api.view("k", k), api.view("v", v)
+    vo = vq if out is None else api.view("out", out)
+    _, _, _, spans, cu_q, cu_k, pages, k_lens, reference = said
+    table = None
+    if not (spans is cu_q is cu_k is pages is k_lens is reference is None):
+        said, table = _by_value(api, said)
+    key = (vq[1:], vk[1:], vv[1:], vo[2], said)
+    step = _steps.get(key)
+    if step is None:
+        step = Step(*_lay_out(vq, vk, vv, vo, said))
+        _steps.put(key, step)
+    if pages is not None and vq.device == _c.HOST:
+        check_pages("page_table", pages, step.layout.page_size, [k for _, k, _ in step.layout.sequences()], vk.shape[0])
+    return step, Views(vq, vk, vv, vo, table, reference)
+
+
+def _lay_out(vq: View, vk: View, vv: View, vo: View, said: Said) -> tuple[Layout, tuple[int, ...]]:
+    """What depends on extents, strides and numbers, not on addresses. said: by value."""
     packed, paged = said.cu_seqlens_q is not None, said.page_table is not None
     if packed:
-        _expect("q", vq, "[tokens, heads, head_dim], since cu_seqlens_q is given,", 3)
+        expect("q", vq.shape, "[tokens, heads, head_dim], since cu_seqlens_q is given,", 3)
     else:
-        _expect("q", vq, "[batch, heads, tokens, head_dim]", 4)
+        expect("q", vq.shape, "[batch, heads, tokens, head_dim]", 4)
     keys_form = "[pages, page_size, heads, head_dim]" if paged else "q's form"
     for name, x in (("k", vk), ("v", vv)):
-        _expect(name, x, keys_form, 4 if paged else len(vq.shape))
+        expect(name, x.shape, keys_form, 4 if paged else len(vq.shape))
         if x.dtype != vq.dtype or x.device != vq.device:
-            raise TypeError(f"{name}: of another type or device than q")
+            raise TypeError(f"{name}: of another type or device than q: {_place(x)}, q is {_place(vq)}")
         _pick(name, x, -1, vq.shape[-1], "q")
     if vv.shape != vk.shape:
         raise ValueError(f"v: of shape {list(vv.shape)}; k's is {list(vk.shape)}")
@@ -108,11 +171,11 @@ def lay_out(api, q, k, v, said: Said) -> tuple[Layout, tuple[View, View, View], 
     lists: dict = {}
     idle: tuple[int, ...] = ()
     if packed:
-        bounds = api.integers("cu_seqlens_q", said.cu_seqlens_q)
+        bounds = said.cu_seqlens_q
         lists["q_lens"], lists["q_starts"] = _differences("cu_seqlens_q", bounds, q_tokens), bounds[:-1]
         batch = len(bounds) - 1
         if not paged:
-            bounds = bounds if said.cu_seqlens_k is None else api.integers("cu_seqlens_k", said.cu_seqlens_k)
+            bounds = bounds if said.cu_seqlens_k is None else said.cu_seqlens_k
             lists["k_lens"], lists["k_starts"] = _differences("cu_seqlens_k", bounds, k_tokens), bounds[:-1]
             if len(bounds) != batch + 1:
                 raise ValueError(f"cu_seqlens_k: {len(bounds) - 1} sequences, cu_seqlens_q has {batch}")
@@ -126,13 +189,11 @@ def lay_out(api, q, k, v, said: Said) -> tuple[Layout, tuple[View, View, View], 
     if said.k_lens is not None:
         if packed and not paged:
             raise ValueError("k_lens: given, but cu_seqlens_k says how long sequences are")
-        lists["k_lens"] = api.integers("k_lens", said.k_lens)
+        lists["k_lens"] = said.k_lens
         if len(lists["k_lens"]) != batch:
             raise ValueError(f"k_lens: {len(lists['k_lens'])} numbers for {batch} sequences")
         if not paged and max(lists["k_lens"]) > k_tokens:
             raise ValueError(f"k_lens: {max(lists['k_lens'])} exceeds the {k_tokens} keys of k")
-    elif paged:
-        raise ValueError("k_lens: needed with page_table")
     q_offset = _c.AUTO if said.q_offset is None else said.q_offset
     if not said.causal:
         if said.q_offset is not None:
@@ -143,17 +204,14 @@ def lay_out(api, q, k, v, said: Said) -> tuple[Layout, tuple[View, View, View], 
     if said.spans is not None:
         if packed or paged or said.k_lens is not None:
             raise ValueError("attn_mask: given together with cu_seqlens_q, page_table or k_lens, which say the same")
-        lists, idle = _ranges(api.spans("attn_mask", said.spans), q_tokens, k_tokens, batch, said.causal)
-    more = {}
-    if paged:
-        more = _pages(api, said.page_table, vk, batch)
-    if said.reference is not None:
-        more["reference"] = _reference(api, said.reference, (batch, q_heads, max(lists.get("q_lens", (q_tokens,)))))
+        lists, idle = _ranges(said.spans, q_tokens, k_tokens, batch, said.causal)
+    pages = _pages(said.page_table, vk, batch) if paged else {}
+    heads = Heads(q_heads, kv_heads, vq.shape[-1], vq.dtype, vq.device)
     layout = Layout(
-        batch, q_heads, kv_heads, vq.shape[-1], vq.dtype, vq.device, q_tokens, k_tokens, q_offset, said.scale,
-        _axes("q", vq, order_q), _axes("k", vk, order_k), _axes("v", vv, order_k), (0, 0, 0), **lists, **more,
+        batch, heads, q_tokens, k_tokens, q_offset, said.scale, axes_of("q", vq, order_q), axes_of("k", vk, order_k),
+        axes_of("v", vv, order_k), axes_of("out", vo, order_q), **lists, **pages, part=int(said.reference is not None),
     )  # fmt: skip
-    return layout, (vq, vk, vv), idle
+    return layout, idle
 
 
 def _ranges(spans, q_tokens: int, k_tokens: int, batch: int, causal: bool) -> tuple[dict, tuple[int, ...]]:
@@ -161,8 +219,10 @@ def _ranges(spans, q_tokens: int, k_tokens: int, batch: int, causal: bool) -> tu
     if len(spans) != batch:
         raise ValueError(f"attn_mask: for {len(spans)} sequences, q has {batch}")
     q_starts, q_lens, k_starts, k_lens, q_offsets, idle = [], [], [], [], [], []
-    for b, (first, end, count, offset) in enumerate(spans):
-        if count and count != end - first:
+    if not _pieces.are_ours(spans, k_tokens):
+        raise NotImplementedError(f"attention_mask: not for these {k_tokens} keys, or changed on its way to attention")
+    for b, (first, end, count, offset, *_) in enumerate(spans):
+        if not _pieces.are_ranges(spans[b : b + 1]):
             raise NotImplementedError(f"attn_mask: the visible keys of sequence {b} are not one range")
         begin, stop = (max(first - offset, 0), min(end - offset, q_tokens)) if causal else (0, q_tokens)
         if count == 0 or begin >= stop:
@@ -176,89 +236,146 @@ def _ranges(spans, q_tokens: int, k_tokens: int, batch: int, causal: bool) -> tu
     return {name: tuple(numbers) for name, numbers in names.items()}, tuple(idle)
 
 
-def _pages(api, table, vk: View, batch: int) -> dict:
-    shape, strides, address = api.table("page_table", table)
+def _pages(table, vk: View, batch: int) -> dict:
+    shape, strides = table
     if len(shape) != 2 or shape[0] != batch or strides != (shape[1], 1):
         raise ValueError(f"page_table: of shape {list(shape)}; a contiguous [{batch}, pages] is needed")
-    return {"page_size": vk.shape[1], "pages": shape[1], "page_table": address}
+    return {"page_size": vk.shape[1], "pages": shape[1]}
 
 
-def _reference(api, x, shape: tuple[int, int, int]) -> int:
-    if "float32" not in str(x.dtype) or tuple(x.shape) != shape or not api.contiguous(x):
+def check_pages(name: str, table, page_size: int, k_lens, pages: int) -> None:
+    """ValueError for a table in host memory, [sequences, entries], that names a page that is not there."""
+    if getattr(table, "is_cuda", False):
+        raise ValueError(f"{name}: on another device than the keys")
+    numbers = np.asarray(table)
+    used = np.arange(numbers.shape[1]) < -(-np.asarray(k_lens) // page_size)[:, None]
+    wrong = np.argwhere(used & ((numbers < 0) | (numbers >= pages)))
+    if len(wrong):
+        b, entry = wrong[0]
+        raise ValueError(f"{name}: entry {entry} of sequence {b} is {numbers[b, entry]}; k has pages 0 .. {pages - 1}")
+
+
+def _reference(api, x, step: Step) -> int:
+    api.check("reference", x)
+    shape = step.rows_shape
+    if not api.is_float32(x) or tuple(x.shape) != shape or not api.contiguous(x):
         raise ValueError(f"reference: of type {x.dtype} and shape {list(x.shape)}; contiguous float32 {list(shape)} is needed")
+    if api.view("reference", x).device != step.heads.device:
+        raise ValueError("reference: on another device than q")
     return api.address(x)
 
 
-def planned(api, q, k, v, options: Options, said: Said, with_index: bool, out=None) -> tuple:
-    """(plan, views, idle sequences). out: the tensor the plan writes; None for plans that write none."""
-    layout, views, idle = lay_out(api, q, k, v, said)
-    order = _PACKED if said.cu_seqlens_q is not None else _PADDED
-    strides = layout.q if out is None else _axes("out", api.view("out", out), order)
-    layout = layout._replace(out=strides)
-    return plan_for(layout, options, with_index, api.capturing(q)), views, idle
+def _indexes(indexes, batch: int) -> ctypes.Array | None:
+    """A C array of sale_index pointers; None for none."""
+    if not indexes:
+        return None
+    if len(indexes) != batch:
+        raise ValueError(f"index: {len(indexes)} key indexes for {batch} sequences")
+    return (ctypes.c_void_p * batch)(*[i.handle.value for i in indexes])
 
 
-def run(api, q, k, v, options: Options, said: Said, indexes=(), with_lse: bool = False, with_stats: bool = False):
-    """(out, lse or None, Stats or None)."""
+def _carry_out(function, api, q, step: Step, views: Views, estimator: Estimator, indexes, out=None, lse=None, blocks=None,
+               stats=None) -> None:  # fmt: skip
+    """One call of sale_run or sale_select, with a workspace of its own."""
+    plan = step.plan(estimator, bool(indexes))
+    listed = _indexes(indexes, step.layout.batch) if indexes else None
+    reference = None if views.reference is None else _reference(api, views.reference, step)
+    workspace, held = api.workspace(plan.workspace, q)
+    call = _Call(_c.CALL_BYTES, views.q[0], views.k[0], views.v[0], out, lse, None, None, None, None, views.page_table,
+                 reference, None if listed is None else ctypes.addressof(listed), blocks, workspace, plan.workspace,
+                 None if stats is None else ctypes.addressof(stats), api.stream(q))  # fmt: skip
+    status = function(plan.handle, estimator.handle, _byref(call))
+    del held  # not before the call
+    if status:
+        _c.check(status)
+
+
+def run(api, q, k, v, options: Options, said: Said, indexes=(), with_lse: bool = False, with_stats: bool = False,
+        estimator: Estimator | None = None):  # fmt: skip
+    """(out, lse or None, Stats or None). estimator: of these options and heads; None: the one that is kept for them."""
+    if said.spans is not None:
+        rows = api.spans("attn_mask", said.spans)
+        if said.spans.shape[-1] > _pieces.HEAD and not _pieces.are_ranges(rows):
+            return _run_in_pieces(api, q, k, v, options, said, rows[0][3], indexes, with_lse, with_stats)
+        said = said._replace(spans=rows)
     out = api.empty_like(q) if said.spans is None else api.zeros_like(q)
-    plan, (vq, vk, vv), idle = planned(api, q, k, v, options, said, bool(indexes), out)
-    layout = plan.layout
-    handles = _handles(indexes, layout.batch)
-    rows = api.floats(q, (layout.batch, layout.q_heads, layout.lse_rows)) if with_lse else None
+    step, views = step_of(api, q, k, v, said, out)
+    if estimator is None:
+        estimator = estimator_for(options, step.heads, api.capturing(q))
+    rows = api.floats(q, step.rows_shape) if with_lse else None
     stats = heads = None
     if with_stats:
         if api.capturing(q):
             raise ValueError("return_stats: statistics wait for the device, which a graph being captured cannot do")
-        heads = np.empty((layout.batch, layout.q_heads, 2), np.int64)
-        stats = _c.Stats(heads=heads.ctypes.data_as(ctypes.POINTER(_c.HeadStats)))
-    address, held = api.workspace(plan.workspace, q)
-    status = _run(
-        plan.handle, vq.data, vk.data, vv.data, api.view("out", out).data,
-        None if rows is None else api.address(rows), addresses(handles), address, plan.workspace,
-        None if stats is None else ctypes.byref(stats), api.stream(q),
-    )  # fmt: skip
-    del held
-    if status:
-        _c.check(status)
-    for b in idle:
+        heads = np.empty((*step.rows_shape[:2], 2), np.int64)
+        stats = _c.Stats.make(heads=heads.ctypes.data)
+    _carry_out(_run, api, q, step, views, estimator, indexes, views.out[0], None if rows is None else api.address(rows),
+               None, stats)  # fmt: skip
+    for b in step.idle:
         out[b] = 0
     made = None if stats is None else Stats(
-        stats.index_s, stats.select_s, stats.attend_s, stats.kept_blocks, stats.visible_blocks, heads, plan.backend
+        stats.index_s, stats.select_s, stats.attend_s, stats.kept_blocks, stats.visible_blocks, heads, estimator.backend
     )  # fmt: skip
-    return out, None if rows is None else _lse(api, q, rows, layout, said, idle), made
+    return out, None if rows is None else _lse(api, q, rows, step, said), made
 
 
-def _lse(api, q, rows, layout: Layout, said: Said, idle):
+def _run_in_pieces(api, q, k, v, options, said, offset, indexes, with_lse, with_stats):
+    """What run does, for masks with holes: visible rows and keys are gathered, packed, and put back."""
+    if not _pieces.are_ours(api.spans("attn_mask", said.spans), k.shape[2], said.spans.shape[-1]):
+        raise NotImplementedError(f"attention_mask: not for these {k.shape[2]} keys, or changed on its way to attention")
+    for name, given in (("index", indexes), ("k_lens", said.k_lens), ("reference", said.reference),
+                        ("cu_seqlens_q", said.cu_seqlens_q), ("page_table", said.page_table)):  # fmt: skip
+        if given is not None and len(given):
+            raise NotImplementedError(f"{name}: given together with an attn_mask whose visible keys are not one range")
+    step_of(api, q, k, v, Said(causal=False))  # that the tensors' shapes fit together
+    out = api.zeros_like(q)
+    lse = api.floats(q, q.shape[:3], -float("inf")) if with_lse else None
+    heads = np.zeros((q.shape[0], q.shape[1], 2), np.int64)
+    stats = Stats(0.0, 0.0, 0.0, 0, 0, heads, "none") if with_stats else None
+    found = api.gathered(said.spans, offset, q.shape[2], said.causal)
+    if found is None:
+        return out, lse, stats
+    q_batch, q_at, k_batch, k_at, q_bounds, k_bounds, owner = found
+    packed = Said(said.scale, said.causal, None, None, q_bounds, k_bounds)
+    some, some_lse, made = run(api, q[q_batch, :, q_at], k[k_batch, :, k_at], v[k_batch, :, k_at], options, packed, (),
+                               with_lse, with_stats)  # fmt: skip
+    out[q_batch, :, q_at] = some
+    if with_lse:
+        lse[q_batch, :, q_at] = some_lse.swapaxes(0, 1)
+    if with_stats:
+        np.add.at(heads, owner, made.heads)
+        stats = dataclasses.replace(made, heads=heads)
+    return out, lse, stats
+
+
+def _lse(api, q, rows, step: Step, said: Said):
     """From rows of each sequence to the caller's form: [batch, heads, tokens], or [heads, tokens] when packed."""
+    layout = step.layout
     if layout.q_starts is None:
         return rows
-    packed = said.cu_seqlens_q is not None
-    lse = api.floats(q, (layout.q_heads, layout.q_len) if packed else (layout.batch, layout.q_heads, layout.q_len),
-                     -float("inf"))  # fmt: skip
+    packed, heads = said.cu_seqlens_q is not None, step.heads.q_heads
+    lse = api.floats(q, (heads, layout.q_len) if packed else (layout.batch, heads, layout.q_len), -float("inf"))
     for b, (start, count) in enumerate(zip(layout.q_starts, layout.q_lens)):
-        if b not in idle:
+        if b not in step.idle:
             (lse if packed else lse[b])[:, start : start + count] = rows[b, :, :count]
     return lse
 
 
-def _handles(indexes, batch: int):
-    if indexes and len(indexes) != batch:
-        raise ValueError(f"index: {len(indexes)} key indexes for {batch} sequences")
-    return [i.handle for i in indexes]
-
-
-def select(api, q, k, v, options: Options, said: Said, indexes=()) -> tuple[Plan, object]:
-    """(plan, handle of the block list)."""
-    plan, (vq, vk, _), idle = planned(api, q, k, v, options, said, bool(indexes))
-    if idle:
-        raise ValueError(f"attn_mask: sequence {idle[0]} has no row to select for")
-    blocks = _c.created(_c.lib.sale_blocks_create, plan.handle)
+def select(api, q, k, options: Options, said: Said, indexes, read):
+    """read(step, estimator, handle of the block list)."""
+    step, views = step_of(api, q, k, k, said)
+    if step.idle:
+        raise ValueError(f"attn_mask: sequence {step.idle[0]} has no row to select for")
+    estimator = estimator_for(options, step.heads, api.capturing(q))
+    blocks = _c.created(_c.lib.sale_blocks_create, step.plan(estimator, bool(indexes)).handle)
     try:
-        address, held = api.workspace(plan.workspace, q)
-        _c.check(_c.lib.sale_select(plan.handle, vq.data, vk.data, addresses(_handles(indexes, plan.layout.batch)),
-                                    blocks, address, plan.workspace, None, api.stream(q)))  # fmt: skip
-        del held
-    except BaseException:
+        _carry_out(_select, api, q, step, views, estimator, indexes, blocks=blocks)
+        return read(step, estimator, blocks)
+    finally:
         _c.lib.sale_blocks_destroy(blocks)
-        raise
-    return plan, blocks
+
+
+def explain(api, q, k, options: Options, said: Said) -> str:
+    """What the library says of a plan for this very layer."""
+    step, _ = step_of(api, q, k, k, said)
+    return Plan(step.layout, estimator_for(options, step.heads), False).explain()

@@ -6,22 +6,36 @@ import threading
 
 import numpy as np
 
-from . import _c
+from . import _c, _pieces
+from ._arguments import INT64, described
+from ._pieces import HEAD, MARK
 from ._plan import View
 
 _DTYPES = {"float32": _c.F32, "float16": _c.F16, "bfloat16": _c.BF16}  # bfloat16: ml_dtypes' numpy type
+_CODES = {np.dtype(np.float32): _c.F32, np.dtype(np.float16): _c.F16}
 _local = threading.local()
 
 
+def plain(name: str, x) -> None:
+    """TypeError where an array's bytes are not its numbers as they lie there."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name}: a masked array, and the numbers behind its mask would count; fill it first")
+    if not x.dtype.isnative:
+        raise TypeError(f"{name}: of the other byte order; use {name}.astype({name}.dtype.newbyteorder('='))")
+
+
 def view(name: str, x) -> View:
-    dtype = _DTYPES.get(x.dtype.name)
-    if dtype is None:
-        raise TypeError(f"{name}: of type {x.dtype}; float32, float16 and bfloat16 (ml_dtypes) are supported")
-    size = x.dtype.itemsize
-    if any(s % size for s in x.strides):
-        raise ValueError(f"{name}: strides of {x.strides} bytes are not multiples of its elements' {size}")
-    interface = x.__array_interface__
-    return View(interface["data"][0], x.shape, tuple(s // size for s in x.strides), dtype, _c.HOST)
+    code = _CODES.get(x.dtype)  # of this machine's byte order
+    if code is None or type(x) is not np.ndarray:
+        plain(name, x)
+        code = _DTYPES.get(x.dtype.name)
+        if code is None:
+            raise TypeError(f"{name}: of type {x.dtype}; float32, float16 and bfloat16 (ml_dtypes) are supported")
+    size, strides = x.itemsize, x.strides
+    for s in strides:
+        if s % size:
+            raise ValueError(f"{name}: strides of {strides} bytes are not multiples of its elements' {size}")
+    return View(x.__array_interface__["data"][0], x.shape, tuple([s // size for s in strides]), code, _c.HOST)
 
 
 def empty_like(x):
@@ -39,22 +53,53 @@ def floats(like, shape: tuple[int, ...], value: float | None = None):
 
 def integers(name: str, x) -> tuple[int, ...]:
     """A list of integers, as a tuple of them."""
-    array = np.asarray(x)
-    if array.dtype.kind not in "iu" or array.ndim != 1:
-        raise ValueError(f"{name}: of type {array.dtype} and shape {array.shape}; a list of integers is needed")
-    return tuple(array.tolist())
+    try:
+        array = np.asarray(x)
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: of torch tensors that are not plain numbers
+        array = np.empty(0, object)
+    if isinstance(x, np.ma.MaskedArray) or array.dtype.kind not in "iu" or array.ndim != 1:
+        raise ValueError(f"{name}: {described(x)}; a list of integers is needed")
+    return within(name, array.tolist())
+
+
+def within(name: str, numbers: list[int]) -> tuple[int, ...]:
+    """ValueError for what is no length or place in memory."""
+    for n in numbers:
+        if not 0 <= n <= INT64:
+            raise ValueError(f"{name}: {n} is not in 0 .. {INT64}")
+    return tuple(numbers)
+
+
+def shape(name: str, x) -> tuple[int, ...]:
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"{name}: a {type(x).__name__}; one of q's kind is needed")
+    return tuple(x.shape)
+
+
+def bools(name: str, x) -> bool:
+    return isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray) and x.dtype == bool
 
 
 def spans(name: str, x) -> list[list[int]]:
-    return np.asarray(x).tolist()
+    """Of each sequence the numbers at the start of its row; see spans_of."""
+    return x[:, :HEAD].tolist()
+
+
+def gathered(spans, offset: int, rows: int, causal: bool):
+    """See _pieces.gathered."""
+    return _pieces.gathered(spans[:, HEAD:], offset, rows, causal)
 
 
 def spans_of(mask, offset: int):
-    """[batch, 4] of a mask [batch, keys]: first visible key, end of the visible keys, how many, offset as given."""
+    """[batch, HEAD + keys] of a mask [batch, keys]; see _pieces.py."""
     keys = mask.shape[1]
     at = np.arange(keys)
     first, end = np.where(mask, at, keys).min(1), np.where(mask, at + 1, 0).max(1)
-    return np.stack([first, end, mask.sum(1), np.full_like(first, offset)], 1)
+    made = np.empty((mask.shape[0], HEAD + keys), np.int64)
+    for column, numbers in enumerate((first, end, mask.sum(1), offset, 1, keys, MARK)):
+        made[:, column] = numbers
+    made[:, HEAD:] = mask
+    return made
 
 
 def host_workspace(size: int) -> int:
@@ -88,11 +133,31 @@ def contiguous(x) -> bool:
     return x.flags.c_contiguous
 
 
+def memory(name: str, x) -> tuple[int, int, int]:
+    """Address, bytes and device of memory that is given to the library."""
+    if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray) or x.dtype != np.uint8:
+        raise TypeError(f"{name}: {described(x)}; a uint8 array is needed")
+    if not x.flags.c_contiguous or not x.flags.writeable:
+        raise ValueError(f"{name}: of strides {x.strides}, or read-only; contiguous, writable bytes are needed")
+    return address(x), x.nbytes, _c.HOST
+
+
+def is_float32(x) -> bool:
+    return isinstance(x, np.ndarray) and x.dtype == np.float32 and x.dtype.isnative and not isinstance(x, np.ma.MaskedArray)
+
+
 def table(name: str, x) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """Shape, strides in elements and address of an int32 table."""
-    raise NotImplementedError(f"{name}: paged keys are supported on CUDA devices only")
+    if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray) or x.dtype != np.int32 or not x.dtype.isnative:
+        raise TypeError(f"{name}: {described(x)}; an int32 array is needed")
+    return x.shape, tuple(s // 4 for s in x.strides), address(x)
 
 
-def check(name: str, x) -> None:
+def check(name: str, x):
+    """The array, refused where it is none."""
     if not isinstance(x, np.ndarray):
         raise TypeError(f"{name}: a {type(x).__name__}; a numpy array is needed, as q is")
+    return x
+
+
+cast = check

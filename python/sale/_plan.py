@@ -1,20 +1,16 @@
-"""Plans, kept: what a problem and its options come to, made once and looked up afterwards.
+"""Steps: what the layers of a model share while the lengths stay the same, made once and looked up afterwards.
 
-A `Layout` is everything about the tensors that a plan depends on. Two calls with equal layouts and options use one plan,
-so a call costs a dictionary look-up and one call into the library.
+A `Layout` is everything about the tensors that a plan depends on, a `Step` a layout with its plans: one for all layers
+whose estimators are of one kind.
 """
 
 from __future__ import annotations
 
 import ctypes
-import threading
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from . import _c
-from .options import Options
-
-_MOST_PLANS = 256
+from ._estimator import Estimator, Heads
 
 
 class View(NamedTuple):
@@ -31,11 +27,7 @@ class Layout(NamedTuple):
     """See sale_problem in include/sale/sale.h. Lists are tuples of one number per sequence, or None."""
 
     batch: int
-    q_heads: int
-    kv_heads: int
-    head_dim: int
-    dtype: int
-    device: int
+    heads: Heads
     q_len: int
     k_len: int
     q_offset: int
@@ -51,20 +43,25 @@ class Layout(NamedTuple):
     k_starts: tuple[int, ...] | None = None
     page_size: int = 0
     pages: int = 0
-    page_table: int = 0
-    reference: int = 0
+    part: int = 0
 
     @property
-    def lse_rows(self) -> int:
+    def rows(self) -> int:
+        """Of lse and reference: the longest sequence's."""
         return max(self.q_lens) if self.q_lens else self.q_len
+
+    def sequences(self) -> list[tuple[int, int, int]]:
+        """Rows, keys and q_offset of each sequence."""
+        q_lens = self.q_lens or (self.q_len,) * self.batch
+        k_lens = self.k_lens or (self.k_len,) * self.batch
+        offsets = self.q_offsets or (self.q_offset,) * self.batch
+        return [(n, m, m - n if at == _c.AUTO else at) for n, m, at in zip(q_lens, k_lens, offsets)]
 
     def c(self) -> _c.Problem:
         """The C struct; its arrays live as long as it."""
-        p = _c.Problem(struct_size=ctypes.sizeof(_c.Problem))
-        for name in ("batch", "q_heads", "kv_heads", "head_dim", "dtype", "device", "q_len", "k_len", "q_offset",
-                     "scale", "page_size", "pages"):  # fmt: skip
+        p = _c.Problem.make(**self.heads._asdict())
+        for name in ("batch", "q_len", "k_len", "q_offset", "scale", "page_size", "pages", "part"):
             setattr(p, name, getattr(self, name))
-        p.page_table, p.reference = self.page_table or None, self.reference or None
         for name in ("q", "k", "v", "out"):
             setattr(p, name, _c.Strides(*getattr(self, name)))
         for name in ("q_lens", "k_lens", "q_offsets", "q_starts", "k_starts"):
@@ -75,53 +72,50 @@ class Layout(NamedTuple):
 
 
 class Plan:
-    """A sale_plan and what every call asks of it."""
+    """A sale_plan, and the bytes of workspace that calls with it need."""
 
-    def __init__(self, layout: Layout, options: Options, with_index: bool) -> None:
+    handle = None
+
+    def __init__(self, layout: Layout, estimator: Estimator, with_index: bool) -> None:
         self._destroy = _c.lib.sale_plan_destroy
-        self.handle = None
-        self.layout, self.options = layout, options
-        problem, wanted = layout.c(), options.c(layout.kv_heads, layout.head_dim, layout.device)
-        self.handle = _c.created(_c.lib.sale_plan_create, problem, wanted, int(with_index))
-        self.workspace = _c.lib.sale_plan_workspace(self.handle).total
-        self.q_block = _c.lib.sale_plan_q_block(self.handle)
-        self.backend = _c.lib.sale_plan_backend(self.handle).decode()
+        problem, options = layout.c(), estimator.step(with_index)
+        self.handle = _c.created(_c.lib.sale_plan_create, ctypes.byref(problem), ctypes.byref(options),
+                                 ctypes.byref(estimator.handle), 1)  # fmt: skip
+        workspace = _c.Workspace.make()
+        _c.check(_c.lib.sale_plan_workspace(self.handle, ctypes.byref(workspace)))
+        self.workspace = workspace.total
 
     def __del__(self) -> None:
         if self.handle is not None:
             self._destroy(self.handle)
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError("a plan can be neither copied nor pickled")
 
     def explain(self) -> str:
         """Backend chosen and why the others were not, estimator, bytes: one fact a line."""
         return _c.lib.sale_plan_explain(self.handle).decode()
 
 
-_lock = threading.Lock()
-_plans: dict[tuple, Plan] = {}
-_pinned: set[Plan] = set()
+_MOST_KINDS = 16
 
 
-def plan_for(layout: Layout, options: Options, with_index: bool, capturing: bool = False) -> Plan:
-    """The plan of these. While a graph is being captured it must have been made before (ValueError), since making one
-    may allocate; and it is then kept for good, since the graph goes on using its memory."""
-    key = (layout, options, with_index)
-    plan = _plans.get(key)
-    if capturing:
+class Step:
+    """A layout, the sequences of it that have no row to compute (they are laid out as one row), and its plans."""
+
+    def __init__(self, layout: Layout, idle: tuple[int, ...]) -> None:
+        self.layout, self.idle = layout, idle
+        self.heads = layout.heads
+        self.rows_shape = (layout.batch, layout.heads.q_heads, layout.rows)
+        self._plans: dict[str, Plan] = {}
+
+    def plan(self, estimator: Estimator, with_index: bool) -> Plan:
+        """Made here if there is none yet: host memory only, and no waiting."""
+        kind = estimator.kinds[with_index]
+        plan = self._plans.get(kind)
         if plan is None:
-            raise ValueError(
-                "attention: a graph is being captured, but this problem has no plan yet; call it once with the same "
-                "shapes, strides and options before capturing"
-            )
-        _pinned.add(plan)
-    if plan is None:
-        plan = Plan(layout, options, with_index)
-        with _lock:
-            while len(_plans) >= _MOST_PLANS:
-                del _plans[next(iter(_plans))]
-            _plans[key] = plan
-    return plan
-
-
-def addresses(handles: Sequence) -> ctypes.Array | None:
-    """A C array of sale_index pointers; None for none."""
-    return (ctypes.c_void_p * len(handles))(*[h.value for h in handles]) if handles else None
+            plan = Plan(self.layout, estimator, with_index)
+            if len(self._plans) >= _MOST_KINDS:
+                self._plans = {}
+            self._plans[kind] = plan
+        return plan

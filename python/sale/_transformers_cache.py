@@ -14,6 +14,7 @@ import threading
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from . import _pieces, _torch
 from .index import KeyIndex
 from .options import Options
 
@@ -26,6 +27,7 @@ def before_forward(module, args, kwargs) -> None:
         return
     _now.module = _now.held = None
     cache = kwargs.get("cache") if kwargs.get("cache") is not None else kwargs.get("past_key_values")
+    cache = getattr(cache, "self_attention_cache", cache)  # of an encoder-decoder's
     layers = getattr(cache, "layers", None)
     if layers is None:
         return
@@ -69,6 +71,7 @@ class Held:
         self._indexes: list[KeyIndex] = []
         self._firsts: tuple[int, ...] = ()
         self._options: Options | None = None
+        self._dtype: torch.dtype | None = None
         self._seen = None
         self._tokens = 0  # that hold of the keys seen last
 
@@ -91,29 +94,30 @@ class Held:
 
     def indexes(self, query: torch.Tensor, keys: torch.Tensor, spans, options: Options) -> tuple[KeyIndex, ...]:
         """Indexes of all keys that the query sees, one for each sequence; none for a prompt's first chunk."""
-        from . import _torch
-
         rows = query.shape[2]
+        dtype = keys.dtype
         if spans is None:
             offset = keys.shape[2] - rows
             bounds = [(0, keys.shape[2])] * keys.shape[0]
         else:
             numbers = _torch.spans("attention_mask", spans)
             offset = numbers[0][3]
-            bounds = [(first, min(end, offset + rows)) for first, end, _, _ in numbers]
+            bounds = [(first, min(end, offset + rows)) for first, end, *_ in numbers]
+            if not _pieces.are_ranges(numbers) or not _pieces.are_ours(numbers, keys.shape[2]):
+                offset = 0  # no index is of the keys that are gathered then
         if offset <= 0 or any(first >= offset or end <= offset for first, end in bounds):
             self._indexes = []
             return ()
         firsts = tuple(first for first, _ in bounds)
         longest = max(end - first for first, end in bounds)
         if self._indexes and (
-            self._firsts != firsts or self._options != options or self._indexes[0].capacity < longest
+            self._firsts != firsts or self._options != options or self._dtype != dtype or self._indexes[0].capacity < longest
         ):
             self._indexes = []
         if not self._indexes:
             capacity = 2 * longest  # a cache that outgrows it is indexed anew, so at every doubling
             self._indexes = [KeyIndex(like=keys, capacity=capacity, options=options) for _ in bounds]
-            self._firsts, self._options = firsts, options
+            self._firsts, self._options, self._dtype = firsts, options, dtype
         for b, (index, (first, end)) in enumerate(zip(self._indexes, bounds)):
             if len(index) > offset - first:
                 index.truncate(offset - first)

@@ -12,7 +12,10 @@ import zlib
 import numpy as np
 
 from . import _c
-from ._plan import Plan
+from ._arguments import INT32, instance, integer
+from ._arguments import path as path_of
+from ._estimator import Estimator
+from ._plan import Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,8 @@ class BlockList:
 
     def row_number(self, sequence: int, head: int, tile: int) -> int:
         """Of a tile. IndexError when there is no such tile."""
+        for name, x in (("sequence", sequence), ("head", head), ("tile", tile)):
+            integer(name, x, -INT32, INT32)
         if not (0 <= sequence < len(self.tiles) and 0 <= head < self.heads and 0 <= tile < self.tiles[sequence]):
             raise IndexError(f"sequence {sequence}, head {head}, tile {tile}: there is no such tile")
         return sum(self.tiles[:sequence]) * self.heads + head * self.tiles[sequence] + tile
@@ -62,24 +67,23 @@ class BlockList:
         return picture
 
 
-def read_blocks(plan: Plan, blocks) -> BlockList:
-    """What a sale_blocks holds."""
-    layout = plan.layout
-    lens = layout.q_lens or (layout.q_len,) * layout.batch
-    tiles = tuple(-(-n // plan.q_block) for n in lens)
-    longest = max(layout.k_lens) if layout.k_lens else layout.k_len
-    line = np.empty(-(-longest // _c.K_BLOCK), np.int32)
-    kept, seen = ctypes.c_int64(), ctypes.c_int64()
-    rows, visible = [], []
-    for sequence, count in enumerate(tiles):
-        for head in range(layout.q_heads):
-            for tile in range(count):
-                _c.check(_c.lib.sale_blocks_row(blocks, sequence, head, tile, line.ctypes.data, line.size,
-                                                ctypes.byref(kept), ctypes.byref(seen)))  # fmt: skip
-                rows.append(line[: kept.value].copy())
-                visible.append(seen.value)
-    indptr = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
-    return BlockList(indptr, np.concatenate(rows), np.array(visible, np.int64), tiles, layout.q_heads, plan.q_block)
+def read_blocks(step: Step, estimator: Estimator, blocks) -> BlockList:
+    """What a sale_blocks of this step holds."""
+    heads, q_block = step.heads.q_heads, estimator.q_block
+    tiles, visible = [], []
+    for rows, keys, offset in step.layout.sequences():
+        ends = np.minimum(np.arange(q_block, rows + q_block, q_block), rows)  # of each tile's rows
+        tiles.append(len(ends))
+        visible.append(np.tile(-(-np.minimum(ends + offset, keys) // _c.K_BLOCK), heads))
+    seen = np.concatenate(visible)
+    indptr, indices = np.empty(len(seen) + 1, np.int64), np.empty(int(seen.sum()), np.int32)
+    counts = _c.CsrCounts()
+    _c.check(_c.lib.sale_blocks_csr(blocks, indptr.ctypes.data, len(seen), indices.ctypes.data, len(indices),
+                                    ctypes.byref(counts)))  # fmt: skip
+    if counts.rows != len(seen) or counts.kept > len(indices):
+        raise _c.InternalError(f"select: {counts.rows} rows of {counts.kept} blocks where {len(seen)} of at most "
+                               f"{len(indices)} were expected")  # fmt: skip
+    return BlockList(indptr, indices[: counts.kept].copy(), seen, tuple(tiles), heads, q_block)
 
 
 _PALETTE = bytes((246, 246, 244) + (255, 255, 255) + (33, 58, 102))  # cannot see, dropped, kept
@@ -89,9 +93,10 @@ def plot_mask(blocks: BlockList, path: str | os.PathLike, *, sequence: int = 0, 
     """Writes a PNG of one head's kept blocks: queries downwards, keys across; dark is computed, white is dropped, grey
     cannot be seen. One block is scale x scale pixels wide for every k_block keys (and as high for as many queries);
     0: so that the picture is about 1,000 pixels wide."""
+    instance("blocks", blocks, BlockList, "a sale.BlockList")
+    file = path_of("path", path)
+    integer("scale", scale, 0, 4096)
     mask = blocks.mask(sequence, head)
-    if scale < 0:
-        raise ValueError(f"scale: {scale} is negative")
     scale = scale or max(1, 1000 // mask.shape[1])
     picture = mask.repeat(scale * blocks.q_block // blocks.k_block, 0).repeat(scale, 1)
     height, width = picture.shape
@@ -100,7 +105,7 @@ def plot_mask(blocks: BlockList, path: str | os.PathLike, *, sequence: int = 0, 
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     lines = np.concatenate([np.zeros((height, 1), np.uint8), picture], 1)  # every line begins with its filter: none
-    pathlib.Path(path).write_bytes(
+    pathlib.Path(file).write_bytes(
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
         + chunk(b"PLTE", _PALETTE)

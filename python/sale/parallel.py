@@ -16,9 +16,10 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from . import _torch
+from . import _call, _torch
+from ._arguments import described, flag, instance, number
+from ._estimator import Estimator, Heads, estimator_for
 from .attention import attention
-from .index import KeyIndex
 from .options import Options
 
 TILE = 64  # rows that share their local keys
@@ -28,13 +29,17 @@ def _world(group) -> tuple[int, int]:
     return dist.get_rank(group), dist.get_world_size(group)
 
 
-def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+def _checked(q, k, v, options, group) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Options]:
+    q, k, v = (_torch.check(name, x) for name, x in (("q", q), ("k", k), ("v", v)))
     for name, x in (("q", q), ("k", k), ("v", v)):
-        _torch.check(name, x)
+        _torch.view(name, x)
         if x.dim() != 4:
             raise ValueError(f"{name}: of shape {list(x.shape)}; [batch, heads, tokens, head_dim] is needed")
+    if group is not None:
+        instance("group", group, dist.ProcessGroup, "a process group of torch.distributed")
     if q.shape[2] != k.shape[2] or k.shape != v.shape:
         raise ValueError(f"k, v: of shapes {list(k.shape)}, {list(v.shape)}; q's shard has {q.shape[2]} tokens")
+    return q, k, v, Options() if options is None else instance("options", options, Options, "sale.Options")
 
 
 class _Transfer:
@@ -68,9 +73,8 @@ def ulysses(q, k, v, *, options: Options | None = None, group=None, **arguments)
     options: of all heads, as a single process would use them; each process takes its slice. arguments: as of
     sale.attention, but for forms other than the padded one. ValueError when the heads cannot be divided: kv heads fewer
     than processes are repeated, when they divide them."""
-    _check(q, k, v)
+    q, k, v, options = _checked(q, k, v, options, group)
     rank, n = _world(group)
-    options = Options() if options is None else options
     q_heads, kv_heads = q.shape[1], k.shape[1]
     if q_heads % n or (kv_heads % n and n % kv_heads):
         raise ValueError(f"q, k: {q_heads} and {kv_heads} heads cannot be divided among {n} processes")
@@ -83,7 +87,7 @@ def ulysses(q, k, v, *, options: Options | None = None, group=None, **arguments)
 
 def gather(q, k, v, *, options: Options | None = None, group=None, **arguments):
     """Sparse causal attention of this process's rows over all keys, gathered. Returns what sale.attention does."""
-    _check(q, k, v)
+    q, k, v, options = _checked(q, k, v, options, group)
     rank, n = _world(group)
     if "q_offset" in arguments:
         raise ValueError("q_offset: given, but which rows a process has says it")
@@ -98,6 +102,14 @@ def gather(q, k, v, *, options: Options | None = None, group=None, **arguments):
 def merge(out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor):
     """(out, lse) of attention over the keys of both: out float32 [..., rows, d], lse [..., rows]. The keys must be
     disjoint. A row that saw no key has out 0 and lse -inf."""
+    for name, x in (("out_a", out_a), ("lse_a", lse_a), ("out_b", out_b), ("lse_b", lse_b)):
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.layout is not torch.strided:
+            raise TypeError(f"{name}: {described(x)}; a dense tensor of floats is needed")
+        if isinstance(out_a, torch.Tensor) and x.device != out_a.device:
+            raise ValueError(f"{name}: on {x.device}; out_a is on {out_a.device}")
+    for name, x, of in (("out_b", out_b, out_a.shape), ("lse_a", lse_a, out_a.shape[:-1]), ("lse_b", lse_b, out_a.shape[:-1])):
+        if x.shape != of:
+            raise ValueError(f"{name}: of shape {list(x.shape)}; {list(of)} is needed")
     top = torch.maximum(lse_a, lse_b)
     safe = torch.where(top == -torch.inf, 0, top)  # of two rows without keys: no -inf - -inf
     a, b = torch.exp(lse_a - safe), torch.exp(lse_b - safe)
@@ -151,11 +163,24 @@ def _reference_apart(q, windows, sink, scale: float) -> torch.Tensor:
     return lse.unflatten(0, (batch, tiles)).transpose(1, 2).reshape(batch, heads, rows)
 
 
-def _index(k: torch.Tensor, smoothing, options: Options) -> KeyIndex:
-    index = KeyIndex(like=k, capacity=k.shape[1], options=options)
-    index.set_smoothing(smoothing)
-    index.update(k)
-    return index
+class _Layer:
+    """What parts of the keys are attended to with. smoothing: [batch, kv_heads, head_dim], each sequence's own, for this
+    call alone; None: what the options say, or the part's own keys."""
+
+    def __init__(self, options: Options, heads: Heads, smoothing) -> None:
+        own = [options] if smoothing is None else [options.replace(smoothing=mean) for mean in smoothing]
+        self.options = options
+        self.estimators = None if smoothing is None else [Estimator(o, heads) for o in own]
+
+    def attend(self, q, k, v, said: _call.Said):
+        """(out, lse) of the same batch."""
+        if self.estimators is None:
+            return _torch.attention(q, k, v, self.options.key, said, (), True)
+        made = []
+        for b, estimator in enumerate(self.estimators):
+            one, mine = slice(b, b + 1), said._replace(reference=said.reference[b : b + 1])
+            made.append(_call.run(_torch, q[one], k[one], v[one], estimator.options, mine, (), True, False, estimator))
+        return torch.cat([out for out, _, _ in made]), torch.cat([lse for _, lse, _ in made])
 
 
 def ring(q, k, v, *, options: Options | None = None, scale: float | None = None, group=None, return_lse: bool = False):
@@ -167,21 +192,26 @@ def ring(q, k, v, *, options: Options | None = None, scale: float | None = None,
     within rounding of its threshold. FP8 has a mean and a scale a shard: the same but where it lies within the codes' own
     rounding. Outputs differ by the blocks decided otherwise and by rounding.
 
-    ValueError: shards that are no multiple of 64 tokens (128 on CUDA devices, the rows of a tile there), or shorter than
-    sink and local keys together. Process r has r + 1 shards to attend to, so the last one sets the time."""
-    _check(q, k, v)
+    ValueError: shards that are no multiple of the rows of the backend's tiles (64; on Hopper 128), or shorter than sink and
+    local keys together. Process r has r + 1 shards to attend to, so the last one sets the time."""
+    q, k, v, options = _checked(q, k, v, options, group)
     rank, n = _world(group)
-    options = Options() if options is None else options
-    tokens, tile = q.shape[2], 2 * TILE if q.is_cuda else TILE
+    flag("return_lse", return_lse)
+    view = _torch.view("q", q)
+    heads = Heads(q.shape[1], k.shape[1], q.shape[3], view.dtype, view.device)
+    tokens, tile = q.shape[2], estimator_for(options, heads).q_block
     if tokens % tile or tokens < options.sink + options.local:
         raise ValueError(f"q: a shard of {tokens} tokens is no multiple of {tile}, or shorter than sink and local keys, "
                          f"{options.sink + options.local}")  # fmt: skip
-    scale = q.shape[3] ** -0.5 if scale is None else scale
-    options = options.dense() if tokens * n < options.dense_below else options.replace(dense_below=0)
+    scale = q.shape[3] ** -0.5 if scale is None else number("scale", scale)
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"scale: {scale} is not positive and finite")
+    short = tokens * n < options.dense_below_on(heads.device)
+    options = options.dense() if short else options.replace(dense_below=0)
     first = dist.get_global_rank(group, 0) if group is not None else 0
 
     smoothing = None
-    if options.format_on(_torch.ordinal_of(q.device)) != "fp8":
+    if options.smoothing is None and options.format_on(heads.device) != "fp8":
         mean = k.sum(2, dtype=torch.float64)
         dist.all_reduce(mean, group=group)
         smoothing = (mean / (tokens * n)).float().cpu().numpy()
@@ -194,6 +224,8 @@ def ring(q, k, v, *, options: Options | None = None, scale: float | None = None,
     _Transfer({r: tail for r in after}, {r: halo for r in before}, group).wait()
     given = reference(q, k, halo if rank else tail, sink, rank * tokens, options.local, scale)
 
+    own = _Layer(options, heads, smoothing)
+    earlier = _Layer(options.replace(sink=0), heads, smoothing) if rank else None
     out = lse = None
     shard = torch.stack([k, v])
     for step in range(rank + 1):  # shards behind this process's own are in the future
@@ -201,10 +233,8 @@ def ring(q, k, v, *, options: Options | None = None, scale: float | None = None,
         coming = torch.empty_like(shard)
         transfer = _Transfer({r: shard for r in after}, {r: coming for r in before if step < rank}, group)
         k, v = shard
-        here = options if step == rank else options.replace(sink=0)
-        indexes = None if smoothing is None else [_index(keys, mean, here) for keys, mean in zip(k, smoothing)]
-        part, part_lse = attention(q, k, v, options=here, scale=scale, q_offset=step * tokens, reference=given,
-                                   index=indexes, return_lse=True)  # fmt: skip
+        said = _call.Said(scale, True, step * tokens, reference=given)
+        part, part_lse = (own if step == rank else earlier).attend(q, k, v, said)
         part = part.float()
         out, lse = (part, part_lse) if out is None else merge(out, lse, part, part_lse)
         transfer.wait()

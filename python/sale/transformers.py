@@ -3,173 +3,41 @@
     import sale.transformers
     model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="sale")
 
-Prefill is sparse, decoding is dense. Which of transformers' situations are served, and which are refused by name:
-docs/python.md. Thresholds come from a calibration: the one given to `use`, else the one found for the model (see
-`find_calibration`), else one threshold for every head, with a warning.
+Prefill is sparse, decoding is dense. Which of transformers' situations are served, which are left to sdpa, and which are
+refused by name: docs/python.md. Thresholds come from a calibration: the one given to `use`, else the one found for the
+model (see `find_calibration`), else one threshold for every head, with a warning.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
-import pathlib
+import sys
 import warnings
 
 import torch
-import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
-from transformers.utils import cached_file
+from transformers.masking_utils import sdpa_mask  # noqa: F401
 
-from . import _torch
+from . import _torch, _transformers_masks
+from ._arguments import instance, path
 from ._call import Said
 from ._transformers_cache import before_forward, current_layer
-from .calibration import Calibration, fingerprint
+from ._transformers_options import (
+    _dimensions, attention_modules, find_calibration, folder_of, found_for, found_here, key_while_compiling,
+    model_fingerprint, of_layer, slice_of,
+)  # fmt: skip
+from .calibration import Calibration
 from .options import Options
+
+__all__ = ["NAME", "attention", "calibrate", "find_calibration", "folder_of", "mask", "model_fingerprint", "paged", "use"]
 
 NAME = "sale"
 # Fewer rows than a query tile are decoding (or a draft to verify): every key counts for them, and a tile mostly empty
 # is no work to save.
 SHORTEST = 64
-
-
-# ---- which options a layer runs with ---------------------------------------------------------------------------------
-
-
-def find_calibration(name_or_path: str, format: str = "int8") -> pathlib.Path | None:
-    """The calibration file of a model: calibration.json (for "fp8", Hopper's, calibration-fp8.json) in the model's own
-    folder, else in $SALE_CALIBRATIONS or ~/.cache/sale/calibrations under the model's name, "/" written "--" (and -fp8
-    after it). None when there is none."""
-    suffix = "-fp8" if format == "fp8" else ""
-    own = pathlib.Path(name_or_path) / f"calibration{suffix}.json"
-    if own.is_file():
-        return own
-    shelf = os.environ.get("SALE_CALIBRATIONS")
-    folder = pathlib.Path(shelf) if shelf else pathlib.Path.home() / ".cache/sale/calibrations"
-    found = folder / f"{name_or_path.strip('/').replace('/', '--')}{suffix}.json"
-    return found if found.is_file() else None
-
-
-def folder_of(name_or_path: str) -> pathlib.Path | None:
-    """Where a model's files are on this machine: the folder itself, or the hub's copy of it. None: nowhere."""
-    if pathlib.Path(name_or_path).is_dir():
-        return pathlib.Path(name_or_path)
-    try:
-        return pathlib.Path(cached_file(name_or_path, "config.json", local_files_only=True)).parent
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def model_fingerprint(folder: str | os.PathLike) -> str | None:
-    """Of a folder's safetensors files, as in a calibration; None where there are none."""
-    import json
-
-    tensors = []
-    for file in pathlib.Path(folder).glob("model*.safetensors"):
-        with open(file, "rb") as f:
-            start = 8 + int.from_bytes(f.read(8), "little")
-            for name, entry in json.loads(f.read(start - 8)).items():
-                if name == "__metadata__":
-                    continue
-                begin, end = entry["data_offsets"]
-                f.seek(start + begin)
-                shape = "".join(f"{n}," for n in entry["shape"])
-                tensors.append((name.encode(), b"\0", entry["dtype"].encode(), b"\0", shape.encode(),
-                                f.read(min(64, end - begin))))  # fmt: skip
-    return f"{fingerprint(*(part for t in sorted(tensors) for part in t)):016x}" if tensors else None
-
-
-def _text_config(config):
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
-def _dimensions(config) -> dict:
-    config = _text_config(config)
-    heads = config.num_attention_heads
-    return {
-        "layers": config.num_hidden_layers,
-        "q_heads": heads,
-        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
-        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
-    }
-
-
-_found: dict[tuple, list[Options]] = {}
-
-
-def _options_of_model(name: str, dimensions: tuple, device: int) -> list[Options]:
-    """One for each layer: what is found for a model that `use` was not called for. device: as in sale_problem."""
-    format = Options().format_on(device)
-    key = (name, dimensions, format)
-    if key not in _found:
-        path = find_calibration(name, format) if name else None
-        if path is None:
-            warnings.warn(
-                f"sale: no calibration found for {name or 'this model'!r}; every head runs with threshold 0.004. "
-                "sale.transformers.calibrate makes one.",
-                stacklevel=2,
-            )
-            _found[key] = [Options()] * dimensions[0]
-        else:
-            calibration = Calibration.read(path)
-            folder = folder_of(name)
-            of_weights = model_fingerprint(folder) if folder else None
-            calibration.check(**dict(zip(("layers", "q_heads", "kv_heads", "head_dim"), dimensions)),
-                              fingerprint=of_weights)  # fmt: skip
-            _found[key] = [calibration.options(i) for i in range(calibration.layers)]
-    return _found[key]
-
-
-def _number_of(name: str, dimensions: tuple, device: int, layer: int) -> int:
-    return _options_of_model(name, dimensions, device)[layer].number
-
-
-_number_of._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, without importing the compiler
-
-
-def _share(module) -> tuple[int, int]:
-    """Of the query heads in tensor parallelism: which slice this process has, of how many. (0, 1): all."""
-    projection = getattr(module, "q_proj", None)
-    weight = getattr(projection, "weight", None)
-    mesh = getattr(weight, "device_mesh", None)
-    if mesh is not None:
-        for axis, placement in enumerate(weight.placements):
-            if placement.is_shard():
-                return mesh.get_local_rank(axis), mesh.size(axis)
-    mesh = getattr(projection, "_hf_device_mesh", None)  # transformers up to 5.16
-    return (0, 1) if mesh is None else (mesh.get_local_rank(), mesh.size())
-
-
-def _slice(module, options: Options, heads: int, group: int) -> Options:
-    rank, n = _share(module)
-    return options if n == 1 else options.heads(rank * (heads // n), heads // n, group)
-
-
-def _number(module, query: torch.Tensor) -> int:
-    """The options' number for this layer; decided at its first call and kept with the module."""
-    number = getattr(module, "_sale_number", None)
-    if number is not None:
-        return number
-    config = module.config
-    d = _dimensions(config)
-    dimensions = (d["layers"], d["q_heads"], d["kv_heads"], query.shape[-1])
-    number = _number_of(config._name_or_path, dimensions, _torch.ordinal_of(query.device), module.layer_idx)
-    if torch.compiler.is_compiling():
-        return number
-    options = _slice(module, _torch.options_of(number), d["q_heads"], d["q_heads"] // d["kv_heads"])
-    if query.shape[1] * _share(module)[1] != d["q_heads"]:
-        raise NotImplementedError(f"query: has {query.shape[1]} of {d['q_heads']} heads, and q_proj does not say which")
-    module._sale_number = options.number
-    module.register_forward_pre_hook(before_forward, with_kwargs=True)
-    return options.number
-
-
-def _attention_modules(model):
-    layers = [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "num_key_value_groups")]
-    if not layers:
-        raise NotImplementedError("model: no attention with layer_idx and num_key_value_groups was found in it")
-    return layers
-
+mask = _transformers_masks.mask
 
 def use(model, calibration: Calibration | str | os.PathLike | None = None, *, options: Options | None = None) -> None:
     """Sets what a model's attention runs with, and its implementation to "sale".
@@ -179,26 +47,41 @@ def use(model, calibration: Calibration | str | os.PathLike | None = None, *, op
 
     Under tensor parallelism every process takes its slice. ValueError when the calibration is for another model.
     """
+    instance("model", model, torch.nn.Module, "a model of transformers")
+    if not hasattr(getattr(model, "config", None), "_attn_implementation"):
+        raise TypeError(f"model: a {type(model).__name__}; a model of transformers is needed")
     if calibration is not None and options is not None:
         raise ValueError("calibration, options: both are given; one is enough")
-    d = _dimensions(model.config)
     if options is not None:
-        of_layer = [options] * d["layers"]
+        instance("options", options, Options, "sale.Options")
     elif calibration is not None:
         if not isinstance(calibration, Calibration):
-            calibration = Calibration.read(calibration)
-        calibration.check(**d)
-        of_layer = [calibration.options(i) for i in range(d["layers"])]
-    else:
-        dimensions = (d["layers"], d["q_heads"], d["kv_heads"], d["head_dim"])
-        of_layer = _options_of_model(model.config._name_or_path, dimensions, _torch.ordinal_of(model.device))
-    group = d["q_heads"] // d["kv_heads"]
-    for module in _attention_modules(model):
-        if "_sale_number" not in module.__dict__:
-            module.register_forward_pre_hook(before_forward, with_kwargs=True)
-        module._sale_number = _slice(module, of_layer[module.layer_idx], d["q_heads"], group).number
+            calibration = Calibration.read(path("calibration", calibration))
+        calibration.check(**_dimensions(model.config))
+    modules = attention_modules(model)
+    found = None
+    if options is None and calibration is None:
+        d = _dimensions(model.config)
+        found = found_for(model.config._name_or_path, tuple(d.values()), _torch.ordinal_of(model.device))
+    chosen = []
+    for module in modules:
+        if options is not None:
+            mine = options
+        elif calibration is not None:
+            mine = of_layer(calibration, module.layer_idx)
+        else:
+            mine = found(module.layer_idx)
+        chosen.append(slice_of(module, mine))
+    for module, mine in zip(modules, chosen):
+        _give(module, mine)
     if model.config._attn_implementation != NAME:
         model.set_attn_implementation(NAME)
+
+
+def _give(module, options: Options) -> None:
+    if "_sale_options" not in module.__dict__:
+        module.register_forward_pre_hook(before_forward, with_kwargs=True)
+    module._sale_options = options
 
 
 def calibrate(model, tokenizer, path: str | os.PathLike | None = None, **settings) -> Calibration:
@@ -209,56 +92,74 @@ def calibrate(model, tokenizer, path: str | os.PathLike | None = None, **setting
     return measured(model, tokenizer, path, **settings)
 
 
-# ---- masks -----------------------------------------------------------------------------------------------------------
-
-
-def mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_function=causal_mask_function,
-         attention_mask=None, **kwargs):  # fmt: skip
-    """What transformers asks for once per forward. None: plain causal attention, the last query sees the last key. Else
-    int64 [batch, 1, 1, 4], small whatever the length: for each sequence its first visible key, the end of its visible
-    keys, how many there are, and the key position of the first query. Other patterns (sliding windows) come as sdpa has
-    them; the layers they are for are recognised by their own arguments."""
-    if mask_function is not causal_mask_function and mask_function is not bidirectional_mask_function:
-        return sdpa_mask(batch_size, q_length, kv_length, q_offset=q_offset, kv_offset=kv_offset,
-                         mask_function=mask_function, attention_mask=attention_mask,
-                         **{**kwargs, "allow_is_causal_skip": False})  # fmt: skip
-    device = kwargs.get("device", "cpu")
-    moving = isinstance(q_offset, torch.Tensor)
-    if attention_mask is None and not moving and q_offset - kv_offset + q_length == kv_length:
-        return None
-    offset = q_offset - kv_offset
-    seen = torch.arange(kv_length, device=device) < offset + q_length
-    if attention_mask is None:
-        visible = seen[None].expand(batch_size, -1)
-    else:  # from the first key on; keys that it does not reach are of a static cache and not there yet
-        padding = attention_mask[:, kv_offset : kv_offset + kv_length].to(torch.bool)
-        visible = F.pad(padding, (0, kv_length - padding.shape[1])) & seen
-    spans = _torch.spans_of(visible, 0)
-    spans[:, 3] = offset
-    return spans[:, None, None, :]
-
-
-def _decode_mask(spans: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor, causal: bool):
-    """The bool mask [batch or 1, 1, rows, keys] of a few rows; None when they see everything."""
-    rows, keys = query.shape[2], key.shape[2]
-    at = torch.arange(keys, device=query.device)
-    row = torch.arange(rows, device=query.device)[:, None]
-    if spans is None:
-        return at <= row + (keys - rows) if causal and rows > 1 else None
-    first, end, offset = spans[..., 0:1], spans[..., 1:2], spans[..., 3:4]
-    visible = (at >= first) & (at < end)
-    return visible & (at <= row + offset) if causal else visible.expand(-1, -1, rows, -1)
-
-
 # ---- attention -------------------------------------------------------------------------------------------------------
 
+_ORDINARY = {"module", "query", "key", "value", "attention_mask", "scaling", "dropout", "is_causal", "sliding_window"}
+_REFUSED = ("softcap", "s_aux", "sinks", "position_bias", "output_attentions", "cu_seq_lens_q")
+_told: set[str] = set()
 
-def _refuse(**present) -> None:
-    for name, value in present.items():
-        if value is not None and value is not False and value != 0.0:
-            raise NotImplementedError(
-                f"sale: {name} is not supported; use attn_implementation 'eager' or 'sdpa' for this model"
-            )
+
+def _extras(source: str) -> tuple[str, ...]:
+    """What the attention of a model's source file takes that plain attention does not: the file's own eager function
+    says it."""
+    found = _extras_of.get(source)
+    if found is None:
+        eager = getattr(sys.modules.get(source), "eager_attention_forward", None)
+        names = inspect.signature(eager).parameters if eager is not None else ()
+        found = _extras_of[source] = tuple(n for n in names if n not in _ORDINARY and n != "kwargs" and n not in _REFUSED)
+    return found
+
+
+_extras_of: dict[str, tuple[str, ...]] = {}
+_extras._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, without importing the compiler
+
+
+def _refuse_all(module, dropout: float, given: dict, more: tuple[str, ...] = ()) -> None:
+    _refuse("dropout", dropout)
+    _refuse("sinks", getattr(module, "sinks", None))
+    for name in (*_REFUSED, *_extras(type(module).__module__), *more):
+        _refuse(name, given.get(name))
+
+
+def _refuse(name: str, value) -> None:
+    if isinstance(value, torch.Tensor) or (value is not None and value is not False and value != 0):
+        raise NotImplementedError(
+            f"sale: {name} is not supported; use attn_implementation 'eager' or 'sdpa' for this model"
+        )
+
+
+def _why_not(module, query, key, value, attention_mask, ours, is_causal, sliding_window) -> str | None:
+    """Why this is not attention of ours: what SALE is for are rows of a decoder that see the keys before them."""
+    if sliding_window is not None:
+        return "attention with a sliding window"
+    if attention_mask is not None:
+        if not ours:
+            return "attention with a mask other than causal and padding"
+        if attention_mask.shape[0] != query.shape[0]:
+            return "attention with a mask for another batch"
+    elif not _is_causal(module, is_causal):
+        return "attention that is not causal"
+    elif query.shape[2] != key.shape[2] and query.shape[2] > 1:
+        return "attention over keys of which no mask says where the queries stand"
+    if not isinstance(getattr(module, "layer_idx", None), int):
+        return "attention without a layer number"
+    d = query.shape[-1]
+    if value.shape[-1] != d or key.shape[-1] != d or d % 16 or not 16 <= d <= 256:
+        return f"attention with heads of {d} and {value.shape[-1]} coordinates"
+    if not _torch.supports(query) or query.shape[1] % key.shape[1]:
+        return f"attention of {query.dtype} on {query.device.type} with {query.shape[1]} and {key.shape[1]} heads"
+    return None
+
+
+def _is_causal(module, said: bool | None) -> bool:
+    """What sdpa goes by where there is no mask."""
+    return said if said is not None else getattr(module, "is_causal", True)
+
+
+def _say(module, reason: str) -> None:
+    if reason not in _told:
+        _told.add(reason)
+        warnings.warn(f"sale: {reason} is left to torch's attention (met first in {type(module).__name__})", stacklevel=3)
 
 
 def attention(
@@ -276,49 +177,64 @@ def attention(
     """The attention function that models call: query [B, q_heads, Lq, D], key and value [B, kv_heads, Lk, D] (not
     expanded), attention_mask from `mask`. Returns ([B, Lq, q_heads, D], None).
 
-    NotImplementedError: soft-capped scores, learned sinks, position biases, dropout, attention weights asked for, masks
-    that are neither causal nor padding. Layers with a sliding window keep it and run by sdpa."""
-    _refuse(dropout=dropout, softcap=kwargs.get("softcap"), s_aux=kwargs.get("s_aux"),
-            position_bias=kwargs.get("position_bias"), output_attentions=kwargs.get("output_attentions"))  # fmt: skip
-    if sliding_window is not None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal)
-    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-    if kwargs.get("cu_seq_lens_q") is not None:
-        raise NotImplementedError("sale: packed sequences (cu_seq_lens_q) are not supported")
-    if attention_mask is not None and (attention_mask.dtype != torch.int64 or attention_mask.shape[1:] != (1, 1, 4)):
+    Causal attention of decoders is SALE's; everything else, cross attention, encoders, sliding windows, other masks, is
+    run by sdpa, with one warning for each kind. NotImplementedError: what neither computes: soft-capped scores, learned
+    sinks, position biases, dropout, attention weights asked for."""
+    _refuse_all(module, dropout, kwargs)
+    compiling = torch.compiler.is_compiling()
+    held = None if compiling else current_layer(module)
+    if isinstance(attention_mask, (_transformers_masks.Mask, _transformers_masks.Bools)):
+        attention_mask = attention_mask.plain()
+    ours = _transformers_masks.is_spans(attention_mask, key.shape[2])
+    if attention_mask is not None and not ours and attention_mask.dtype != torch.bool and _is_causal(module, is_causal):
         raise NotImplementedError(
-            f"sale: attention_mask of shape {list(attention_mask.shape)}: only causal attention with padding is "
-            "supported; use attn_implementation 'eager' or 'sdpa' for this model"
+            f"sale: attention_mask of {attention_mask.dtype} and shape {list(attention_mask.shape)}: what is added to scores is "
+            "not supported, and whether it hides later keys cannot be told; give a bool mask, or use attn_implementation "
+            "'eager' or 'sdpa'"
         )
-    held = current_layer(module)
-    if query.shape[2] < SHORTEST:
-        out = F.scaled_dot_product_attention(query, key, value, _decode_mask(attention_mask, query, key, causal),
-                                             scale=scaling, enable_gqa=query.shape[1] != key.shape[1])  # fmt: skip
+    reason = _why_not(module, query, key, value, attention_mask, ours, is_causal, sliding_window)
+    if reason is not None and not compiling:
+        _say(module, reason)
+    if reason is not None or query.shape[2] < SHORTEST:
+        if ours:
+            attention_mask, is_causal = _transformers_masks.for_sdpa(query, key, attention_mask), True
+        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal)
         if held is not None:
             held.decoded(key)
-        return out.transpose(1, 2), None
-    number = _number(module, query)
-    spans, indexes = attention_mask, ()
-    if not torch.compiler.is_compiling():
-        query, key, value, spans = _plainly(query, key, value, attention_mask)
-        if causal and held is not None:
-            indexes = held.indexes(query, key, spans, _torch.options_of(number))
-    said = Said(0.0 if scaling is None else scaling, causal, None, spans)
-    out, _ = _torch.attention(query, key, value, number, said, indexes)
+        return out, None
+    in_cache = key
+    query, key, value = (_torch.cast(name, x) for name, x in (("query", query), ("key", key), ("value", value)))
+    indexes = ()
+    options = _options(module, query)
+    if options is not None and not compiling:
+        key, value, attention_mask = _transformers_masks.plainly(query, key, value, attention_mask)
+        if held is not None:
+            indexes = held.indexes(query, key, attention_mask, options)
+    said = Said(0.0 if scaling is None else scaling, True, None, attention_mask)
+    options_key = key_while_compiling(module, query) if options is None else options.key
+    out, _ = _torch.attention(query, key, value, options_key, said, indexes)
     if held is not None:
-        held.decoded(key)
+        held.decoded(in_cache)
     return out.transpose(1, 2), None
 
 
-def _plainly(query, key, value, attention_mask):
-    """Without spans where they say nothing: no padding, and keys end at the last row (those behind it are cut off)."""
-    if attention_mask is None:
-        return query, key, value, None
-    spans = _torch.spans("attention_mask", attention_mask)
-    first, end, count, offset = spans[0]
-    if first == 0 and count == end == offset + query.shape[2] and all(s == spans[0] for s in spans):
-        return query, key[:, :, :end], value[:, :, :end], None
-    return query, key, value, attention_mask
+def _options(module, query: torch.Tensor) -> Options | None:
+    """What this layer runs with: what `use` gave it, else what is found for its model and this device, decided at the
+    first call there and kept with the module. None while tracing a module that has not been decided on."""
+    given = getattr(module, "_sale_options", None)
+    if given is not None:
+        return given
+    device = _torch.ordinal_of(query.device)
+    held = getattr(module, "_sale_found", None)
+    if held is not None and held[0] == device:
+        return held[1]
+    if torch.compiler.is_compiling():
+        return None
+    found = found_here(module, query, device)
+    if held is None:
+        module.register_forward_pre_hook(before_forward, with_kwargs=True)
+    module._sale_found = device, found
+    return found
 
 
 def paged(module, query, key, value, attention_mask, scaling=None, dropout=0.0, *, cache=None, cu_seq_lens_q,
@@ -326,8 +242,8 @@ def paged(module, query, key, value, attention_mask, scaling=None, dropout=0.0, 
     """Continuous batching, "paged|sale": query [1, q_heads, tokens, D], sequences one after the other. The cache puts
     the new keys and values away and gathers all of each sequence's. Sequences of a few rows are decoding and run
     densely, the others by SALE."""
-    _refuse(dropout=dropout, softcap=kwargs.get("softcap"), s_aux=kwargs.get("s_aux"), block_table=block_table,
-            position_bias=kwargs.get("position_bias"), sliding_window=sliding_window)  # fmt: skip
+    _refuse_all(module, dropout, {**kwargs, "block_table": block_table, "sliding_window": sliding_window},
+                ("block_table", "sliding_window"))  # fmt: skip
     if cache is None:
         raise ValueError("sale: 'paged|sale' was called without a paged cache; use 'sale' for a plain forward")
     key, value = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, read_index=read_index,
@@ -335,15 +251,15 @@ def paged(module, query, key, value, attention_mask, scaling=None, dropout=0.0, 
     if isinstance(cu_seq_lens_k, dict):
         cu_seq_lens_k = cu_seq_lens_k["full_attention"]
     rows, keys = _torch.integers("cu_seq_lens_q", cu_seq_lens_q), _torch.integers("cu_seq_lens_k", cu_seq_lens_k)
-    number = _number(module, query)
-    dense = _torch.options_of(number).dense().number
+    options = _options(module, query)
+    dense = options.dense()
     said = Said(0.0 if scaling is None else scaling)
     out = torch.zeros_like(query)  # tokens behind the last sequence are padding
     key, value = key.transpose(0, 1)[None], value.transpose(0, 1)[None]
     for a, b, c, d in zip(rows, rows[1:], keys, keys[1:]):
         if b > a:
-            mine = dense if b - a < SHORTEST else number
-            out[:, :, a:b] = _torch.attention(query[:, :, a:b], key[:, :, c:d], value[:, :, c:d], mine, said)[0]
+            mine = dense if b - a < SHORTEST else options
+            out[:, :, a:b] = _torch.attention(query[:, :, a:b], key[:, :, c:d], value[:, :, c:d], mine.key, said)[0]
     return out.transpose(1, 2), None
 
 

@@ -86,14 +86,26 @@ def test_graph_replays_with_new_data():
         assert torch.equal(sale_out, sale.attention(*new))
 
 
-def test_graph_without_a_plan_is_refused():
+def test_graph_of_new_options_is_refused():
     q, k, v = tensors(4096 + 128)
+    new = sale.Options(thresholds=0.00317)
     graph = torch.cuda.CUDAGraph()
     with pytest.raises(ValueError, match="call it once"):
         with torch.cuda.graph(graph):
-            sale.attention(q, k, v)
+            sale.attention(q, k, v, options=new)
     torch.cuda.synchronize()
-    assert torch.isfinite(sale.attention(q, k, v)).all()
+    assert torch.isfinite(sale.attention(q, k, v, options=new)).all()
+
+
+def test_graph_of_new_lengths():
+    sale.attention(*tensors(2048))  # the layer; a plan is made while capturing
+    static = tensors(4096 + 192)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = sale.attention(*static)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(out, sale.attention(*static))
 
 
 def test_compile_is_one_graph():

@@ -141,13 +141,12 @@ def test_an_index_is_what_the_call_would_make():
 
 def test_chunks_with_one_smoothing_are_the_whole():
     q, k, v = tensors(2048)
-    mean = k[0].mean(1, dtype=np.float64)
-    index = sale.KeyIndex(like=k, capacity=2048, options=SPARSE)
-    index.set_smoothing(mean)
+    smoothed = SPARSE.replace(smoothing=k[0].mean(1, dtype=np.float64))
+    index = sale.KeyIndex(like=k, capacity=2048, options=smoothed)
     parts = []
     for end in (1024, 2048):
         index.update(k[0, :, :end])
-        parts.append(sale.attention(q[:, :, end - 1024 : end], k[:, :, :end], v[:, :, :end], options=SPARSE, index=[index]))
+        parts.append(sale.attention(q[:, :, end - 1024 : end], k[:, :, :end], v[:, :, :end], options=smoothed, index=[index]))
     assert np.array_equal(np.concatenate(parts, 2), sale.attention(q, k, v, options=SPARSE))
 
 
@@ -203,7 +202,7 @@ def test_calibration_files_are_not_trusted(tmp_path, change, message):
 
 def test_options_are_values():
     a, b = sale.Options(thresholds=[0.1, 0.2]), sale.Options(thresholds=np.array([0.1, 0.2]))
-    assert a == b and hash(a) == hash(b) and a.number == b.number and a != a.replace(local=256)
+    assert a == b and hash(a) == hash(b) and a.key == b.key and a != a.replace(local=256)
     projection = np.ones((4, 64, 16), np.float32)
     options = sale.Options(thresholds=range(8), q_projection=projection, k_projection=projection)
     part = options.heads(4, 2, 2)
@@ -251,13 +250,13 @@ Q, K, V = tensors(100)
     (lambda: sale.attention(Q, K, V, thresholds=-1.0), ValueError, "thresholds: element 0 is -1"),
     (lambda: sale.attention(Q, K, V, thresholds="x"), TypeError, "thresholds: "),
     (lambda: sale.attention(Q, K, V, thresholds=1.0, options=SPARSE), ValueError, "thresholds, options: both"),
-    (lambda: sale.attention(Q, K, V, options=1), TypeError, "options: a int"),
+    (lambda: sale.attention(Q, K, V, options=1), TypeError, "options: int 1; sale.Options is needed"),
     (lambda: sale.attention(Q, K, V, layer=1), ValueError, "layer: given without"),
     (lambda: sale.attention(Q, K, V, calibration=MODEL / "calibration.json"), ValueError, "layer: needed"),
     (lambda: sale.attention(Q, K, V, calibration=MODEL / "calibration.json", layer=8), IndexError, "layer: 8"),
     (lambda: sale.attention(Q, K, V, attn_mask=np.ones((1, 99), bool)), NotImplementedError, "attn_mask: of shape"),
     (lambda: sale.attention(Q, K, V, attn_mask=np.zeros((1, 100))), NotImplementedError, "attn_mask: of type"),
-    (lambda: sale.attention(Q, K, V, attn_mask=np.arange(100)[None] % 2 == 0), NotImplementedError, "not one range"),
+    (lambda: sale.select(Q, K, attn_mask=np.arange(100)[None] % 2 == 0), NotImplementedError, "not one range"),
     (lambda: sale.attention(Q, K, V, cu_seqlens_k=[0, 100]), ValueError, "cu_seqlens_k: given without"),
     (lambda: sale.attention(Q[0], K[0], V[0], cu_seqlens_q=[0, 4]), ValueError, "cu_seqlens_k: .* ascend"),
     (lambda: sale.attention(Q[:, 0], K[:, 0], V[:, 0], cu_seqlens_q=[0, 2]), ValueError, "cu_seqlens_q: .* ascend"),
@@ -265,10 +264,10 @@ Q, K, V = tensors(100)
      "sequence 0 has no tokens"),
     (lambda: sale.attention(Q, K, V, k_lens=[100, 100]), ValueError, "k_lens: 2 numbers for 1"),
     (lambda: sale.attention(Q, K, V, k_lens=[101]), ValueError, "k_lens: 101 exceeds"),
-    (lambda: sale.attention(Q, K, V, k_lens=[1.5]), ValueError, "k_lens: of type float64"),
+    (lambda: sale.attention(Q, K, V, k_lens=[1.5]), ValueError, r"k_lens: list \[1.5\]; a list of integers"),
     (lambda: sale.attention(Q, K, V, page_table=np.zeros((1, 4), np.int32)), ValueError, "k_lens: needed"),
-    (lambda: sale.attention(Q, K, V, page_table=np.zeros((1, 4), np.int32), k_lens=[9]), NotImplementedError,
-     "page_table: paged keys"),
+    (lambda: sale.attention(Q, K, V, page_table=np.zeros((1, 4), np.int64), k_lens=[9]), TypeError, "page_table: .*int32"),
+    (lambda: sale.attention(Q, K, V, page_table=np.ones((1, 4), np.int32), k_lens=[1]), ValueError, "page_table: entry 0 of sequence 0"),
     (lambda: sale.attention(Q, K, V, index=[sale.KeyIndex(like=K, capacity=9)] * 2), ValueError, "index: 2 key"),
     (lambda: sale.attention(Q, K, V, options=sale.Options(format="fp8")), NotImplementedError, "FP8|fp8"),
     (lambda: sale.attention(Q, K, V, options=sale.Options(backend="none")), ValueError, "none"),
@@ -278,12 +277,13 @@ Q, K, V = tensors(100)
     (lambda: sale.Options(q_projection=np.ones((1, 2, 3))), ValueError, "q_projection, k_projection"),
     (lambda: sale.Options(thresholds=[]), ValueError, "thresholds: of shape"),
     (lambda: sale.attention(Q, K, V, options=sale.Options(q_projection=np.ones((1, 64, 16)), k_projection=np.ones((1, 64, 16)))),
-     ValueError, r"q_projection: of shape \[1, 64, 16\]; \[2, 64, rank\]"),
+     ValueError, r"q_projection: of shape \[1, 64, 16\]; \[2, 64, 16\] is needed"),
     (lambda: sale.KeyIndex(like=K, capacity=0), ValueError, "capacity"),
     (lambda: sale.KeyIndex(like=K, capacity=10).update(K[0]), ValueError, "capacity"),
     (lambda: sale.KeyIndex(like=K, capacity=100).update(K), ValueError, r"k: of shape .* \[kv_heads, tokens, head_dim\]"),
     (lambda: sale.KeyIndex(like=K, capacity=100).update(K[0].astype("f2")), TypeError, "k: of another type"),
-    (lambda: sale.KeyIndex(like=K, capacity=100).set_smoothing([1.0]), ValueError, "vectors: of shape"),
+    (lambda: sale.KeyIndex(like=K, capacity=100, options=sale.Options(smoothing=np.ones((1, 64)))), ValueError,
+     r"smoothing: of shape \[1, 64\]; \[2, 64\] is needed"),
 ])  # fmt: skip
 def test_refusals_name_the_argument(call, error, message):
     with pytest.raises(error, match=message):
@@ -304,17 +304,27 @@ def test_a_missing_library_is_said():
 
 def test_backends_say_why_not():
     backends = sale.backends()
-    assert list(backends)[-1] == "portable" and backends["portable"] == ""
-    assert backends["sm90"] == "" or "CUDA" in backends["sm90"] or "NVIDIA" in backends["sm90"] or "GPU" in backends["sm90"]
+    assert list(backends.values())[-1] == ""
+    first = next(iter(backends.values()))  # of a GPU
+    assert first == "" or "CUDA" in first or "NVIDIA" in first or "GPU" in first
     assert "threads" in sale.explain(Q, K) and sale.machine()
 
 
-def test_auto_is_what_the_device_multiplies_fastest(monkeypatch):
-    from sale import options
+def test_auto_is_what_the_backend_scans_fastest(monkeypatch):
+    from sale import _backends
 
-    assert options.Options().format_on(-1) == "int8"
-    assert options.Options(backend="sm80").format_on(0) == "int4"
-    for ampere, expected in ((True, "int4"), (False, "fp8")):
-        monkeypatch.setattr(options, "has_4_bit_products", lambda device, answer=ampere: answer)
-        assert options.Options().format_on(0) == expected
-        assert options.Options(format="int8").format_on(0) == "int8"
+    monkeypatch.delenv("SALE_BACKEND", raising=False)
+    facts = {f.name: f for f in _backends.all_facts()}
+    assert list(facts) == list(sale.backends())
+    assert sale.Options().format_on(-1) == "int8" and sale.Options().dense_below_on(-1) == 1024
+    for name, fact in facts.items():
+        assert sale.Options(backend=name).format_on(0 if fact.on_device else -1) == fact.format
+        assert sale.Options(backend=name, format="int4").format_on(0) == "int4"
+    assert {f.format for f in facts.values() if f.on_device} == {"fp8", "int4"}
+    hopper = next(name for name, f in facts.items() if f.format == "fp8")
+    monkeypatch.setenv("SALE_BACKEND", next(name for name, f in facts.items() if f.format == "int4"))
+    assert sale.Options().format_on(0) == "int4" and sale.Options().dense_below_on(0) == 1024
+    assert sale.Options(backend=hopper).dense_below_on(0) == 9216
+    projection = np.ones((2, 64, 28), np.float32)
+    narrow = sale.Options(backend=hopper, q_projection=projection, k_projection=projection)
+    assert narrow.dense_below_on(0) == 5120

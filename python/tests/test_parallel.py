@@ -106,7 +106,7 @@ def tensor_parallel(rank, n, folder):
     model = transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/model", **settings)
     with torch.no_grad():
         logits = model(ids).logits
-    used = [sale._torch.options_of(layer.self_attn._sale_number) for layer in model.model.layers]
+    used = [layer.self_attn._sale_found[1] for layer in model.model.layers]
     if rank == n - 1:
         torch.save((logits, [o.thresholds for o in used], [o.q_projection.shape for o in used]), f"{folder}/tp.pt")
     dist.destroy_process_group()

@@ -189,21 +189,139 @@ def test_what_is_not_supported_is_refused_by_name(ids):
         logits(gemma, ids, "sale", DENSE)
     model = small()
     sale.transformers.use(model, options=DENSE)
-    with pytest.raises(NotImplementedError, match="output_attentions|attention_mask"):
-        with torch.no_grad():
-            model(ids, attention_mask=torch.zeros(2, 1, 300, 300))
-    packed = torch.cat([torch.arange(150), torch.arange(150)])[None].expand(2, -1)
-    with pytest.raises(NotImplementedError, match="only causal attention with padding"), torch.no_grad():
-        model(ids, position_ids=packed, use_cache=False)
-    holes = torch.ones_like(ids)
-    holes[0, 50:60] = 0
-    with pytest.raises(NotImplementedError, match="not one range"), torch.no_grad():
-        model(ids, attention_mask=holes)
     with pytest.raises(ValueError, match="requires grad"):
         model(ids)
-    with pytest.raises((ValueError, NotImplementedError), match="without a paged cache|packed"), torch.no_grad():
+    with pytest.raises((ValueError, NotImplementedError), match="without a paged cache|cu_seq_lens_q"), torch.no_grad():
         model.set_attn_implementation("paged|sale")
         model(ids, cu_seq_lens_q=torch.tensor([0, 300]), cu_seq_lens_k=torch.tensor([0, 300]))
+
+
+def test_holes_in_the_padding_are_as_if_they_were_not_there(ids):
+    model = small()
+    seen = torch.ones(300, dtype=torch.bool)
+    seen[50:93] = False
+    mask = torch.stack([seen, torch.ones_like(seen)]).long()
+    for options in (DENSE, SPARSE):
+        ours = logits(model, ids, "sale", options, attention_mask=mask)
+        alone = logits(model, ids[:1, seen], "sale", position_ids=torch.arange(300)[None, seen])
+        assert (ours[0, seen] - alone[0]).abs().max() < 1e-4
+        assert (ours[1:] - logits(model, ids[1:], "sale")).abs().max() < 1e-4
+
+
+def test_packed_sequences_are_each_alone(ids):
+    model = small()
+    positions = torch.cat([torch.arange(170), torch.arange(130)])[None].expand(2, -1)
+    for options in (DENSE, SPARSE):
+        ours = logits(model, ids, "sale", options, position_ids=positions, use_cache=False)
+        for part in (slice(0, 170), slice(170, 300)):
+            assert (ours[:, part] - logits(model, ids[:, part], "sale")).abs().max() < 1e-4
+    assert (logits(model, ids, "sale", DENSE, position_ids=positions, use_cache=False)
+            - logits(model, ids, "eager", position_ids=positions, use_cache=False)).abs().max() < 1e-4  # fmt: skip
+    few = positions[:, 150:200] - 150 * (positions[:, 150:200] >= 150)  # 20 and 30 rows: decoding's path
+    assert (logits(model, ids[:, :50], "sale", DENSE, position_ids=few, use_cache=False)
+            - logits(model, ids[:, :50], "eager", position_ids=few, use_cache=False)).abs().max() < 1e-4  # fmt: skip
+
+
+@pytest.mark.parametrize("keywords", [{}, {"use_cache": False}, {"use_cache": False, "position_ids": "packed"}, {"attention_mask": "holes"}], ids=str)
+def test_compiled_is_eager(ids, keywords):
+    if "attention_mask" in keywords:
+        keywords = {"attention_mask": (torch.arange(300) // 20 % 5 != 2).expand(2, -1).long()}
+    if "position_ids" in keywords:
+        keywords = {**keywords, "position_ids": torch.cat([torch.arange(170), torch.arange(130)])[None].expand(2, -1)}
+    model = small()
+    wanted = logits(model, ids, "sale", SPARSE, **keywords)
+    with torch.no_grad():
+        compiled = torch.compile(model.forward, fullgraph=True, backend="aot_eager")(ids, **keywords).logits
+    assert (compiled - wanted).abs().max() < 1e-5
+
+
+def test_what_is_left_to_sdpa_is_said_once(ids):
+    settings = dict(vocab_size=64, d_model=64, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4,
+                    encoder_ffn_dim=64, decoder_ffn_dim=64)  # fmt: skip
+    model = transformers.BartModel(transformers.BartConfig(**settings)).eval()
+    model.set_attn_implementation("sale")
+    sale.transformers._told.clear()
+    for expected in (1, 0):
+        with warnings.catch_warnings(record=True) as said, torch.no_grad():
+            warnings.simplefilter("always")
+            model(input_ids=ids, decoder_input_ids=ids)
+        assert sum("attention that is not causal is left to torch" in str(w.message) for w in said) == expected
+    custom = small()
+    sale.transformers.use(custom, options=DENSE)
+    mask = torch.rand(2, 1, 300, 300) < 0.5
+    mask |= torch.eye(300, dtype=torch.bool)
+    with pytest.warns(UserWarning, match="a mask other than causal and padding is left to torch"):
+        ours = logits(custom, ids, "sale", attention_mask=mask)
+    assert (ours - logits(custom, ids, "sdpa", attention_mask=mask)).abs().max() < 1e-4
+    for dtype in (torch.float32, torch.int64):
+        for rows in (300, 20):
+            with pytest.raises(NotImplementedError, match=f"attention_mask of {dtype}"):
+                logits(custom, ids[:, :rows], "sale", attention_mask=torch.zeros(2, 1, rows, rows, dtype=dtype))
+            with pytest.raises(NotImplementedError, match=f"attention_mask of {dtype}"):
+                logits(custom, ids[:, :rows], "sale", attention_mask=torch.ones(2, 1, 1, rows, dtype=dtype))
+
+
+def test_masks_know_when_a_model_changes_them():
+    spans = sale.transformers.mask(2, 100, 100, attention_mask=torch.ones(2, 100, dtype=torch.bool))
+    for untouched in (spans[:, :, :, :100], spans[:, :, :, :400], spans.to("cpu"), spans.clone(), spans.contiguous()):
+        assert torch.equal(untouched.plain(), spans.plain())
+    bools = sale.transformers.mask(2, 100, 100, mask_function=transformers.masking_utils.bidirectional_mask_function,
+                                   allow_is_causal_skip=False)  # fmt: skip
+    assert bools.dtype == torch.bool and bools[:, :, :50].any() and torch.where(bools, 0.0, -1.0).add(1).shape == bools.shape
+    for change in (lambda: spans + 1, lambda: 1.0 * spans, lambda: ~spans, lambda: spans[:, :, :, :50], lambda: spans[:, :, -1:], lambda: spans != 0,
+                   lambda: torch.zeros(2, 1, 1, 1) + spans, lambda: torch.cat([spans, spans]), lambda: spans.float(), lambda: spans.expand(2, 4, 1, -1),
+                   lambda: torch.zeros(2, 4, 100, 100) + bools, lambda: bools * 1.0, lambda: torch.zeros(()).sub(bools)):  # fmt: skip
+        with pytest.raises(NotImplementedError, match="this model computes with its attention mask"):
+            change()
+
+
+def test_autocast(ids):
+    model = small()
+    wanted = logits(model, ids, "sdpa")
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, ours, chunked = logits(model, ids, "sdpa"), logits(model, ids, "sale", DENSE), None
+        cache = transformers.DynamicCache()
+        chunked = torch.cat(run(model, ids.split(100, 1), cache), 1)
+    assert (ours.float() - plain.float()).abs().max() < 4 * (plain.float() - wanted).abs().max()
+    assert (chunked.float() - plain.float()).abs().max() < 4 * (plain.float() - wanted).abs().max()
+
+
+OTHER = """
+import pickle, sys, torch, sale, sale.transformers
+for i in range(9):
+    sale.Options(thresholds=50.0 + i, dense_below=0)  # this process has options of its own
+model, ids = torch.load(sys.argv[1], weights_only=False)
+with torch.no_grad():
+    torch.save(model(ids).logits, sys.argv[2])
+"""
+
+
+def test_models_take_their_options_along(ids, tmp_path):
+    import subprocess
+    import sys
+
+    model = small()
+    basis = [torch.linalg.qr(torch.randn(2, 32, 16))[0].numpy() for _ in range(2)]
+    options = sale.Options(thresholds=[1.0, 2.0, 4.0, 8.0], dense_below=0, q_projection=basis[0], k_projection=basis[1])
+    wanted = logits(model, ids, "sale", options)
+    assert not torch.equal(wanted, logits(copy.deepcopy(model), ids, "sale", DENSE))
+    assert torch.equal(logits(copy.deepcopy(model), ids, "sale"), wanted)
+    torch.save((model, ids), tmp_path / "model.pt")
+    subprocess.run([sys.executable, "-c", OTHER, tmp_path / "model.pt", tmp_path / "logits.pt"], check=True)
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), wanted)
+
+
+def test_a_new_calibration_is_found_in_the_place_of_the_old(ids, tmp_path, monkeypatch):
+    monkeypatch.setenv("SALE_CALIBRATIONS", str(tmp_path))
+    made = {}
+    for threshold in (0.0, 1e5):
+        calibration = sale.Calibration("org/a", "0" * 16, "int8", torch.full((2, 4), threshold).numpy(), None, None, 2, 32, dense_below=0)
+        calibration.write(tmp_path / "org--a.json")
+        model = small()
+        model.config._name_or_path = "org/a"
+        made[threshold] = logits(model, ids, "sale")
+        assert model.model.layers[1].self_attn._sale_found[1] == calibration.options(1)
+    assert not torch.equal(made[0.0], made[1e5])
 
 
 def test_continuous_batching():
@@ -225,7 +343,7 @@ def test_calibrations_are_found_and_checked(bundled, tmp_path, monkeypatch):
     sale.transformers.use(model)
     calibration = sale.Calibration.read(f"{FOLDER}/calibration.json")
     for i, layer in enumerate(model.model.layers):
-        assert layer.self_attn._sale_number == calibration.options(i).number
+        assert layer.self_attn._sale_options == calibration.options(i, dense_below="auto")
     assert sale.transformers.model_fingerprint(FOLDER) == calibration.fingerprint
     with pytest.raises(ValueError, match="made for a model with layers 8"):
         sale.transformers.use(small(), FOLDER + "/calibration.json")

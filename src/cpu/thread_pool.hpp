@@ -5,12 +5,8 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <memory>
-#include <mutex>
-#include <thread>
-#include <vector>
 
 #include "cpu/workers.hpp"
 
@@ -22,26 +18,21 @@ public:
   ~ThreadPool() override;
 
   using Workers::run;
-  int threads() const override { return static_cast<int>(workers_.size()) + 1; }
+  int threads() const override { return threads_; }
 
   // Calls body(context, i, thread) for every i in [0, items), thread in [0, threads()). Items are taken in order, one
   // at a time. When another caller is using the pool, the calling thread does all items itself, as thread 0.
+  //
+  // A forked child has none of its parent's threads: its first run starts new ones, and throws what std::thread throws
+  // when it cannot.
   void run(int64_t items, Body body, void* context) override;
 
 private:
-  void work(int thread);
+  class Team;  // the threads and what they share; of one process
+  Team& team();
 
-  std::mutex busy_;   // held by the caller whose items are being done
-  std::mutex mutex_;  // guards what follows
-  std::condition_variable wake_, done_;
-  uint64_t round_ = 0;
-  int running_ = 0;
-  bool stop_ = false;
-  Body body_ = nullptr;
-  void* context_ = nullptr;
-  int64_t items_ = 0;
-  std::atomic<int64_t> next_{0};
-  std::vector<std::thread> workers_;
+  const int threads_;
+  std::atomic<Team*> team_;
 };
 
 // The process's pool of that many threads, shared by all layers that use it and gone with the last of them.

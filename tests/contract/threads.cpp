@@ -1,9 +1,24 @@
 // One plan, many threads, a workspace each: the same bits for all.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <cstdlib>
 #include <thread>
 
 #include "contract.hpp"
+
+// TSan does not let a child of several threads start threads.
+#if defined(__SANITIZE_THREAD__)
+#define SALE_CAN_FORK 0
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define SALE_CAN_FORK 0
+#endif
+#endif
+#ifndef SALE_CAN_FORK
+#define SALE_CAN_FORK 1
+#endif
 
 namespace sale_contract {
 namespace {
@@ -102,6 +117,61 @@ TEST(Threads, MessagesBelongToTheirThread) {
   std::thread([&] { other = sale_last_error(); }).join();
   EXPECT_EQ(other, "");
   EXPECT_NE(std::string(sale_last_error()).find("head_dim"), std::string::npos);
+}
+
+// In a child of fork: true when body is, within 60 s.
+template <class F>
+bool in_child(F&& body) {
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(60);
+    _exit(body() ? 0 : 1);
+  }
+  int status = -1;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+// A child has its parent's plans and indexes, but none of its threads. It gets the same bits, may let go of what it was
+// given, and may have children.
+TEST(Threads, AForkedChildComputesTheSame) {
+  if (!SALE_CAN_FORK) GTEST_SKIP() << "not under TSan";
+  Good g;
+  g.layer.threads = 3;
+  sale_estimator* layer = nullptr;
+  sale_plan* plan = nullptr;
+  ASSERT_EQ(sale_estimator_create(&g.layer, &layer), SALE_OK);
+  ASSERT_EQ(g.make_plan(layer, &plan), SALE_OK);
+  Output expected(g);
+  ASSERT_EQ(run_into(g, plan, layer, nullptr, expected), SALE_OK) << sale_last_error();
+  const auto same = [&] {
+    Output o(g);
+    return run_into(g, plan, layer, nullptr, o) == SALE_OK && o == expected;
+  };
+  EXPECT_TRUE(in_child([&] { return same() && same() && in_child([&] { return same(); }); }));
+  EXPECT_TRUE(in_child([&] {
+    sale_plan_destroy(plan);
+    sale_estimator_destroy(layer);  // its threads are the parent's, and never ran here
+    if (sale_estimator_create(&g.layer, &layer) != SALE_OK || g.make_plan(layer, &plan) != SALE_OK) return false;
+    return same();
+  }));
+  EXPECT_TRUE(same());
+
+  // Forked while others compute, one child after the other: whatever they hold at that moment is not waited for.
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> busy;
+  for (int t = 0; t < 2; ++t)
+    busy.emplace_back([&] {
+      while (!stop) {
+        Output o(g);
+        run_into(g, plan, layer, nullptr, o);
+      }
+    });
+  for (int i = 0; i < 10; ++i) EXPECT_TRUE(in_child(same)) << i;
+  stop = true;
+  for (std::thread& t : busy) t.join();
+  sale_plan_destroy(plan);
+  sale_estimator_destroy(layer);
 }
 
 // What was made of a thing keeps what it needs of it.

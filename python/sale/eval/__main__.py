@@ -3,7 +3,7 @@
     python -m sale.eval --model MODEL --tasks needle,multikey,kv --text BOOK --tokens 32k 128k
     python -m sale.eval --model MODEL --tasks longbench,ruler,infinitebench --limit 50
 
-needle, multikey and kv are prompts of this package (sale/eval/needle.py). All other names are tasks of
+needle, multikey and kv are prompts of this package (sale/_prompts.py). All other names are tasks of
 lm-evaluation-harness (pip install lm_eval), which fetches their data itself; --include adds a folder of task files.
 """
 

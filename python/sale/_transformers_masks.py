@@ -1,0 +1,189 @@
+"""The masks of transformers: what its models make of them once per forward, small whatever the length.
+
+Causal attention (of a whole prompt, over a cache, with padding, of packed sequences) is int64 [batch, 1, 1, HEAD] or
+[batch, 1, 1, HEAD + keys], see _pieces.py; everything else is the bool mask that sdpa would get. Both know when a model
+computes with them instead of handing them to its attention, and refuse that.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+from . import _torch
+from ._pieces import HEAD, MARK
+
+
+def mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_function=causal_mask_function,
+         attention_mask=None, **kwargs):  # fmt: skip
+    """What transformers asks for. Its arguments are those of transformers.masking_utils.sdpa_mask."""
+    packed = None if mask_function is causal_mask_function else _packed(mask_function)
+    if mask_function is not causal_mask_function and packed is None:
+        made = sdpa_mask(batch_size, q_length, kv_length, q_offset=q_offset, kv_offset=kv_offset,
+                         mask_function=mask_function, attention_mask=attention_mask, **kwargs)  # fmt: skip
+        return made if made is None or torch.compiler.is_compiling() else made.as_subclass(Bools)
+    device = kwargs.get("device", "cpu")
+    offset = q_offset - kv_offset
+    moving = isinstance(q_offset, torch.Tensor)
+    if packed is not None:
+        return _marked(_torch.spans_of(packed.to(device).expand(batch_size, -1) + 1, offset))
+    if attention_mask is None and not moving:
+        if torch.compiler.is_compiling() and offset + q_length == kv_length and (offset == 0 or q_length == 1):
+            return None
+        rows = [[0, offset + q_length, offset + q_length, offset, 1, kv_length, MARK]] * batch_size
+        return _marked(torch.tensor(rows, dtype=torch.int64, device=device), rows)
+    seen = torch.arange(kv_length, device=device) < offset + q_length
+    if attention_mask is None:
+        visible = seen[None].expand(batch_size, -1)
+    else:  # from the first key on; keys that it does not reach are of a static cache and not there yet
+        padding = attention_mask[:, kv_offset : kv_offset + kv_length].to(torch.bool)
+        visible = F.pad(padding, (0, kv_length - padding.shape[1])) & seen
+    return _marked(_torch.spans_of(visible, offset))
+
+
+def _marked(spans: torch.Tensor, rows: list | None = None) -> torch.Tensor:
+    spans = spans[:, None, None, :]
+    return spans if torch.compiler.is_compiling() else Mask.of(spans, _torch.Spans(rows))
+
+
+def _refused(what: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"sale: this model computes with its attention mask ({what}) outside of the attention that it lets others do; use "
+        "attn_implementation 'eager' or 'sdpa' for it"
+    )
+
+
+class Mask(torch.Tensor):
+    """Spans on their way through a model. It may be looked at, moved and cut to its keys; whatever else a model does with
+    its mask would be done to numbers that it does not know."""
+
+    @staticmethod
+    def of(spans: torch.Tensor, held: _torch.Spans) -> Mask:
+        made = spans.as_subclass(Mask)
+        made._sale_spans = held
+        return made
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", str(function))
+        with torch._C.DisableTorchFunctionSubclass():
+            if name == "__get__" or name in _LOOKS:
+                return function(*args, **(kwargs or {}))
+            if name in _MOVES:
+                made = function(*args, **(kwargs or {}))
+                if made.dtype == torch.int64:
+                    return cls.of(made.as_subclass(torch.Tensor), args[0]._sale_spans)
+            if name == "__getitem__" and _cuts_nothing(*args):
+                return args[0]
+        raise _refused(name)
+
+    def plain(self) -> torch.Tensor:
+        """An ordinary tensor, with what is remembered of it."""
+        with torch._C.DisableTorchFunctionSubclass():
+            made = self.as_subclass(torch.Tensor)
+        made._sale_spans = self._sale_spans
+        return made
+
+
+class Bools(torch.Tensor):
+    """A bool mask on its way through a model. What has it added to scores would add ones."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", str(function))
+        if name.strip("_") in _SUMS:
+            raise _refused(name)
+        made = super().__torch_function__(function, types, args, kwargs or {})
+        return made.plain() if isinstance(made, Bools) and made.dtype != torch.bool else made
+
+    def plain(self) -> torch.Tensor:
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.as_subclass(torch.Tensor)
+
+
+_SUMS = {"add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "mul", "rmul", "imul", "multiply", "baddbmm"}
+_LOOKS = {"dim", "size", "stride", "numel", "is_floating_point", "is_complex", "is_contiguous", "__len__", "__repr__", "__hash__", "element_size",
+          "data_ptr", "get_device", "is_inference", "untyped_storage", "storage_offset", "nelement", "ndimension", "__format__"}  # fmt: skip
+_MOVES = {"to", "cuda", "cpu", "clone", "contiguous", "detach", "pin_memory"}
+
+
+def _cuts_nothing(spans: torch.Tensor, at) -> bool:
+    """Whether at is [:, :, :, :n], as models cut masks to their keys, of no fewer than all."""
+    if not isinstance(at, tuple) or not all(isinstance(i, slice) and i.start in (None, 0) and i.step in (None, 1) for i in at):
+        return False
+    keys = spans.shape[3] - HEAD
+    whole = (*spans.shape[:3], keys if keys else HEAD)
+    return len(at) <= 4 and all(i.stop is None or i.stop >= n for i, n in zip(at, whole))
+
+
+def _packed(mask_function) -> torch.Tensor | None:
+    """[batch, keys] number of the sequence, from 0, of a mask that transformers makes of packed sequences, each causal;
+    None of any other. (When it is compiled it makes one whenever it was given no mask: there may be one sequence.)"""
+    parts = _closed_over(mask_function, "and_masks", 1)
+    if parts is None or len(parts[0]) != 2:
+        return None
+    causal, apart = parts[0]
+    if causal is not causal_mask_function:
+        inner = _closed_over(causal, "remap_positions_for_packed_sequence", 2)
+        if inner is None or inner[0] is not causal_mask_function:
+            return None
+    numbers = _closed_over(apart, "packed_sequence_mask_function", 1)
+    return None if numbers is None else numbers[0]
+
+
+def _closed_over(function, maker: str, count: int) -> list | None:
+    """What a function made inside `maker`, of transformers.masking_utils, closes over, in the order of its names; None
+    when it is not one of those."""
+    if function.__module__ != "transformers.masking_utils" or not function.__qualname__.startswith(f"{maker}.<locals>."):
+        return None
+    cells = function.__closure__
+    return None if cells is None or len(cells) != count else [c.cell_contents for c in cells]
+
+
+def is_spans(x, keys: int) -> bool:
+    """Whether a mask for so many keys is one of this module's."""
+    if x is None or x.dtype != torch.int64 or x.dim() != 4 or x.shape[1] != 1 or x.shape[2] != 1:
+        return False
+    return x.shape[3] in (HEAD, HEAD + keys) and (torch.compiler.is_compiling() or hasattr(x, "_sale_spans"))
+
+
+def as_bools(spans: torch.Tensor, rows: int, keys: int) -> torch.Tensor:
+    """bool [batch, 1, rows, keys]: what sdpa needs to do the same."""
+    at = torch.arange(keys, device=spans.device)
+    first, end, offset, segments = spans[..., 0:1], spans[..., 1:2], spans[..., 3:4], spans[..., 4:5]
+    row = torch.arange(rows, device=spans.device)[:, None] + offset
+    visible = (at >= first) & (at < end) & (at <= row)
+    if spans.shape[3] > HEAD:
+        numbers = spans[..., HEAD:]
+        own = numbers.gather(3, row.mT).mT
+        visible = visible & (numbers > 0) & ((numbers == own) | (segments <= 1))
+    return visible
+
+
+def says_nothing(query, key, spans) -> bool:
+    """Whether spans are those of plain causal attention: no padding, and keys end at the last row or are cut off there.
+    Not while compiling: it reads them."""
+    rows = _torch.spans("attention_mask", spans)
+    first, end, count, offset, segments, keys, mark = rows[0]
+    whole = first == 0 and count == end == offset + query.shape[2] and segments == 1 and mark == MARK
+    return whole and keys == key.shape[2] and all(r == rows[0] for r in rows)
+
+
+def plainly(query, key, value, spans):
+    """(key, value, spans), without spans where they say nothing, and without keys behind the last row then."""
+    if spans is None or not says_nothing(query, key, spans):
+        return key, value, spans
+    end = _torch.spans("attention_mask", spans)[0][1]
+    return key[:, :, :end], value[:, :, :end], None
+
+
+def for_sdpa(query, key, spans) -> torch.Tensor | None:
+    """The bool mask of spans; None where sdpa has its own word for it, which is faster: all keys for one row, or is_causal
+    for as many rows as keys."""
+    held = getattr(spans, "_sale_spans", None)
+    if held is not None and held.rows is not None and says_nothing(query, key, spans):
+        end = held.rows[0][1]
+        if end == key.shape[2] and query.shape[2] in (1, end):
+            return None
+    return as_bools(spans, query.shape[2], key.shape[2])

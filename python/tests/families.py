@@ -1,0 +1,101 @@
+"""Small random models of every family that the installed transformers can make from a shrunken configuration."""
+
+import inspect
+
+import torch
+import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+
+# What a configuration's numbers are shrunken to, by name: small enough to be quick, head dimensions that SALE takes.
+SIZES = {
+    "hidden_size": 64, "d_model": 64, "n_embd": 64, "embed_dim": 64, "dim": 64, "embedding_size": 64, "hidden_dim": 64,
+    "projection_dim": 64, "intermediate_size": 96, "ffn_dim": 96, "d_ff": 96, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96,
+    "n_inner": 96, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "feed_forward_dim": 96,
+    "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_layers": 2, "encoder_layers": 2, "decoder_layers": 2,
+    "num_encoder_layers": 2, "num_decoder_layers": 2, "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "d_kv": 16,
+    "attention_head_dim": 16, "vocab_size": 128, "vocab_size_per_layer_input": 128, "num_local_experts": 4,
+    "num_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "num_experts_per_token": 2, "n_group": 1,
+    "topk_group": 1, "max_position_embeddings": 512, "n_positions": 512, "max_source_positions": 256,
+    "max_target_positions": 512, "image_size": 64, "patch_size": 8, "num_mel_bins": 16, "q_lora_rank": 32,
+    "kv_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 32, "sliding_window": 48,
+    "attention_chunk_size": 64, "first_k_dense_replace": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "decoder_start_token_id": 1, "depth": 2, "hidden_size_per_layer_input": 16, "num_kv_shared_layers": 0,
+}  # fmt: skip
+LISTS = ("layer_types", "mlp_layer_types")
+
+
+def shrink(config):
+    """The same kind of configuration, small; of its parts too."""
+    said = config.to_dict()
+    parts = {}
+    for name, value in list(vars(config).items()):
+        if isinstance(value, transformers.PreTrainedConfig):
+            parts[name] = shrink(value)
+    changes = {name: SIZES[name] for name in said if name in SIZES and isinstance(said[name], int)}
+    if "kv_lora_rank" in said and "num_key_value_heads" in changes:  # of a latent, as many as query heads
+        changes["num_key_value_heads"] = changes["num_attention_heads"]
+    for name in LISTS:
+        if isinstance(said.get(name), list):
+            changes[name] = [said[name][0], said[name][-1]]
+    own = {n: v for n, v in said.items() if n not in changes and n not in parts and n in accepted(type(config))}
+    return type(config)(**{**own, **changes, **parts})
+
+
+def accepted(kind) -> set[str]:
+    found = set(inspect.signature(kind.__init__).parameters) | set(getattr(kind, "__dataclass_fields__", ()))
+    return found - {"self", "kwargs", "args", "transformers_version", "model_type", "dtype", "architectures"}
+
+
+def names() -> list[str]:
+    return sorted(set(MODEL_MAPPING_NAMES) | set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+
+
+def build(kind: str):
+    """A model of that type, random, in eval mode, with eager attention."""
+    torch.manual_seed(0)
+    config = shrink(CONFIG_MAPPING[kind]())
+    config._attn_implementation = "eager"
+    causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not (config.is_encoder_decoder and kind in MODEL_MAPPING_NAMES)
+    auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+    model = auto.from_config(config, attn_implementation="eager").eval()
+    for p in model.parameters():  # initial weights are so small that attention would hardly matter
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=1.5 * p[0].numel() ** -0.5)
+    return model
+
+
+TOKENS = 150
+
+
+def inputs(model) -> dict:
+    """Of one forward, two sequences."""
+    name = model.main_input_name
+    torch.manual_seed(1)
+    given = {}
+    if name == "input_ids":
+        given["input_ids"] = torch.randint(5, 100, (2, TOKENS))
+    elif name == "pixel_values":
+        size = getattr(model.config, "image_size", 64)
+        size = size if isinstance(size, (list, tuple)) else (size, size)
+        given["pixel_values"] = torch.randn(2, getattr(model.config, "num_channels", 3), *size)
+    elif name == "input_features" and hasattr(model.config, "num_mel_bins"):
+        frames = 2 * getattr(model.config, "max_source_positions", TOKENS)
+        given["input_features"] = torch.randn(2, model.config.num_mel_bins, frames)
+    elif name == "input_values":
+        given["input_values"] = torch.randn(2, 16000)
+    else:
+        raise NotImplementedError(name)
+    if model.config.is_encoder_decoder:
+        given["decoder_input_ids"] = torch.randint(5, 100, (2, 70))
+    return given
+
+
+def first_tensor(output) -> torch.Tensor:
+    if isinstance(output, torch.Tensor):
+        return output
+    for x in output.values() if hasattr(output, "values") else output:
+        if isinstance(x, torch.Tensor) and x.is_floating_point():
+            return x
+    raise NotImplementedError("no tensor")
