@@ -74,8 +74,9 @@ class Mask(torch.Tensor):
             raise _refused(name)
         with torch._C.DisableTorchFunctionSubclass():
             made = function(*args, **(kwargs or {}))
-        # What has been done to it otherwise is a tensor like any other, which no attention of ours takes for spans.
-        return cls.of(made.as_subclass(torch.Tensor), args[0]._sale_spans) if name in _MOVES and made.dtype == torch.int64 else made
+        if name in _MOVES and made.dtype == torch.int64:
+            return cls.of(made.as_subclass(torch.Tensor), args[0]._sale_spans)
+        return made  # a tensor like any other, which no attention of ours takes for spans
 
     def plain(self) -> torch.Tensor:
         """An ordinary tensor, with what is remembered of it."""
@@ -108,16 +109,19 @@ def _plain(x: torch.Tensor) -> torch.Tensor:
 _SUMS = {"add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "mul", "rmul", "imul", "multiply", "baddbmm"}
 _MOVES = {"to", "cuda", "cpu", "clone", "contiguous", "detach", "pin_memory"}
 _CHANGES = set(
-    "getitem setitem add radd iadd sub rsub isub mul rmul imul truediv rtruediv div neg abs invert and rand or ror xor eq ne lt le gt ge where "
-    "logical_not logical_and logical_or bitwise_not bitwise_and bitwise_or masked_fill masked_fill_ cat concat stack expand repeat repeat_interleave "
-    "float half bfloat16 double int bool type type_as view reshape flatten transpose permute unsqueeze squeeze select narrow index_select gather chunk "
-    "split triu tril max min sum cumsum any all mean baddbmm matmul softmax pad".split()
+    "getitem setitem add radd iadd sub rsub isub mul rmul imul truediv rtruediv div neg abs invert and rand or ror xor "
+    "eq ne lt le gt ge where logical_not logical_and logical_or bitwise_not bitwise_and bitwise_or masked_fill cat concat "
+    "stack expand repeat repeat_interleave float half bfloat16 double int bool type type_as view reshape flatten "
+    "transpose permute unsqueeze squeeze select narrow index_select gather chunk split triu tril max min sum cumsum any "
+    "all mean baddbmm matmul softmax pad".split()
 )
 
 
 def _cuts_nothing(spans: torch.Tensor, at) -> bool:
     """Whether at is [:, :, :, :n], as models cut masks to their keys, of no fewer than all."""
-    if not isinstance(at, tuple) or not all(isinstance(i, slice) and i.start in (None, 0) and i.step in (None, 1) for i in at):
+    if not isinstance(at, tuple):
+        return False
+    if not all(isinstance(i, slice) and i.start in (None, 0) and i.step in (None, 1) for i in at):
         return False
     keys = spans.shape[3] - HEAD
     whole = (*spans.shape[:3], keys if keys else HEAD)
