@@ -131,7 +131,7 @@ void try_index(const sale_estimator* estimator, Input& in) {
   sale_index_options o{};
   o.struct_size = sizeof o;
   o.capacity = 1 + in.take<uint8_t>();
-  if (in.take<uint8_t>() % 4 == 0) edit(o, in);
+  if (in.take<uint8_t>() % 4 == 1) edit(o, in);
   // Memory is the caller's promise; sizes that any allocator gives.
   o.memory = nullptr;
   const size_t bytes = sale_index_memory(estimator, o.capacity);
