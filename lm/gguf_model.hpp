@@ -16,7 +16,7 @@ Config config_of(const Gguf& file);
 
 // tokenizer.json's contents. Models "gpt2" (byte-level BPE, with the pre-tokenizers known by name) and "llama"
 // (SentencePiece BPE).
-Json tokenizer_of(const Gguf& file);
+Json tokenizer_of(const Json& metadata, const std::string& where);
 
 class GgufWeights final : public Weights {
 public:

@@ -45,7 +45,8 @@ const Pre kPre[] = {
 
 class Fill {
 public:
-  explicit Fill(const Gguf& file) : all_(file.metadata(), file.where()), tokens_(all_.array("tokenizer.ggml.tokens")) {
+  Fill(const Json& metadata, const std::string& where)
+      : all_(metadata, where), tokens_(all_.array("tokenizer.ggml.tokens")) {
     if (tokens_.empty()) fail(all_.where(), ": tokenizer.ggml.tokens is empty");
     for (size_t i = 0; i < tokens_.size(); ++i) {
       if (!tokens_[i].is_string())
@@ -177,6 +178,6 @@ private:
 
 }  // namespace
 
-Json tokenizer_of(const Gguf& file) { return Fill(file).made(); }
+Json tokenizer_of(const Json& metadata, const std::string& where) { return Fill(metadata, where).made(); }
 
 }  // namespace sale::lm

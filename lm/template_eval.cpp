@@ -11,7 +11,8 @@ namespace {
 using Node = TemplateNode;
 using Kind = Node::Kind;
 constexpr int64_t kMaxSteps = 10'000'000;
-constexpr size_t kMaxOutput = size_t{1} << 31;
+constexpr size_t kMaxText = size_t{1} << 28;  // of the result and of every value
+constexpr size_t kMaxItems = 1'000'000;
 
 Json undefined() { return Json(Json::value_t::discarded); }
 bool defined(const Json& v) { return !v.is_discarded(); }
@@ -99,7 +100,7 @@ private:
   }
 
   void write(const Node& node, const std::string& text) {
-    if (out_.size() + text.size() > kMaxOutput) refuse(node, "the result is too long");
+    if (out_.size() + text.size() > kMaxText) refuse(node, "the result is too long");
     out_ += text;
   }
 
@@ -181,7 +182,11 @@ private:
       case Kind::literal: return node.value;
       case Kind::name: {
         const Json* found = find(node.word);
-        return found ? *found : undefined();
+        if (found == nullptr) return undefined();
+        // It is copied, which counts.
+        if (found->is_structured()) steps_ += static_cast<int64_t>(found->size()) / 16;
+        if (found->is_string()) steps_ += static_cast<int64_t>(found->get_ref<const std::string&>().size()) / 256;
+        return *found;
       }
       case Kind::list: {
         Json out = Json::array();
@@ -278,10 +283,11 @@ private:
     if (sign == "!=") return !equal(left, right);
     if (sign == "in") return holds(node, right, left);
     if (sign == "not in") return !holds(node, right, left);
-    if (sign == "~") return text_of(node, left) + text_of(node, right);
-    if (sign == "+" && left.is_string()) return left.get<std::string>() + string(node, right, "+");
+    if (sign == "~") return limited(node, text_of(node, left) + text_of(node, right));
+    if (sign == "+" && left.is_string()) return limited(node, left.get<std::string>() + string(node, right, "+"));
     if (sign == "+" && left.is_array() && right.is_array()) {
       Json out = left;
+      if (left.size() + right.size() > kMaxItems) refuse(node, "a list of more than ", kMaxItems, " items");
       for (const Json& item : right) out.push_back(item);
       return out;
     }
@@ -299,6 +305,11 @@ private:
     }
     if (sign == "/") refuse(node, "/ is not supported; // is");
     return ordered(sign, a, b);
+  }
+
+  std::string limited(const Node& node, std::string text) const {
+    if (text.size() > kMaxText) refuse(node, "a text of more than ", kMaxText, " bytes");
+    return text;
   }
 
   static bool equal(const Json& a, const Json& b) {
@@ -397,7 +408,7 @@ private:
     size_t done = 0;
     for (size_t found = 0; (found = text.find(what, done)) != std::string::npos; done = found + what.size()) {
       (out += text.substr(done, found - done)) += with;
-      if (out.size() > kMaxOutput) refuse(node, "the result is too long");
+      if (out.size() > kMaxText) refuse(node, "the result is too long");
     }
     return out += text.substr(done);
   }
@@ -436,7 +447,7 @@ private:
       if (!on.is_array()) refuse(node, "join of ", defined(on) ? on.type_name() : "an undefined value");
       for (size_t i = 0; i < on.size(); ++i) {
         if (i > 0 && !given.empty()) out += string(node, given[0], name);
-        out += text_of(node, on[i]);
+        out = limited(node, std::move(out) + text_of(node, on[i]));
       }
       return out;
     }

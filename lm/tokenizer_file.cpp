@@ -142,15 +142,16 @@ struct Tokenizer::Loader {
         fail(what, ": ", content.size(), " bytes; 1 to ", kMaxToken, " are allowed");
       if (fields.boolean_or("single_word", false)) fail(what, ": single_word is not supported");
       const auto id = static_cast<int32_t>(fields.integer("id", 0, limit - 1));
-      if (const auto it = vocab.find(content); it != vocab.end()) {
-        if (it->second != id) fail(what, ": id ", id, "; the vocabulary gives it ", it->second);
-        to.bytes_[at(id)] = content;
-      }
-      put(id, content, what);
-      vocab.emplace(content, id);
-      to.added_ids_.emplace(content, id);
       const bool late = fields.boolean_or("normalized", !fields.boolean_or("special", false));
       const std::string spelled = late ? to.normalizer_(content) : content;
+      const std::string text = late && !to.pre_tokenizer_.byte_level() ? decoded(spelled) : content;
+      if (const auto it = vocab.find(content); it != vocab.end()) {
+        if (it->second != id) fail(what, ": id ", id, "; the vocabulary gives it ", it->second);
+        to.bytes_[at(id)] = text;
+      }
+      put(id, text, what);
+      vocab.emplace(content, id);
+      to.added_ids_.emplace(content, id);
       if (spelled.empty()) fail(what, ": nothing is left of it when it is normalized");
       (late ? to.normalized_added_ : to.raw_added_)[spelled.front()].push_back(
           {spelled, id, fields.boolean_or("lstrip", false), fields.boolean_or("rstrip", false)});
@@ -259,7 +260,10 @@ Tokenizer Tokenizer::parse(const Json& json, const std::string& where) {
 }
 
 Tokenizer Tokenizer::load(const std::filesystem::path& path) {
-  if (is_gguf(path)) return parse(tokenizer_of(Gguf::open(path)), path.string());
+  if (is_gguf(path)) {
+    const Gguf file = Gguf::open(path);
+    return parse(tokenizer_of(file.metadata(), file.where()), file.where());
+  }
   const auto file = std::filesystem::is_directory(path) ? path / "tokenizer.json" : path;
   return parse(read_json(file, kMaxFile), file.string());
 }

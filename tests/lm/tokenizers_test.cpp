@@ -42,6 +42,7 @@ TEST_P(Kinds, IdsAndTextsAreThoseOfTheTokenizersPackage) {
   const Tokenizer tokenizer = Tokenizer::parse(tokenizer_json(GetParam()), GetParam());
   EXPECT_EQ(hashes_of_ids(texts(), [&](const std::string& text) { return tokenizer.encode(text); }),
             data().at("ids").at(GetParam()).get<std::vector<std::string>>());
+  if (!data().at("decoded").contains(GetParam())) return;
   std::vector<std::string> decoded;
   for (size_t first = 0; first < texts().count(); first += 100) {
     Fnv hash;
