@@ -126,6 +126,7 @@ private:
     };
     std::vector<Json> chosen;
     for (const Json& item : items) {
+      steps_ += 10;
       scopes_.emplace_back();
       bind(item);
       if (truth(value(node.parts[1]))) chosen.push_back(item);
@@ -295,9 +296,12 @@ private:
       return ordered(sign, left.get<std::string>(), right.get<std::string>());
     const int64_t a = number(node, left, sign), b = number(node, right, sign);
     int64_t out = 0;
-    if (sign == "+") return checked(node, __builtin_add_overflow(a, b, &out), out);
-    if (sign == "-") return checked(node, __builtin_sub_overflow(a, b, &out), out);
-    if (sign == "*") return checked(node, __builtin_mul_overflow(a, b, &out), out);
+    if (sign == "+" || sign == "-" || sign == "*") {
+      const bool overflow = sign == "+"   ? __builtin_add_overflow(a, b, &out)
+                            : sign == "-" ? __builtin_sub_overflow(a, b, &out)
+                                          : __builtin_mul_overflow(a, b, &out);
+      return checked(node, overflow, out);
+    }
     if (sign == "//" || sign == "%") {
       if (b == 0 || (a == INT64_MIN && b == -1)) refuse(node, a, " ", sign, " ", b);
       const int64_t down = a / b - (a % b != 0 && (a < 0) != (b < 0));

@@ -1,6 +1,8 @@
 // GGUF files: values against PyPI's gguf, the tokenizer in them, and hostile files.
 #include "lm/gguf.hpp"
 
+#include <bit>
+#include <cmath>
 #include <functional>
 #include <nlohmann/json.hpp>
 
@@ -98,7 +100,7 @@ TEST(Gguf, HostileFiles) {
       {keyed([](Made& m) { m.version = 0x03000000; }), {"version", "little endian"}},
       {counted, {"tensor count is 18446744073709551615"}},
       {keyed([&](Made& m) { m.key_count = huge; }), {"key count"}},
-      {keyed([&](Made& m) { put(m.keys, huge, 8), m.key_count = 1; }), {"key: length"}},
+      {keyed([&](Made& m) { put(m.keys, huge, 8), put(m.keys, 0, 8), m.key_count = 1; }), {"key: length"}},
       {keyed([](Made& m) { m.number("k", 1, 13); }), {"'k'", "value type is 13"}},
       {keyed([](Made& m) { m.number("k", 9, 9), put(m.keys, 0, 8); }), {"'k'", "array of arrays"}},
       {keyed([&](Made& m) { m.number("k", 4, 9), put(m.keys, huge, 8); }), {"'k'", "number of elements"}},

@@ -68,7 +68,7 @@ TEST(Template, WhatIsNotInTheSubsetIsRefusedByName) {
       {"{% for i in 3 %}{% endfor %}", {"loop over number"}},
       {"{{ raise_exception('no system role') }}", {"the template says", "no system role"}},
       {"{% if x %}", {"endif"}},
-      {"{% endif %}", {"unexpected", "endif"}},
+      {"{% endif %}", {"endif", "not supported"}},
       {"{{ 1 ", {"not closed"}},
       {"{{ }}", {"expression"}},
       {"{{ [1 }}", {"']'"}},
