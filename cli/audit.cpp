@@ -22,7 +22,7 @@ constexpr double least_error = 1e-3;   // below it the tensors' rounding is all 
 constexpr double wanted_share = 0.95;  // of the estimates
 
 struct Arguments {
-  std::string model = default_model, text = default_text, tokens = "16k", json;
+  std::string model = default_model, text = default_text, tokens, json;
   std::vector<int> rows{16, 32, 64, 128, 256, 512};
   int seeds = 4;
   SparseArguments sparse;
@@ -111,7 +111,8 @@ int run(Arguments& a) {
   Sparse sparse;
   resolve(a.sparse, m.identity, sparse);
   lm::PromptSpec spec;
-  spec.tokens = parse_count("--tokens", a.tokens, 2048, std::min<int64_t>(most_rows, m.model.config().max_positions));
+  spec.tokens =
+      parse_tokens("--tokens", a.tokens, "16k", 2048, std::min<int64_t>(most_rows, m.model.config().max_positions));
   spec.facts = 5;
   const lm::Prompt prompt = lm::needle_prompt(m.tokenizer, read_text(a.text), spec);
   lm::KVCache cache(m.model.config(), static_cast<int64_t>(prompt.context.size()));
@@ -152,7 +153,8 @@ void add_audit(CLI::App& program, Action& action) {
   command->add_option("--model", a->model, "folder with config.json, tokenizer.json and safetensors")
       ->capture_default_str();
   command->add_option("--text", a->text, "book the prompt is made of")->capture_default_str();
-  command->add_option("--tokens", a->tokens, "length of the prompt, up to 64k")->capture_default_str();
+  command->add_option("--tokens", a->tokens,
+                      "length of the prompt, up to 64k (default: 16k, or the model's positions if fewer)");
   command->add_option("--rows", a->rows, "numbers of rows to audit, may be repeated")
       ->check(CLI::Range(1, most_rows))
       ->take_all()

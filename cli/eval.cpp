@@ -14,7 +14,7 @@ namespace {
 
 struct Arguments {
   std::string model = default_model, text = default_text, out;
-  std::vector<std::string> tasks, lengths{"4k", "16k"}, calibrations;
+  std::vector<std::string> tasks, lengths, calibrations;
   int prompts = 20, contexts = 4;
   uint64_t seed = 1;
   SparseArguments sparse;
@@ -53,9 +53,12 @@ std::unique_ptr<Sides> make_sides(const Arguments& a, const LoadedModel& m) {
 EvalPlan make_plan(const Arguments& a, const LoadedModel& m, const Sides& sides) {
   EvalPlan plan;
   plan.sides = sides.names;
-  for (const std::string& n : a.lengths)
-    plan.lengths.push_back(parse_count("--lengths", n, 2048, m.model.config().max_positions));
+  const int64_t positions = m.model.config().max_positions;
+  for (const std::string& n : a.lengths) plan.lengths.push_back(parse_count("--lengths", n, 2048, positions));
+  for (const char* n : {"4k", "16k"})  // as far as the model goes
+    if (a.lengths.empty()) plan.lengths.push_back(parse_tokens("--lengths", "", n, 2048, positions));
   std::sort(plan.lengths.begin(), plan.lengths.end());
+  plan.lengths.erase(std::unique(plan.lengths.begin(), plan.lengths.end()), plan.lengths.end());
   const auto wants = [&](std::string_view task) {
     return a.tasks.empty() || std::count(a.tasks.begin(), a.tasks.end(), task) > 0;
   };
@@ -203,8 +206,9 @@ std::vector<std::string> all_tasks() {
 std::string words_of(const Arguments& a) {
   std::string words = "sale eval";
   if (!a.tasks.empty()) words += fmt::format(" --tasks {}", fmt::join(a.tasks, " "));
-  words += fmt::format(" --lengths {} --prompts {} --contexts {} --seed {} --text {}", fmt::join(a.lengths, " "),
-                       a.prompts, a.contexts, a.seed, std::filesystem::path(a.text).filename().string());
+  if (!a.lengths.empty()) words += fmt::format(" --lengths {}", fmt::join(a.lengths, " "));
+  words += fmt::format(" --prompts {} --contexts {} --seed {} --text {}", a.prompts, a.contexts, a.seed,
+                       std::filesystem::path(a.text).filename().string());
   for (const std::string& c : a.calibrations) words += " --calibration " + std::filesystem::path(c).filename().string();
   if (!a.sparse.backend.empty()) words += " --backend " + a.sparse.backend;
   if (a.sparse.compute != "exact") words += " --compute " + a.sparse.compute;
@@ -223,7 +227,8 @@ void add_eval(CLI::App& program, Action& action) {
       ->capture_default_str();
   command->add_option("--tasks", a->tasks, fmt::format("of {}; all when not given", fmt::join(all_tasks(), ", ")))
       ->check(CLI::IsMember(all_tasks()));
-  command->add_option("--lengths", a->lengths, "of context, question and answer, in tokens")->capture_default_str();
+  command->add_option("--lengths", a->lengths,
+                      "of context, question and answer, in tokens (default: 4k 16k, as far as the model goes)");
   command->add_option("--prompts", a->prompts, "questions wanted per task and length")
       ->check(CLI::Range(1, 10000))
       ->capture_default_str();

@@ -68,7 +68,7 @@ int of_model(Arguments& a) {
   r.sparse.calibration = calibration_for(r.sparse.calibration, r.model, r.sparse.backend);
   Sparse sparse;
   resolve(r.sparse, m.identity, sparse);
-  const Task task = make_task(r.prompt, m);
+  const Task task = make_task(r.prompt, m, r.model);
   const auto tokens = static_cast<int64_t>(task.context.size());
   lm::KVCache cache(config, tokens);
   Pictures pictures(config, tokens, a.cells);
@@ -96,7 +96,7 @@ void add_mask(CLI::App& program, Action& action) {
       "mask", "Draw the kept blocks of a head: of a problem line, or of a model's prompt with --model");
   auto a = std::make_shared<Arguments>();
   a->model.prompt.text = default_text;
-  a->model.prompt.tokens = "16k";
+  a->model.prompt.usual = "16k";
   command->add_option("problem", a->words, "problem line; without one, the prompt of a model");
   command->add_option("--out", a->out, "picture to write, .png or .svg")->capture_default_str();
   command->add_option("--head", a->head, "query head")->check(CLI::Range(0, 65535))->capture_default_str();
@@ -104,9 +104,9 @@ void add_mask(CLI::App& program, Action& action) {
   command->add_option("--cells", a->cells, "most pixels across")->check(CLI::Range(1, 8192))->capture_default_str();
   command->add_option("--json", a->json, "write densities there");
   command->add_option("--model", a->model.model, "model folder")->capture_default_str();
-  command->add_option("--tokens", a->model.prompt.tokens, "length of the model's prompt")->capture_default_str();
+  command->add_option("--tokens", a->model.prompt.tokens, "length of the model's prompt (default: 16k)");
   command->add_option("--text", a->model.prompt.text, "book the prompt is made of")->capture_default_str();
-  command->add_option("--prompt-file", a->model.prompt.prompt_file, "text to prefill instead");
+  command->add_option("--prompt-file", a->model.prompt.prompt_files, "text to prefill instead")->take_all();
   command->add_option("--build", a->model.prompt.build, "prompt to build")
       ->check(CLI::IsMember({"needles", "passkey", "json"}))
       ->capture_default_str();

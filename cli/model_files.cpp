@@ -4,51 +4,38 @@
 #include <thread>
 
 #include "command.hpp"
+#include "lm/gguf.hpp"
 #include "lm/safetensors.hpp"
 #include "text.hpp"
 
 namespace sale::cli {
-namespace {
-
-const char* safetensors_name(lm::DType type) {
-  switch (type) {
-    case lm::DType::f32: return "F32";
-    case lm::DType::f16: return "F16";
-    case lm::DType::bf16: return "BF16";
-    case lm::DType::i8: return "I8";
-    case lm::DType::u8: return "U8";
-    case lm::DType::i32: return "I32";
-    case lm::DType::i64: return "I64";
-  }
-  return "?";
-}
-
-}  // namespace
-
 int thread_count(int asked) {
   return asked > 0 ? asked : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
-ModelIdentity identify(const std::filesystem::path& folder) {
-  const lm::Config config = lm::read_config(folder);
-  const lm::SafeTensors file = lm::SafeTensors::open(folder);
+ModelIdentity identify(const std::filesystem::path& path) {
+  const lm::Config config = lm::read_config(path);
   ModelIdentity m;
-  m.name = std::filesystem::weakly_canonical(folder).filename().string();
+  m.name = std::filesystem::weakly_canonical(path).filename().string();
   m.layers = static_cast<int32_t>(config.layers);
   m.q_heads = config.q_heads, m.kv_heads = config.kv_heads, m.head_dim = config.head_dim;
-  std::vector<std::string> names = file.names();
-  std::sort(names.begin(), names.end());
-  Fingerprint hash;
-  for (const std::string& name : names) {
-    const lm::Tensor& t = file.get(name);
-    hash.tensor(name, safetensors_name(t.dtype), t.shape, t.bytes);
+  Fingerprint hash;  // of tensors in the order of their names, as both readers keep them
+  if (lm::is_gguf(path)) {
+    const lm::Gguf file = lm::Gguf::open(path);
+    for (const auto& [name, t] : file.tensors()) hash.tensor(name, t.type->name, t.shape, t.bytes);
+  } else {
+    const lm::SafeTensors file = lm::SafeTensors::open(path);
+    for (const std::string& name : file.names()) {
+      const lm::Tensor& t = file.get(name);
+      hash.tensor(name, lm::name_of(t.dtype), t.shape, t.bytes);
+    }
   }
   m.fingerprint = hash.value();
   return m;
 }
 
-LoadedModel load_model(const std::filesystem::path& folder, int threads) {
-  return {lm::Model::load(folder, thread_count(threads)), lm::Tokenizer::load(folder), identify(folder)};
+LoadedModel load_model(const std::filesystem::path& path, int threads) {
+  return {lm::Model::load(path, thread_count(threads)), lm::Tokenizer::load(path), identify(path)};
 }
 
 void add_sparse_options(CLI::App& command, SparseArguments& a, const char* calibration_default) {

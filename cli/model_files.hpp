@@ -1,4 +1,4 @@
-// A model folder as the program uses it: the runner, the tokenizer, who it is, and its calibration.
+// A model folder or GGUF file as the program uses it: the runner, the tokenizer, who it is, and its calibration.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -13,8 +13,8 @@
 
 namespace sale::cli {
 
-// From the safetensors headers and config.json; reads hardly anything of the weights.
-ModelIdentity identify(const std::filesystem::path& folder);
+// From the tensors' headers and the config; reads hardly anything of the weights.
+ModelIdentity identify(const std::filesystem::path& path);
 
 struct LoadedModel {
   lm::Model model;
@@ -22,7 +22,7 @@ struct LoadedModel {
   ModelIdentity identity;
 };
 // threads: 0 = one per CPU.
-LoadedModel load_model(const std::filesystem::path& folder, int threads);
+LoadedModel load_model(const std::filesystem::path& path, int threads);
 int thread_count(int asked);
 
 // The options by which a command line says how SALE is to run.

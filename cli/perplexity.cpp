@@ -11,7 +11,7 @@ namespace sale::cli {
 namespace {
 
 struct Arguments {
-  std::string model = default_model, text = default_text, tokens = "32k", offset = "0", json;
+  std::string model = default_model, text = default_text, tokens, offset = "0", json;
   SparseArguments sparse;
   double dense = 0;  // known already
   double most = 0;   // percent
@@ -42,7 +42,7 @@ int run(Arguments& a) {
   a.sparse.calibration = calibration_for(a.sparse.calibration, a.model, a.sparse.backend);
   Sparse sparse;
   resolve(a.sparse, m.identity, sparse);
-  const int64_t count = parse_count("--tokens", a.tokens, 64, m.model.config().max_positions);
+  const int64_t count = parse_tokens("--tokens", a.tokens, "32k", 64, m.model.config().max_positions);
   const std::vector<int32_t> all = m.tokenizer.encode(read_text(a.text), false);
   const int64_t offset = parse_count("--offset", a.offset, 0, static_cast<int64_t>(all.size()));
   std::vector<int32_t> tokens = m.tokenizer.prefix();
@@ -83,7 +83,7 @@ void add_perplexity(CLI::App& program, Action& action) {
   command->add_option("--model", a->model, "folder with config.json, tokenizer.json and safetensors")
       ->capture_default_str();
   command->add_option("--text", a->text, "text to read")->capture_default_str();
-  command->add_option("--tokens", a->tokens, "tokens of it")->capture_default_str();
+  command->add_option("--tokens", a->tokens, "tokens of it (default: 32k, or the model's positions if fewer)");
   command->add_option("--offset", a->offset, "first token")->capture_default_str();
   command->add_option("--dense", a->dense, "perplexity of dense attention when it is known, to save the run");
   command->add_option("--most", a->most, "percent above dense that make the exit code 1");

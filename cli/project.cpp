@@ -11,11 +11,17 @@ struct Arguments : CalibrationArguments {
   double tau = 0.004;
 };
 
-int run(const Arguments& a, const std::string& command_line) {
+int run(Arguments& a, const std::string& command_line) {
   LoadedModel m = load_model(a.model, a.threads);
   const lm::Config& config = m.model.config();
   const bool fp8 = a.estimator == "fp8";
   const int step = fp8 ? 4 : 16, most = fp8 ? 60 : config.head_dim - 1;
+  // Rank 64, the usual one, is all coordinates of heads of 64: three quarters are taken there.
+  if (a.rank == config.head_dim && a.rank >= 2 * step) {
+    a.rank = config.head_dim * 3 / 4 / step * step;
+    fmt::print(stderr, "sale: --rank {} is all coordinates of this model's heads; projecting to {}\n", config.head_dim,
+               a.rank);
+  }
   if (a.rank < step || a.rank % step != 0 || a.rank > most || a.rank >= config.head_dim)
     refuse("--rank: {} is not a multiple of {} from {} to {}, below the model's head dimension, {}", a.rank, step, step,
            most, config.head_dim);

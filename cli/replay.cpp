@@ -132,7 +132,7 @@ int run(Arguments& a) {
   a.sparse.calibration = calibration_for(a.sparse.calibration, a.model, a.sparse.backend);
   Sparse sparse;
   resolve(a.sparse, m.identity, sparse);
-  const Task task = make_task(a.prompt, m);
+  const Task task = make_task(a.prompt, m, a.model);
   const bool device = uses_device(a.sparse.backend);
   const CapturedAttention captured = capture(m, task.context, sparse.settings, a.quiet);
   const Problem problem = problem_of(captured, device);

@@ -13,9 +13,29 @@ constexpr int guard_rows = 32;  // of an audit that nobody gave a size
 std::string calibration_for(const std::string& given, const std::filesystem::path& model, const std::string& backend) {
   if (!given.empty()) return given;
   std::error_code error;
-  const auto beside = model / (format_of(backend) == SALE_FP8 ? "calibration-fp8.json" : "calibration.json");
-  return std::filesystem::exists(beside, error) ? beside.string() : "none";
+  const std::string name = format_of(backend) == SALE_FP8 ? "calibration-fp8.json" : "calibration.json";
+  auto beside = model / name;
+  if (std::filesystem::is_regular_file(model, error))
+    beside = std::filesystem::path(model).replace_extension("." + name);
+  if (std::filesystem::exists(beside, error)) return beside.string();
+  fmt::print(stderr,
+             "sale: {} has no calibration: one threshold serves all heads, and answers from long prompts can suffer. "
+             "`sale calibrate --model {} --data TEXT --out {}` makes one\n",
+             model.string(), model.string(), beside.string());
+  return "none";
 }
+
+namespace {
+std::string prompt_name(const PromptArguments& a) {
+  if (a.prompt_files.empty()) return "a question";
+  std::string names;
+  for (const std::string& file : a.prompt_files) {
+    if (!names.empty()) names += ", ";
+    names += file == "-" ? "standard input" : std::filesystem::path(file).filename().string();
+  }
+  return names;
+}
+}  // namespace
 
 void describe(Findings& f, const RunArguments& a, const LoadedModel& m, const Sparse& sparse, const Task& task) {
   f.model = m.identity.name;
@@ -27,8 +47,8 @@ void describe(Findings& f, const RunArguments& a, const LoadedModel& m, const Sp
   f.thresholds = sparse.calibration && !sparse.settings.tau_over_calibration
                      ? "thresholds calibrated"
                      : fmt::format("threshold {}", sparse.settings.tau);
-  if (!a.prompt.prompt_file.empty())
-    f.prompt = std::filesystem::path(a.prompt.prompt_file).filename().string();
+  if (!a.prompt.built())
+    f.prompt = prompt_name(a.prompt);
   else if (a.prompt.build == "json")
     f.prompt = "JSON key-value pairs";
   else
@@ -38,22 +58,28 @@ void describe(Findings& f, const RunArguments& a, const LoadedModel& m, const Sp
 }
 
 void add_run_options(CLI::App& command, RunArguments& a) {
-  command.add_option("--model", a.model, "folder with config.json, tokenizer.json and safetensors")
+  command.add_option("--model", a.model, "folder with config.json, tokenizer.json and safetensors, or a GGUF file")
       ->capture_default_str();
-  command.add_option(
-      "--tokens", a.prompt.tokens,
-      "length of the prompt, 16 .. the model's positions (default: 64k; with --prompt-file the whole of it)");
-  command.add_option("--prompt-file", a.prompt.prompt_file,
-                     "text to prefill instead of a built prompt; --tokens cuts it");
+  command.add_option("--tokens", a.prompt.tokens,
+                     "length of the prompt, 16 .. the model's positions (default: 64k, or the positions if fewer; with "
+                     "--prompt-file the "
+                     "whole of it)");
+  command
+      .add_option("--prompt-file", a.prompt.prompt_files,
+                  "text to prefill instead of a built prompt, may be repeated; - is standard input; --tokens cuts it")
+      ->take_all();
   command.add_option("--question", a.prompt.questions, "text to put after --prompt-file's, may be repeated")
       ->take_all();
+  command.add_flag(
+      "--chat", a.prompt.chat,
+      "the model's chat template around prompt and question; answers are printed as they come, to their end");
   command.add_option("--text", a.prompt.text, "book the built prompt hides its facts in")->capture_default_str();
   command.add_option("--facts", a.prompt.facts, "facts hidden and asked for")
       ->check(CLI::Range(1, 100))
       ->capture_default_str();
   command.add_option("--seed", a.prompt.seed, "of the built prompt")->capture_default_str();
   command.add_option("--chunk", a.chunk, "prefill in chunks of this many tokens; 0 = whole")->capture_default_str();
-  command.add_option("--new-tokens", a.prompt.new_tokens, "most tokens of an answer")->capture_default_str();
+  command.add_option("--new-tokens", a.prompt.new_tokens, "most tokens of an answer (default: 24; with --chat 512)");
   command.add_flag("--sparse-decode", a.sparse.sparse_decode,
                    "answers are generated sparsely too, not only prefilled: the stricter test");
   command
@@ -73,7 +99,8 @@ void add_run_options(CLI::App& command, RunArguments& a) {
 }
 
 int run_and_report(RunArguments& a, const std::string& title) {
-  if (!a.prompt.prompt_file.empty()) static_cast<void>(read_text(a.prompt.prompt_file));  // before the model is loaded
+  for (const std::string& file : a.prompt.prompt_files)  // before the model is loaded
+    if (file != "-") static_cast<void>(read_text(file));
   LoadedModel m = load_model(a.model, a.sparse.threads);
   a.sparse.calibration = calibration_for(a.sparse.calibration, a.model, a.sparse.backend);
   Sparse sparse;
@@ -81,7 +108,7 @@ int run_and_report(RunArguments& a, const std::string& title) {
   sparse.settings.guard = a.guard;
   sparse.settings.audit = a.guard > 0 && a.audit == 0 ? guard_rows : a.audit,
   sparse.settings.audit_seed = a.prompt.seed;
-  const Task task = make_task(a.prompt, m);
+  const Task task = make_task(a.prompt, m, a.model);
   lm::KVCache cache(m.model.config(), task.capacity());
   const lm::Config& config = m.model.config();
   const auto tokens = static_cast<int64_t>(task.context.size());
@@ -105,17 +132,24 @@ int run_and_report(RunArguments& a, const std::string& title) {
     f.dense = run_task(m, task, cache, dense, options);
   }
   options.label = "SALE";
+  if (task.whole_answers)
+    options.stream = [](std::string_view part) {
+      std::fwrite(part.data(), 1, part.size(), stdout);
+      std::fflush(stdout);
+    };
+  const bool announce = task.whole_answers && task.questions.size() > 1;
+  options.before_question = [&](const Question& q) {
+    if (announce) fmt::print("{}> {}\n", &q == task.questions.data() ? "" : "\n\n", q.text);
+    if (a.measure) finders.look_for(q.fact ? q.fact->begin : 0, q.fact ? q.fact->end : 0);
+  };
   if (a.measure) {
     options.prefill_watcher = &watchers;
     options.question_watcher = &finders;
-    options.before_question = [&](const Question& q) {
-      finders.look_for(q.fact ? q.fact->begin : 0, q.fact ? q.fact->end : 0);
-    };
     f.quality = &quality, f.pictures = &pictures, f.finders = &finders;
   }
   f.sale = run_task(m, task, cache, sparse.settings, options);
 
-  fmt::print("{}{}", table_of(f), lines_of(f.sale.guard));
+  fmt::print("{}{}{}", task.whole_answers ? "\n" : "", table_of(f), lines_of(f.sale.guard));
   if (!a.report.empty()) {
     write_report(a.report, f);
     fmt::print("\nreport: {}\n", (std::filesystem::path(a.report) / "report.html").string());

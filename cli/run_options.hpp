@@ -19,7 +19,8 @@ struct RunArguments {
   bool answers_decide = false;  // a wrong answer to a built prompt makes the exit code 1
 };
 
-// `given`, else calibration.json (GPUs: calibration-fp8.json) beside the model, else "none".
+// `given`, else calibration.json (GPUs: calibration-fp8.json) in the model's folder, or NAME.calibration.json beside
+// NAME.gguf, else "none", with a line on stderr that says what to run.
 std::string calibration_for(const std::string& given, const std::filesystem::path& model, const std::string& backend);
 void add_run_options(CLI::App& command, RunArguments& arguments);
 int run_and_report(RunArguments& arguments, const std::string& title);

@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "command.hpp"
+#include "lm/chat.hpp"
 #include "progress.hpp"
 #include "text.hpp"
 
@@ -12,24 +13,50 @@ namespace {
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-Task file_task(const PromptArguments& a, const LoadedModel& m) {
+std::string prompt_text(const PromptArguments& a) {
+  std::string text;
+  for (const std::string& file : a.prompt_files) {
+    if (!text.empty() && text.back() != '\n') text += '\n';
+    text += read_text(file);
+  }
+  return text;
+}
+
+constexpr int64_t end_room = 2;  // the cache's spare token, and one of an answer
+
+Task file_task(const PromptArguments& a, const LoadedModel& m, const std::filesystem::path& model, int64_t answer) {
   Task task;
-  task.context = m.tokenizer.encode(read_text(a.prompt_file));
+  std::string text = prompt_text(a);
+  const std::string names =
+      a.prompt_files.empty() ? "the prompt" : fmt::format("{}", fmt::join(a.prompt_files, " and "));
+  std::vector<std::string> questions = a.questions;
+  std::optional<lm::Chat> chat;
+  if (a.chat) {
+    chat = lm::Chat::load(model);
+    if (questions.empty()) questions.emplace_back();  // the text is the question
+    if (!text.empty() && !a.questions.empty()) text += "\n\n";
+  }
   size_t longest = 0;
-  for (const std::string& q : a.questions) {
-    task.questions.push_back({q, m.tokenizer.encode(q, false), std::nullopt});
+  for (const std::string& q : questions) {
+    const std::string asked = chat ? chat->ask("", q).second : q;
+    task.questions.push_back({q, m.tokenizer.encode(asked, false), std::nullopt});
     longest = std::max(longest, task.questions.back().ids.size());
   }
+  if (chat)
+    task.context = m.tokenizer.encode(chat->ask(text, "").first, false);
+  else
+    task.context = m.tokenizer.encode(text);
   const int64_t positions = m.model.config().max_positions, asked = static_cast<int64_t>(longest);
   const auto whole = static_cast<int64_t>(task.context.size());
   // Nothing is cut unless somebody said where.
-  if (a.tokens.empty() && whole + asked + 2 > positions)
+  if (a.tokens.empty() && whole + asked + end_room > positions)
     refuse(
         "--prompt-file: {} has {} tokens and the longest question {}; the model's {} positions are fewer. --tokens "
         "cuts the prompt",
-        a.prompt_file, whole, asked, positions);
+        names, whole, asked, positions);
   if (a.tokens.empty()) return task;
-  const int64_t tokens = parse_count("--tokens", a.tokens, 16, positions), room = tokens - asked;
+  const int64_t tokens = parse_count("--tokens", a.tokens, 16, positions),
+                room = std::min(tokens, positions - answer - 1) - asked;
   if (room < 1) refuse("--tokens: {} leaves no room for the questions ({} tokens)", tokens, asked);
   if (whole > room) task.context.resize(static_cast<size_t>(room));
   return task;
@@ -37,8 +64,9 @@ Task file_task(const PromptArguments& a, const LoadedModel& m) {
 
 Task built_task(const PromptArguments& a, const LoadedModel& m) {
   if (!a.questions.empty()) refuse("--question: only with --prompt-file; a built prompt brings its own");
+  if (a.chat) refuse("--chat: only with --prompt-file or --question; a built prompt is no conversation");
   lm::PromptSpec spec;
-  spec.tokens = parse_count("--tokens", a.tokens.empty() ? "64k" : a.tokens, 16, m.model.config().max_positions);
+  spec.tokens = parse_tokens("--tokens", a.tokens, a.usual, 16, m.model.config().max_positions);
   spec.facts = a.build == "passkey" ? 1 : a.facts;
   spec.seed = a.seed;
   lm::Prompt prompt;
@@ -58,18 +86,22 @@ Task built_task(const PromptArguments& a, const LoadedModel& m) {
   return task;
 }
 
-Answer ask(LoadedModel& m, const Task& task, const Question& question, lm::KVCache& cache, SaleAttention& attention) {
+Answer ask(LoadedModel& m, const Task& task, const Question& question, lm::KVCache& cache, SaleAttention& attention,
+           const std::function<void(std::string_view)>& stream) {
   lm::GenerateOptions options;
   options.max_tokens = task.new_tokens;
   std::string text;
   options.on_token = [&](int32_t id) {
-    text += m.tokenizer.decode({&id, 1});
+    text += m.tokenizer.bytes_of(id);
+    if (stream) stream(m.tokenizer.bytes_of(id));
     // A known answer is over at the mark that ends it; a free one at the end of its line.
-    return question.fact ? text.size() < question.fact->answer.size() : text.find('\n') == std::string::npos;
+    return question.fact        ? text.size() < question.fact->answer.size()
+           : task.whole_answers ? true
+                                : text.find('\n') == std::string::npos;
   };
   generate_greedy(m.model, question.ids, cache, attention, options);
   Answer answer;
-  answer.text = text.substr(0, std::min(text.find('\n'), text.size()));
+  answer.text = task.whole_answers ? text : text.substr(0, std::min(text.find('\n'), text.size()));
   if (question.fact) answer.right = lm::answers(*question.fact, text);
   return answer;
 }
@@ -86,10 +118,15 @@ bool Outcome::all_right() const {
   return std::all_of(answers.begin(), answers.end(), [](const Answer& a) { return a.right.value_or(true); });
 }
 
-Task make_task(const PromptArguments& a, const LoadedModel& m) {
+Task make_task(const PromptArguments& a, const LoadedModel& m, const std::filesystem::path& model) {
   const int64_t positions = m.model.config().max_positions;
-  Task task = a.prompt_file.empty() ? built_task(a, m) : file_task(a, m);
-  task.new_tokens = parse_count("--new-tokens", a.new_tokens, 1, positions);
+  const bool chat = a.chat && !a.built();
+  // What is usual fits into small models too; what somebody asks for is taken literally.
+  const int64_t answer = a.new_tokens.empty() ? std::min<int64_t>(chat ? 512 : 24, std::max<int64_t>(1, positions / 4))
+                                              : parse_count("--new-tokens", a.new_tokens, 1, positions);
+  Task task = a.built() ? built_task(a, m) : file_task(a, m, model, answer);
+  task.new_tokens = answer;
+  task.whole_answers = chat;
   while (task.capacity() > positions && task.new_tokens > 1) --task.new_tokens;
   return task;
 }
@@ -115,10 +152,10 @@ Outcome run_task(LoadedModel& m, const Task& task, lm::KVCache& cache, const Att
   outcome.totals = attention.totals();
   attention.watch(o.question_watcher);
   const double start = now();
-  Progress progress(fmt::format("{} questions", o.label), o.quiet || task.questions.empty());
+  Progress progress(fmt::format("{} questions", o.label), o.quiet || o.stream || task.questions.empty());
   for (size_t i = 0; i < task.questions.size(); ++i) {
     if (o.before_question) o.before_question(task.questions[i]);
-    outcome.answers.push_back(ask(m, task, task.questions[i], cache, attention));
+    outcome.answers.push_back(ask(m, task, task.questions[i], cache, attention, o.stream));
     cache.truncate(static_cast<int64_t>(task.context.size()));
     attention.truncate(static_cast<int64_t>(task.context.size()));
     progress(static_cast<int64_t>(i + 1), static_cast<int64_t>(task.questions.size()));

@@ -1,9 +1,11 @@
 // One long prompt, prefilled dense or sparse, and questions asked after it, each from the same cache.
 #pragma once
 
+#include <filesystem>
 #include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "adapter.hpp"
@@ -22,19 +24,25 @@ struct Task {
   std::vector<int32_t> context;
   std::vector<Question> questions;
   int64_t new_tokens = 24;
+  bool whole_answers = false;  // else a free answer ends with its line
   // KV cache: the context, the longest question, its answer.
   int64_t capacity() const;
 };
 
 struct PromptArguments {
-  std::string tokens;  // "": the whole prompt file, or 64k of a built prompt
-  std::string prompt_file, text = "", build = "needles", new_tokens = "24";
+  std::string tokens;  // "": the whole prompt; of a built one `usual`, or the model's positions if they are fewer
+  std::string usual = "64k";
+  std::string text = "", build = "needles", new_tokens;  // "": 24, or 512 with chat
+  std::vector<std::string> prompt_files;                 // one after the other; "-": standard input
   std::vector<std::string> questions;
+  bool chat = false;  // the model's chat template is put around prompt and question
+  bool built() const { return prompt_files.empty() && !(chat && !questions.empty()); }
   int facts = 5;
   uint64_t seed = 1;
 };
-// A file's text, cut when `tokens` says so, with free questions; or a built prompt of that length with known answers.
-Task make_task(const PromptArguments& arguments, const LoadedModel& model);
+// The files' text, cut when `tokens` says so, with free questions; or a built prompt of that length with known answers.
+// model: where its chat template is.
+Task make_task(const PromptArguments& arguments, const LoadedModel& loaded, const std::filesystem::path& model);
 
 struct Answer {
   std::string text;
@@ -58,6 +66,7 @@ struct SessionOptions {
   Watcher* prefill_watcher = nullptr;   // sees the context
   Watcher* question_watcher = nullptr;  // sees the questions
   std::function<void(const Question&)> before_question = {};
+  std::function<void(std::string_view)> stream = {};  // what is generated, as it is
 };
 // The cache is emptied first.
 Outcome run_task(LoadedModel& model, const Task& task, lm::KVCache& cache, const AttentionSettings& settings,

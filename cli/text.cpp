@@ -1,6 +1,8 @@
 #include "text.hpp"
 
+#include <algorithm>
 #include <charconv>
+#include <cstdio>
 #include <ctime>
 #include <fstream>
 #include <sstream>
@@ -24,6 +26,12 @@ int64_t parse_count(const std::string& what, std::string_view text, int64_t leas
   return n << shift;
 }
 
+int64_t parse_tokens(const std::string& what, std::string_view text, std::string_view otherwise, int64_t least,
+                     int64_t positions) {
+  if (!text.empty()) return parse_count(what, text, least, positions);
+  return std::min(parse_count(what, otherwise, 1, int64_t{1} << 40), positions);
+}
+
 EstimatorName parse_estimator(const std::string& what, std::string_view text) {
   EstimatorName e;
   const size_t colon = text.find(':');
@@ -44,10 +52,22 @@ std::string print_estimator(sale_format format, int32_t rank, int32_t head_dim) 
 }
 
 std::string read_text(const std::filesystem::path& path) {
+  constexpr size_t most = size_t{1} << 30;
+  if (path == "-") {
+    std::string text;
+    for (char part[65536]; text.size() <= most;) {
+      const size_t n = std::fread(part, 1, sizeof(part), stdin);
+      if (n == 0) break;
+      text.append(part, n);
+    }
+    if (std::ferror(stdin) != 0) refuse("-: standard input cannot be read");
+    if (text.size() > most) refuse("-: standard input is larger than 1 GiB");
+    return text;
+  }
   std::error_code error;
   if (!std::filesystem::exists(path, error)) refuse("{}: no such file", path.string());
   if (!std::filesystem::is_regular_file(path, error)) refuse("{}: not a file", path.string());
-  if (std::filesystem::file_size(path, error) > (uint64_t{1} << 30)) refuse("{}: larger than 1 GiB", path.string());
+  if (std::filesystem::file_size(path, error) > most) refuse("{}: larger than 1 GiB", path.string());
   std::ifstream in(path, std::ios::binary);
   std::ostringstream text;
   text << in.rdbuf();

@@ -14,6 +14,10 @@ namespace sale::cli {
 // "65536", "64k", "1m" (binary, as in problem lines); `what` names the argument in the refusal.
 int64_t parse_count(const std::string& what, std::string_view text, int64_t least, int64_t most);
 
+// A length in tokens: the text, or `otherwise` where it is empty, which is as much as the model has positions for.
+int64_t parse_tokens(const std::string& what, std::string_view text, std::string_view otherwise, int64_t least,
+                     int64_t positions);
+
 // "int8:64", "fp8:28", "int4".
 struct EstimatorName {
   sale_format format = SALE_INT8;
@@ -22,6 +26,7 @@ struct EstimatorName {
 EstimatorName parse_estimator(const std::string& what, std::string_view text);
 std::string print_estimator(sale_format format, int32_t rank, int32_t head_dim);
 
+// A file, or stdin for "-".
 std::string read_text(const std::filesystem::path& path);
 void write_text(const std::filesystem::path& path, std::string_view text);
 // Problem lines of a file: comments (#) and empty lines left out.

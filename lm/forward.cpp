@@ -83,8 +83,21 @@ const std::byte* Model::State::norm_tile(const Pass& pass, int64_t begin, int64_
   return space.normed.data();
 }
 
-// One token's q, k and v: rotated, rounded to bf16, put where attention reads them.
-void Model::State::scatter_row(Pass& pass, int64_t layer, int64_t row, const float* qkv) {
+// RMSNorm of every head by itself; nothing where there is no weight.
+void Model::State::norm_heads(float* x, int64_t heads, const std::vector<float>& weight) const {
+  if (weight.empty()) return;
+  const int64_t dim = config.head_dim;
+  for (float* at_head = x; at_head < x + heads * dim; at_head += dim) {
+    const float scale = 1.0f / std::sqrt(mean_square(at_head, dim) + static_cast<float>(config.rms_norm_eps));
+    for (int64_t i = 0; i < dim; ++i) at_head[i] *= scale * weight[at(i)];
+  }
+}
+
+// One token's q, k and v: q and k normed where the model does, rotated, rounded to bf16, put where attention reads
+// them.
+void Model::State::scatter_row(Pass& pass, int64_t layer, int64_t row, float* qkv) {
+  norm_heads(qkv, config.q_heads, layers[at(layer)].q_norm);
+  norm_heads(qkv + q_width(), config.kv_heads, layers[at(layer)].k_norm);
   const int64_t dim = config.head_dim, half = dim / 2, position = pass.first_position + row;
   const float* cosines = pass.table.cosines.data() + row * half;
   const float* sines = pass.table.sines.data() + row * half;

@@ -4,6 +4,8 @@
 #include <unordered_set>
 #include <vector>
 
+#include "lm/mapping.hpp"
+
 namespace sale::lm {
 namespace {
 
@@ -27,6 +29,7 @@ std::string read_file(const std::filesystem::path& path, int64_t max_bytes) {
   file.seekg(0);
   file.read(text.data(), static_cast<std::streamsize>(size));
   if (!file) fail(path.string(), ": cannot be read to its end");
+  refuse_lfs_pointer(text, path.string());
   return text;
 }
 

@@ -25,6 +25,8 @@ class Fields {
 public:
   Fields(const Json& object, std::string where);
 
+  // Whether the field is there, if only as null.
+  bool has(std::string_view name) const { return object_->contains(name); }
   // The field, or nullptr where it is absent or null.
   const Json* find(std::string_view name) const;
   const Json& need(std::string_view name) const;

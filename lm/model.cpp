@@ -6,6 +6,7 @@
 
 #include "lm/bf16.hpp"
 #include "lm/error.hpp"
+#include "lm/gguf_model.hpp"
 #include "lm/model_state.hpp"
 #include "lm/safetensors.hpp"
 
@@ -23,45 +24,62 @@ void KVCache::truncate(int64_t n) {
   length_ = n;
 }
 
-Model Model::load(const std::filesystem::path& folder, int threads, Compute compute) {
+namespace {
+
+std::unique_ptr<Weights> open_weights(const std::filesystem::path& path, const Config& config) {
+  if (is_gguf(path)) return std::make_unique<GgufWeights>(Gguf::open(path), config);
+  return std::make_unique<SafeTensors>(SafeTensors::open(path));
+}
+
+}  // namespace
+
+Model Model::load(const std::filesystem::path& path, int threads, Compute compute) {
   if (threads < 1 || threads > 1024) fail("threads is ", threads, "; 1 to 1024 are allowed");
   auto state = std::make_unique<State>();
   State& s = *state;
-  s.config = read_config(folder);
+  s.config = read_config(path);
   s.compute = resolve(compute);
   s.threads = threads;
   s.rope = make_rope(s.config.rope, s.config.head_dim);
   s.workspaces.resize(at(threads));
-  const SafeTensors file = SafeTensors::open(folder);
+  const std::unique_ptr<Weights> file = open_weights(path, s.config);
   const int64_t hidden = s.config.hidden_size, middle = s.config.intermediate_size, q = s.q_width(), kv = s.kv_width();
+  // Checkpoints of the bare model leave "model." out.
+  const std::string base =
+      !file->contains("model.embed_tokens.weight") && file->contains("embed_tokens.weight") ? "" : "model.";
 
   const auto linear = [&](const std::string& name, int64_t in, int64_t out, bool bias) {
-    return Linear(s.compute, in, out, file.floats(name + ".weight", {out, in}),
-                  bias ? file.floats(name + ".bias", {out}) : std::vector<float>());
+    return Linear(s.compute, in, out, file->floats(name + ".weight", {out, in}),
+                  bias ? file->floats(name + ".bias", {out}) : std::vector<float>());
   };
   const auto joined_qkv = [&](const std::string& prefix) {
     std::vector<float> weights, bias;
     for (const auto& [name, out] : {std::pair("q_proj", q), std::pair("k_proj", kv), std::pair("v_proj", kv)}) {
-      const auto part = file.floats(prefix + name + ".weight", {out, hidden});
+      const auto part = file->floats(prefix + name + ".weight", {out, hidden});
       weights.insert(weights.end(), part.begin(), part.end());
       if (!s.config.qkv_bias) continue;
-      const auto add = file.floats(prefix + name + ".bias", {out});
+      const auto add = file->floats(prefix + name + ".bias", {out});
       bias.insert(bias.end(), add.begin(), add.end());
     }
     return Linear(s.compute, hidden, q + 2 * kv, weights, bias);
   };
   for (int64_t i = 0; i < s.config.layers; ++i) {
-    const std::string prefix = "model.layers." + std::to_string(i) + ".";
+    const std::string prefix = base + "layers." + std::to_string(i) + ".";
+    const auto head_norm = [&](const char* name) {
+      return s.config.qk_norm ? file->floats(prefix + name, {s.config.head_dim}) : std::vector<float>();
+    };
     s.layers.push_back(
-        {file.floats(prefix + "input_layernorm.weight", {hidden}),
-         file.floats(prefix + "post_attention_layernorm.weight", {hidden}), joined_qkv(prefix + "self_attn."),
+        {file->floats(prefix + "input_layernorm.weight", {hidden}),
+         file->floats(prefix + "post_attention_layernorm.weight", {hidden}), head_norm("self_attn.q_norm.weight"),
+         head_norm("self_attn.k_norm.weight"), joined_qkv(prefix + "self_attn."),
          linear(prefix + "self_attn.o_proj", q, hidden, s.config.out_bias),
          linear(prefix + "mlp.gate_proj", hidden, middle, false), linear(prefix + "mlp.up_proj", hidden, middle, false),
          linear(prefix + "mlp.down_proj", middle, hidden, false)});
   }
-  s.final_norm = file.floats("model.norm.weight", {hidden});
-  s.embedding_f32 = file.floats("model.embed_tokens.weight", {s.config.vocab_size, hidden});
-  s.head = std::make_unique<Linear>(s.config.tied_embeddings
+  s.final_norm = file->floats(base + "norm.weight", {hidden});
+  s.embedding_f32 = file->floats(base + "embed_tokens.weight", {s.config.vocab_size, hidden});
+  // A head of its own counts even where the config says that it is tied, as with transformers.
+  s.head = std::make_unique<Linear>(s.config.tied_embeddings && !file->contains("lm_head.weight")
                                         ? Linear(s.compute, hidden, s.config.vocab_size, s.embedding_f32)
                                         : linear("lm_head", hidden, s.config.vocab_size, false));
   if (s.compute == Compute::bf16) {

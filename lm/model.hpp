@@ -1,4 +1,4 @@
-// Forward pass of Llama and Qwen2 models with the attention left to the caller.
+// Forward pass of Llama, Qwen2, Qwen3 and Mistral models with the attention left to the caller.
 //
 //   x  ─ RMSNorm ─ QKV ─ RoPE ─▶ q, cache(k, v) ─▶ Attention::run ─▶ a          per layer:
 //   x += a O        x += (swish(n G) * n U) D,  n = RMSNorm(x)                  three phases
@@ -61,8 +61,8 @@ struct ForwardResult {
 
 class Model {
 public:
-  // A folder with config.json and safetensors.
-  static Model load(const std::filesystem::path& folder, int threads, Compute compute = Compute::automatic);
+  // A folder with config.json and safetensors, or a GGUF file, whose weights are dequantised.
+  static Model load(const std::filesystem::path& path, int threads, Compute compute = Compute::automatic);
   Model(Model&&) noexcept;
   Model& operator=(Model&&) noexcept;
   ~Model();

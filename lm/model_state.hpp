@@ -12,6 +12,7 @@ namespace sale::lm {
 
 struct Layer {
   std::vector<float> attention_norm, mlp_norm;
+  std::vector<float> q_norm, k_norm;  // of a head; empty: none
   Linear qkv, out, gate, up, down;
 };
 
@@ -55,7 +56,8 @@ struct Model::State {
   const std::byte* norm_tile(const Pass& pass, int64_t begin, int64_t rows, const std::vector<float>& weight,
                              Workspace& space) const;
   void before_attention(Pass& pass, int64_t layer);
-  void scatter_row(Pass& pass, int64_t layer, int64_t row, const float* qkv);
+  void scatter_row(Pass& pass, int64_t layer, int64_t row, float* qkv);
+  void norm_heads(float* x, int64_t heads, const std::vector<float>& weight) const;
   double attend(Pass& pass, int64_t layer, Attention& attention, bool decode) const;
   void after_attention(Pass& pass, int64_t layer, int64_t from);
   void logits(const Pass& pass, int64_t done, const ForwardOptions& options, ForwardResult& result);

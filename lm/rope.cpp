@@ -62,6 +62,7 @@ Rope make_rope(const RopeConfig& config, int head_dim) {
   for (int i = 0; i < head_dim; i += 2)  // in float, as the models were trained
     rope.inverse_frequencies.push_back(
         1.0f / std::pow(static_cast<float>(config.theta), static_cast<float>(i) / static_cast<float>(head_dim)));
+  for (size_t i = 0; i < config.divisors.size(); ++i) rope.inverse_frequencies[i] /= config.divisors[i];
   switch (config.type) {
     case RopeType::plain: break;
     case RopeType::linear:

@@ -1,10 +1,5 @@
 #include "lm/safetensors.hpp"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <array>
 #include <cstring>
 #include <fstream>
@@ -21,28 +16,29 @@ constexpr int64_t kMaxRank = 8;
 constexpr size_t kMaxShards = 4096;
 
 struct TypeRow {
-  DType type;
   std::string_view name;
-  int64_t size;
+  int64_t bits;
 };
-constexpr std::array<TypeRow, 7> kTypes{{{DType::f32, "F32", 4},
-                                         {DType::f16, "F16", 2},
-                                         {DType::bf16, "BF16", 2},
-                                         {DType::i8, "I8", 1},
-                                         {DType::u8, "U8", 1},
-                                         {DType::i32, "I32", 4},
-                                         {DType::i64, "I64", 8}}};
+// In the order of DType.
+constexpr TypeRow kTypes[] = {{"F32", 32},    {"F16", 16},    {"BF16", 16},   {"I8", 8},      {"U8", 8},
+                              {"I32", 32},    {"I64", 64},    {"BOOL", 8},    {"I16", 16},    {"U16", 16},
+                              {"U32", 32},    {"U64", 64},    {"F64", 64},    {"C64", 64},    {"F8_E4M3", 8},
+                              {"F8_E5M2", 8}, {"F8_E8M0", 8}, {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"F4", 4}};
 
 DType parse_type(const std::string& name, const std::string& where) {
-  for (const TypeRow& row : kTypes)
-    if (row.name == name) return row.type;
-  fail(where, ": dtype is ", in_quotes(name), "; F32, F16, BF16, I8, U8, I32 and I64 are allowed");
+  std::string names;
+  for (size_t i = 0; i < std::size(kTypes); ++i) {
+    if (kTypes[i].name == name) return static_cast<DType>(i);
+    names.append(i ? ", " : "") += kTypes[i].name;
+  }
+  fail(where, ": dtype is ", in_quotes(name), "; ", names, " are allowed");
 }
 
-std::string shape_text(const std::vector<int64_t>& shape) {
-  std::string text = "[";
-  for (int64_t n : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(n);
-  return text + "]";
+int64_t bytes_needed(DType type, const std::vector<int64_t>& shape, const std::string& where) {
+  int64_t bits = bits_of(type);
+  for (const int64_t n : shape) bits = checked_mul(bits, n, where + ": shape");
+  if (bits % 8 != 0) fail(where, ": shape ", shape_text(shape), " of ", name_of(type), " is no whole number of bytes");
+  return bits / 8;
 }
 
 Tensor parse_tensor(const Json& entry, std::span<const std::byte> data, const std::string& where) {
@@ -52,11 +48,8 @@ Tensor parse_tensor(const Json& entry, std::span<const std::byte> data, const st
   const Json& shape = fields.array("shape");
   if (ssize_of(shape) > kMaxRank)
     fail(where, ": shape has ", shape.size(), " dimensions; at most ", kMaxRank, " are allowed");
-  int64_t bytes = size_of(tensor.dtype);
-  for (const Json& n : shape) {
-    tensor.shape.push_back(as_integer(n, where + ": shape", 0, INT64_MAX));
-    bytes = checked_mul(bytes, tensor.shape.back(), where + ": shape");
-  }
+  for (const Json& n : shape) tensor.shape.push_back(as_integer(n, where + ": shape", 0, INT64_MAX));
+  const int64_t bytes = bytes_needed(tensor.dtype, tensor.shape, where);
   const Json& offsets = fields.array("data_offsets");
   if (offsets.size() != 2) fail(where, ": data_offsets has ", offsets.size(), " numbers; 2 are expected");
   const int64_t end = as_integer(offsets[1], where + ": data_offsets end", 0, ssize_of(data));
@@ -79,28 +72,15 @@ void widen_all(std::span<const std::byte> bytes, std::vector<float>& out) {
 
 }  // namespace
 
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (int64_t n : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(n);
+  return text + "]";
+}
+
 std::string_view name_of(DType type) { return kTypes[static_cast<size_t>(type)].name; }
-int64_t size_of(DType type) { return kTypes[static_cast<size_t>(type)].size; }
-int64_t Tensor::elements() const { return ssize_of(bytes) / size_of(dtype); }
-
-struct SafeTensors::Mapping {
-  std::span<const std::byte> bytes;
-
-  explicit Mapping(const std::filesystem::path& path) {
-    const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (file < 0) fail(path.string(), ": cannot be opened: ", std::strerror(errno));
-    struct stat info{};
-    const bool regular = ::fstat(file, &info) == 0 && S_ISREG(info.st_mode) && info.st_size > 0;
-    void* address = regular ? ::mmap(nullptr, at(info.st_size), PROT_READ, MAP_PRIVATE, file, 0) : MAP_FAILED;
-    ::close(file);
-    if (!regular) fail(path.string(), ": not a file with contents");
-    if (address == MAP_FAILED) fail(path.string(), ": cannot be mapped: ", std::strerror(errno));
-    bytes = {static_cast<const std::byte*>(address), at(info.st_size)};
-  }
-  ~Mapping() { ::munmap(const_cast<std::byte*>(bytes.data()), bytes.size()); }
-  Mapping(const Mapping&) = delete;
-  Mapping& operator=(const Mapping&) = delete;
-};
+int64_t bits_of(DType type) { return kTypes[static_cast<size_t>(type)].bits; }
+int64_t Tensor::elements() const { return ssize_of(bytes) * 8 / bits_of(dtype); }
 
 // File: 8 bytes header length, little endian | JSON header | data, to which the offsets are relative.
 SafeTensors::Tensors SafeTensors::read_header(std::span<const std::byte> file, const std::string& where) {
@@ -124,8 +104,8 @@ SafeTensors::Tensors SafeTensors::read_header(std::span<const std::byte> file, c
 SafeTensors SafeTensors::open_file(const std::filesystem::path& file) {
   SafeTensors result;
   result.where_ = file.string();
-  result.mappings_.push_back(std::make_shared<Mapping>(file));
-  result.tensors_ = read_header(result.mappings_.back()->bytes, result.where_);
+  result.mappings_.push_back(std::make_shared<const Mapping>(file));
+  result.tensors_ = read_header(result.mappings_.back()->bytes(), result.where_);
   return result;
 }
 
@@ -198,8 +178,7 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<Name
   Json header = Json::object();
   int64_t offset = 0;
   for (const NamedTensor& tensor : tensors) {
-    int64_t bytes = size_of(tensor.dtype);
-    for (int64_t n : tensor.shape) bytes = checked_mul(bytes, n, tensor.name);
+    const int64_t bytes = bytes_needed(tensor.dtype, tensor.shape, tensor.name);
     if (bytes != ssize_of(tensor.bytes))
       fail(path.string(), ": tensor ", in_quotes(tensor.name), " has ", tensor.bytes.size(), " bytes; its shape needs ",
            bytes);

@@ -21,29 +21,16 @@ std::string error_text(int code) {
 }
 
 // White_Space: PCRE2's \s would add U+180E.
-std::string with_unicode_spaces(std::string_view pattern, const std::string& where) {
-  static constexpr std::string_view spaces =
-      R"(\x{9}-\x{D}\x{20}\x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000})";
+std::string with_unicode_spaces(std::string_view pattern) {
   std::string out;
-  bool in_class = false;
   for (size_t i = 0; i < pattern.size(); ++i) {
-    const char c = pattern[i];
-    if (c == '\\' && i + 1 < pattern.size()) {
-      const char escaped = pattern[++i];
-      if (escaped == 'S' && in_class) fail(where, ": \\S within [ ] is not supported");
-      if (escaped == 's')
-        (out += in_class ? "" : "[").append(spaces) += in_class ? "" : "]";
-      else if (escaped == 'S')
-        (out += "[^").append(spaces) += "]";
-      else
-        (out += c) += escaped;
-      continue;
-    }
-    if (c == '[' && !in_class)
-      in_class = true;
-    else if (c == ']')
-      in_class = false;
-    out += c;
+    out += pattern[i];
+    if (pattern[i] != '\\' || i + 1 == pattern.size()) continue;
+    const char escaped = pattern[++i];
+    if (escaped == 's' || escaped == 'S')
+      (out += escaped == 's' ? 'p' : 'P') += "{White_Space}";
+    else
+      out += escaped;
   }
   return out;
 }
@@ -74,7 +61,7 @@ struct MatchData {
 Splitter::Splitter(std::string_view pattern, const std::string& where) {
   if (pattern.size() > kMaxPattern)
     fail(where, ": the pattern has ", pattern.size(), " bytes; at most ", kMaxPattern, " are allowed");
-  const std::string text = with_unicode_spaces(pattern, where);
+  const std::string text = with_unicode_spaces(pattern);
   int error = 0;
   PCRE2_SIZE offset = 0;
   pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
@@ -85,9 +72,12 @@ Splitter::Splitter(std::string_view pattern, const std::string& where) {
                     PCRE2_JIT_COMPLETE);  // where there is no JIT, matching is interpreted: slower, the same result
 }
 
-void Splitter::split(std::string_view text, const std::function<void(std::string_view)>& word) const {
+Splitter::Run::Run(const Splitter& splitter)
+    : code_(splitter.code_), match_(std::make_shared<MatchData>(static_cast<const pcre2_code*>(code_.get()))) {}
+
+void Splitter::Run::split(std::string_view text, const Piece& piece) {
   const auto* code = static_cast<const pcre2_code*>(code_.get());
-  const MatchData match(code);
+  const MatchData& match = *static_cast<const MatchData*>(match_.get());
   const PCRE2_SIZE* found = pcre2_get_ovector_pointer(match.data);
   size_t done = 0, from = 0;
   while (from < text.size()) {
@@ -96,16 +86,15 @@ void Splitter::split(std::string_view text, const std::function<void(std::string
     if (count == PCRE2_ERROR_NOMATCH) break;
     if (count < 0) fail("splitting text at byte ", from, ": ", error_text(count));
     const size_t begin = found[0], end = found[1];
-    if (end <= begin) {  // an empty match: step over one character
-      do ++from;
-      while (from < text.size() && (static_cast<unsigned char>(text[from]) & 0xc0) == 0x80);
-      continue;
-    }
-    if (begin > done) word(text.substr(done, begin - done));
-    word(text.substr(begin, end - begin));
+    // An empty match only cuts, and right behind another match not even that: step over one character.
+    if (begin > done) piece(text.substr(done, begin - done), false);
+    if (end > begin) piece(text.substr(begin, end - begin), true);
     done = from = end;
+    if (end > begin) continue;
+    do ++from;
+    while (from < text.size() && (static_cast<unsigned char>(text[from]) & 0xc0) == 0x80);
   }
-  if (done < text.size()) word(text.substr(done));
+  if (done < text.size()) piece(text.substr(done), false);
 }
 
 }  // namespace sale::lm

@@ -2,9 +2,10 @@
 #include <algorithm>
 #include <set>
 
+#include "lm/gguf_model.hpp"
 #include "lm/json.hpp"
-#include "lm/nfc.hpp"
 #include "lm/tokenizer.hpp"
+#include "lm/unicode.hpp"
 
 namespace sale::lm {
 namespace {
@@ -39,12 +40,22 @@ std::optional<std::string> token_bytes(std::string_view entry) {
   return bytes;
 }
 
+// <0x41> is the byte 0x41 of a vocabulary with byte fallback; -1 for anything else.
+int hex_byte(std::string_view spelled) {
+  static constexpr std::string_view digits = "0123456789ABCDEF";
+  if (spelled.size() != 6 || !spelled.starts_with("<0x") || spelled.back() != '>') return -1;
+  const size_t high = digits.find(spelled[3]), low = digits.find(spelled[4]);
+  if (high == std::string_view::npos || low == std::string_view::npos) return -1;
+  return static_cast<int>(16 * high + low);
+}
+
 }  // namespace
 
 struct Tokenizer::Loader {
   Tokenizer& to;
   std::string file;
-  std::unordered_map<std::string, int32_t, Hash, std::equal_to<>> vocab;  // as spelled in the file
+  Words vocab;                 // as spelled in the file
+  bool decodes_bytes = false;  // <0x41> stands for a byte in decoded text
 
   void put(int32_t id, std::string bytes, const std::string& what) {
     if (at(id) >= to.bytes_.size()) {
@@ -77,18 +88,24 @@ struct Tokenizer::Loader {
         fail(what, ": ", spelled.size(), " bytes; 1 to ", kMaxToken, " are allowed");
       const auto id = static_cast<int32_t>(as_integer(value, what, 0, limit - 1));
       vocab.emplace(spelled, id);
-      const auto bytes = token_bytes(spelled);
-      put(id, bytes ? *bytes : spelled, what);
-      if (to.ignore_merges_ && bytes) to.words_.emplace(*bytes, id);
-    }
-    std::vector<bool> seen(256);
-    for (const auto& [spelled, id] : vocab)
-      if (const auto bytes = token_bytes(spelled); bytes && bytes->size() == 1) {
-        to.byte_id_[static_cast<unsigned char>(bytes->front())] = id;
-        seen[static_cast<unsigned char>(bytes->front())] = true;
+      if (to.pre_tokenizer_.byte_level()) {
+        const auto bytes = token_bytes(spelled);
+        put(id, bytes ? *bytes : spelled, what);
+        if (to.ignore_merges_ && bytes) to.words_.emplace(*bytes, id);
+        if (bytes && bytes->size() == 1) to.byte_id_[static_cast<unsigned char>(bytes->front())] = id;
+      } else {
+        put(id, decoded(spelled), what);
+        to.words_.emplace(spelled, id);
+        if (const int byte = hex_byte(spelled); byte >= 0) to.byte_id_[byte] = id;
       }
-    for (size_t b = 0; b < 256; ++b)
-      if (!seen[b]) fail(file, ": vocab: byte ", b, " has no token; a byte-level vocabulary holds all 256");
+    }
+    // Bytes without a token are what tokenizers makes of them: the unknown token, or nothing.
+  }
+
+  // What a token of characters stands for.
+  std::string decoded(const std::string& spelled) const {
+    if (const int byte = hex_byte(spelled); byte >= 0 && decodes_bytes) return std::string(1, static_cast<char>(byte));
+    return to.decoded_space_.empty() ? spelled : replaced(spelled, to.decoded_space_, " ");
   }
 
   void read_merges(const Json& json) {
@@ -123,49 +140,59 @@ struct Tokenizer::Loader {
       const std::string content = fields.text("content"), what = file + ": added token " + in_quotes(content);
       if (content.empty() || content.size() > kMaxToken)
         fail(what, ": ", content.size(), " bytes; 1 to ", kMaxToken, " are allowed");
-      for (const char* option : {"single_word", "lstrip", "rstrip"})
-        if (fields.boolean_or(option, false)) fail(what, ": ", option, " is not supported");
+      if (fields.boolean_or("single_word", false)) fail(what, ": single_word is not supported");
       const auto id = static_cast<int32_t>(fields.integer("id", 0, limit - 1));
+      const bool late = fields.boolean_or("normalized", !fields.boolean_or("special", false));
+      const std::string spelled = late ? to.normalizer_(content) : content;
+      const std::string text = late && !to.pre_tokenizer_.byte_level() ? decoded(spelled) : content;
       if (const auto it = vocab.find(content); it != vocab.end()) {
         if (it->second != id) fail(what, ": id ", id, "; the vocabulary gives it ", it->second);
-        to.bytes_[at(id)] = content;
+        to.bytes_[at(id)] = text;
       }
-      put(id, content, what);
+      put(id, text, what);
       vocab.emplace(content, id);
-      to.added_[content.front()].push_back(id);
+      to.added_ids_.emplace(content, id);
+      if (spelled.empty()) fail(what, ": nothing is left of it when it is normalized");
+      (late ? to.normalized_added_ : to.raw_added_)[spelled.front()].push_back(
+          {spelled, id, fields.boolean_or("lstrip", false), fields.boolean_or("rstrip", false)});
     }
-    for (auto& [first, ids] : to.added_)
-      std::sort(ids.begin(), ids.end(),
-                [&](int32_t a, int32_t b) { return to.bytes_[at(a)].size() > to.bytes_[at(b)].size(); });
+    for (AddedTokens* added : {&to.raw_added_, &to.normalized_added_})
+      for (auto& [first, tokens] : *added)
+        std::stable_sort(tokens.begin(), tokens.end(),
+                         [](const Added& a, const Added& b) { return a.spelled.size() > b.spelled.size(); });
   }
 
-  void read_byte_level(const Fields& fields, bool may_cut) {
-    if (fields.boolean_or("add_prefix_space", true)) fail(fields.where(), ": add_prefix_space is not supported");
-    if (!fields.boolean_or("use_regex", true)) return;
-    if (!may_cut) fail(fields.where(), ": use_regex after a Split is not supported");
-    to.splitter_.emplace(kGpt2Pattern, fields.where());
-  }
-
-  void read_pre_tokenizer(const Fields& fields) {
+  // What the decoder says of tokens that are not in the byte alphabet.
+  void read_decoder(const Fields& fields, bool within = false) {
     const std::string type = fields.text("type");
-    if (type == "ByteLevel") {
-      read_byte_level(fields, true);
-    } else if (type == "Sequence") {
-      const Json& parts = fields.array("pretokenizers");
-      if (parts.size() != 2)
-        fail(fields.where(), ": ", parts.size(), " pre-tokenizers; Split and ByteLevel are supported");
-      const Fields split(parts[0], fields.where() + ": first"), bytes(parts[1], fields.where() + ": second");
-      if (split.text("type") != "Split" || bytes.text("type") != "ByteLevel")
-        fail(fields.where(), ": ", in_quotes(split.text("type")), " and ", in_quotes(bytes.text("type")),
-             "; Split and ByteLevel are supported");
-      if (split.text("behavior") != "Isolated" || split.boolean_or("invert", false))
-        fail(split.where(), ": behavior ", in_quotes(split.text("behavior")), "; Isolated, not inverted, is supported");
-      to.splitter_.emplace(split.object("pattern").text("Regex"), split.where());
-      read_byte_level(bytes, false);
-    } else {
-      fail(fields.where(), ": type is ", in_quotes(type), "; ByteLevel and Sequence are supported");
+    if (type == "Sequence" && !within) {
+      const Json& parts = fields.array("decoders");
+      if (parts.size() > 8) fail(fields.where(), ": ", parts.size(), " decoders; at most 8 are allowed");
+      for (const Json& part : parts) read_decoder({part, fields.where()}, true);
+    } else if (type == "ByteLevel") {
+      if (!to.pre_tokenizer_.byte_level())
+        fail(fields.where(), ": ByteLevel, but the pre_tokenizer has none: nothing says how text becomes bytes");
+    } else if (type == "ByteFallback") {
+      decodes_bytes = true;
+    } else if (type == "Replace" || type == "Metaspace") {
+      const bool replace = type == "Replace";
+      const std::string what = replace ? fields.object("pattern").text("String") : fields.text("replacement");
+      const std::string with = replace ? fields.text("content") : " ";
+      if (what.empty() || with != " " || !to.decoded_space_.empty())
+        fail(fields.where(), ": ", in_quotes(what), " becomes ", in_quotes(with),
+             "; one text that becomes a space is supported");
+      to.decoded_space_ = what;
+      const std::string scheme =
+          fields.text_or("prepend_scheme", fields.boolean_or("add_prefix_space", true) ? "always" : "never");
+      if (!replace && scheme != "never") to.strip_spaces_ = 1;
+    } else if (type == "Strip") {
+      if (fields.text("content") != " " || fields.integer("stop", 0, 1000) != 0)
+        fail(fields.where(), ": Strip of spaces at the start is supported");
+      to.strip_spaces_ = fields.integer("start", 0, 1000);
+    } else if (type != "Fuse") {
+      fail(fields.where(), ": type is ", in_quotes(type),
+           "; ByteLevel, ByteFallback, Fuse, Metaspace, Replace, Strip and a Sequence of these are supported");
     }
-    if (!to.splitter_) fail(fields.where(), ": nothing cuts the text into words");
   }
 
   void read_post_processor(const Fields& fields) {
@@ -201,34 +228,44 @@ struct Tokenizer::Loader {
   }
 
   void read(const Fields& top) {
-    if (top.find("normalizer")) {
-      const std::string type = top.object("normalizer").text("type");
-      if (type != "NFC") fail(file, ": normalizer is ", in_quotes(type), "; NFC or none is supported");
-      to.nfc_ = true;
-    }
     const Fields model = top.object("model");
     if (const std::string type = model.text_or("type", "BPE"); type != "BPE")
       fail(file, ": model.type is ", in_quotes(type), "; BPE is supported");
-    if (model.boolean_or("byte_fallback", false))
-      fail(file, ": model.byte_fallback (a SentencePiece tokenizer) is not supported");
     for (const char* option : {"continuing_subword_prefix", "end_of_word_suffix"})
       if (!model.text_or(option, "").empty()) fail(file, ": model.", option, " is not supported");
+    if (model.number_or("dropout", 0, 1, 0) != 0) fail(file, ": model.dropout is not supported");
     to.ignore_merges_ = model.boolean_or("ignore_merges", false);
+    to.byte_fallback_ = model.boolean_or("byte_fallback", false);
+    to.fuse_unknown_ = model.boolean_or("fuse_unk", false);
+    if (top.find("normalizer")) to.normalizer_ = Normalizer(top.object("normalizer"));
+    if (top.find("pre_tokenizer")) to.pre_tokenizer_ = PreTokenizer(top.object("pre_tokenizer"));
+    if (top.find("decoder")) read_decoder(top.object("decoder"));
+    if (to.byte_fallback_ && to.pre_tokenizer_.byte_level())
+      fail(file, ": model.byte_fallback with a ByteLevel pre_tokenizer is not supported");
+    std::fill(std::begin(to.byte_id_), std::end(to.byte_id_), -1);
     read_vocab(model.need("vocab"));
+    if (const std::string unknown = model.text_or("unk_token", ""); !unknown.empty())
+      to.unknown_ = id_of(unknown, file + ": model.unk_token");
     read_merges(model.need("merges"));
     if (top.find("added_tokens")) read_added(top.array("added_tokens"));
-    read_pre_tokenizer(top.object("pre_tokenizer"));
     if (top.find("post_processor")) read_post_processor(top.object("post_processor"));
   }
 };
 
-Tokenizer Tokenizer::load(const std::filesystem::path& path) {
-  const auto file = std::filesystem::is_directory(path) ? path / "tokenizer.json" : path;
-  const Json json = read_json(file, kMaxFile);
+Tokenizer Tokenizer::parse(const Json& json, const std::string& where) {
   Tokenizer tokenizer;
-  Loader loader{tokenizer, file.string(), {}};
-  loader.read(Fields(json, file.string()));
+  Loader loader{tokenizer, where, {}};
+  loader.read(Fields(json, where));
   return tokenizer;
+}
+
+Tokenizer Tokenizer::load(const std::filesystem::path& path) {
+  if (is_gguf(path)) {
+    const Gguf file = Gguf::open(path);
+    return parse(tokenizer_of(file.metadata(), file.where()), file.where());
+  }
+  const auto file = std::filesystem::is_directory(path) ? path / "tokenizer.json" : path;
+  return parse(read_json(file, kMaxFile), file.string());
 }
 
 }  // namespace sale::lm

@@ -4,7 +4,7 @@
 #   scripts/setup.sh test    that, and what `make test` needs
 set -euo pipefail
 
-packages="g++ cmake ninja-build libcli11-dev libfmt-dev nlohmann-json3-dev libpcre2-dev libdnnl-dev libeigen3-dev libstb-dev"
+packages="g++ cmake ninja-build libcli11-dev libfmt-dev nlohmann-json3-dev libpcre2-dev libicu-dev libdnnl-dev libeigen3-dev libstb-dev"
 if [ "${1:-build}" = test ]; then
   packages="$packages libgtest-dev clang libclang-rt-14-dev python3 clang-format-19 clang-tidy-19 binutils ccache
     g++-aarch64-linux-gnu qemu-user python3-numpy python3-pytest python3-venv"

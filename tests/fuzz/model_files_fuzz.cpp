@@ -1,5 +1,5 @@
-// The readers of a model folder. The first byte of an input picks the reader, the rest is the file: it must be read, or
-// refused with sale::lm::Error; nothing else may come out.
+// The readers of a model folder, of a GGUF file and of a chat template. The first byte of an input picks the reader,
+// the rest is the file: it must be read, or refused with sale::lm::Error; nothing else may come out.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -9,7 +9,9 @@
 
 #include "lm/config.hpp"
 #include "lm/error.hpp"
+#include "lm/gguf.hpp"
 #include "lm/safetensors.hpp"
+#include "lm/template.hpp"
 #include "lm/tokenizer.hpp"
 #include "refused.hpp"
 
@@ -40,7 +42,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
   const MemoryFile file(data + 1, size - 1);
   try {
-    switch (data[0] % 3) {
+    switch (data[0] % 5) {
       case 0: {
         const auto tensors = sale::lm::SafeTensors::open(file.path());
         for (const std::string& name : tensors.names()) {
@@ -50,6 +52,22 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         break;
       }
       case 1: sale::lm::read_config(file.path()); break;
+      case 3: {
+        const auto gguf = sale::lm::Gguf::open(file.path());
+        for (const auto& [name, tensor] : gguf.tensors())
+          if (tensor.type->widen != nullptr && tensor.bytes.size() < 1'000'000) gguf.floats(name, tensor.shape);
+        sale::lm::read_config(file.path());
+        const auto tokenizer = sale::lm::Tokenizer::load(file.path());
+        tokenizer.decode(tokenizer.encode("It was a dark night, in 1871."));
+        break;
+      }
+      case 4: {
+        const sale::lm::Json message = {{"role", "user"}, {"content", "why?"}};
+        const std::string_view text(reinterpret_cast<const char*>(data) + 1, size - 1);
+        sale::lm::Template(text, "template")
+            .render({{"messages", {message}}, {"add_generation_prompt", true}, {"bos_token", "<s>"}});
+        break;
+      }
       default: {
         const auto tokenizer = sale::lm::Tokenizer::load(file.path());
         tokenizer.decode(tokenizer.encode("It was a dark night, in 1871."));

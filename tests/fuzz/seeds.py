@@ -121,5 +121,28 @@ put("model_files_fuzz", "tokenizer", b"\2" + json.dumps(tokenizer, ensure_ascii=
 tokenizer["model"].update(merges=[], ignore_merges=True)
 tokenizer["normalizer"] = {"type": "NFC"}
 put("model_files_fuzz", "tokenizer_nfc", b"\2" + json.dumps(tokenizer, ensure_ascii=False).encode())
+tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [
+    {"type": "Digits", "individual_digits": True},
+    {"type": "Split", "pattern": {"String": "e"}, "behavior": "MergedWithNext", "invert": False},
+    {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}]}
+put("model_files_fuzz", "tokenizer_digits", b"\2" + json.dumps(tokenizer, ensure_ascii=False).encode())
+spm = {"normalizer": {"type": "Sequence", "normalizers": [
+           {"type": "Prepend", "prepend": "\u2581"}, {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]},
+       "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False},
+       "decoder": {"type": "Sequence", "decoders": [
+           {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+           {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+       "model": {"type": "BPE", "byte_fallback": True, "fuse_unk": True, "unk_token": "<unk>", "merges": [["t", "h"]],
+                 "vocab": {w: i for i, w in enumerate(["<unk>", "<0x2C>", "t", "h", "th", "\u2581"])}}}
+put("model_files_fuzz", "tokenizer_spm", b"\2" + json.dumps(spm, ensure_ascii=False).encode())
+words += keys(spm) + ["NFKC", "MergedWithPrevious", "Contiguous", "Removed", "always", "never"]
 tokenizer["model"]["vocab"] = {}
+gguf = (root / "tests/lm/data/tiny_llama.gguf").read_bytes()
+put("model_files_fuzz", "gguf", b"\3" + gguf)
+words += ["GGUF", "general.architecture", "general.alignment", "tokenizer.ggml.model", "tokenizer.ggml.pre", "qwen2", "smollm"]
+chat = """{%- set ns = namespace(found=false) %}{% for m in messages if m.role != 'system' %}{# #}
+{{- '<|' + m['role'] + '|>' ~ m.content | trim }}{% if not loop.last and m.content[1:] is defined %}, {% endif %}
+{%- endfor %}{% if add_generation_prompt %}{{ bos_token }}{% else %}{{ raise_exception('x') }}{% endif %}"""
+put("model_files_fuzz", "chat", b"\4" + chat.encode())
+words += ["{%", "%}", "{{", "}}", "-%}", "{%-", "endfor", "endif", "elif", "endset", "loop.index", "[::-1]", "range(", ".items()", "|join", "is none"]
 put_words("model_files_fuzz", words + list(rope) + keys(tokenizer) + extremes)

@@ -63,6 +63,100 @@ TEST(Config, Qwen2HasBiases) {
   EXPECT_EQ(c.rope.type, RopeType::yarn);
 }
 
+// As transformers reads it: rope_scaling, where there is anything in it, takes the place of the other block, whole.
+TEST(Config, TwoRopeBlocks) {
+  Json j = config_json();
+  j["rope_parameters"] = {{"rope_type", "linear"}, {"factor", 2.0}, {"rope_theta", 5e5}};
+  j["rope_scaling"] = Json::object();
+  EXPECT_EQ(read(j).rope.type, RopeType::linear);
+  EXPECT_EQ(read(j).rope.theta, 5e5);
+  j["rope_scaling"] = {{"type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 2048}};
+  EXPECT_EQ(read(j).rope.type, RopeType::yarn);
+  EXPECT_EQ(read(j).rope.factor, 4.0);
+  EXPECT_EQ(read(j).rope.theta, 1e6);  // the one at the top
+  j.erase("rope_theta");
+  EXPECT_EQ(read(j).rope.theta, 10000.0);
+}
+
+TEST(Config, YarnReachesFactorTimesTheOriginal) {
+  Json j = config_json();
+  j.erase("rope_parameters");
+  j["max_position_embeddings"] = 512;
+  j["rope_scaling"] = {{"type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 512}};
+  EXPECT_EQ(read(j).max_positions, 2048);
+  j["rope_scaling"].erase("original_max_position_embeddings");
+  EXPECT_EQ(read(j).max_positions, 2048);
+  j["max_position_embeddings"] = 4096;  // written out already
+  j["rope_scaling"]["original_max_position_embeddings"] = 1024;
+  EXPECT_EQ(read(j).max_positions, 4096);
+  j["original_max_position_embeddings"] = 2048;  // at the top it counts more
+  EXPECT_EQ(read(j).rope.original_positions, 2048);
+  EXPECT_EQ(read(j).max_positions, 8192);
+}
+
+TEST(Config, Families) {
+  Json j = config_json();
+  j["model_type"] = "qwen3";
+  j.erase("head_dim");
+  Config c = read(j);
+  EXPECT_EQ(c.head_dim, 128);  // whatever hidden_size / heads is
+  EXPECT_TRUE(c.qk_norm);
+  EXPECT_FALSE(c.qkv_bias);
+  j["attention_bias"] = true;
+  EXPECT_TRUE(read(j).qkv_bias && read(j).out_bias);
+  j = config_json();
+  j["model_type"] = "mistral";
+  j["sliding_window"] = nullptr;
+  c = read(j);
+  EXPECT_FALSE(c.qk_norm || c.qkv_bias);
+  EXPECT_EQ(c.head_dim, 128);
+}
+
+TEST(Config, SlidingWindows) {
+  Json j = config_json();
+  const auto refused = [&](const char* words) { expect_error([&] { read(j); }, {"sliding_window", words, "131072"}); };
+  j["model_type"] = "mistral";
+  refused("4096");  // what the family has where the file says nothing
+  j["sliding_window"] = 131071;
+  refused("131071");
+  for (const Json& all : {Json(), Json(131072), Json(1 << 20)}) {
+    j["sliding_window"] = all;
+    EXPECT_EQ(read(j).max_positions, 131072);
+  }
+  for (const char* qwen : {"qwen2", "qwen3"}) {
+    j = config_json();
+    j["model_type"] = qwen;
+    j["sliding_window"] = 1024;
+    EXPECT_EQ(read(j).layers, 8);  // not in use
+    j["use_sliding_window"] = true;
+    EXPECT_EQ(read(j).layers, 8);  // from layer 28 on
+    j["max_window_layers"] = 7;
+    refused("1024");
+    j["layer_types"] = Json::array({"full_attention", "sliding_attention"});
+    refused("1024");
+    j["layer_types"] = Json::array({"full_attention"});
+    EXPECT_EQ(read(j).layers, 8);
+    j["layer_types"] = Json::array({"full_attention", "sliding_attention"});
+    j["sliding_window"] = 131072;
+    EXPECT_EQ(read(j).layers, 8);
+  }
+}
+
+TEST(Config, EndsOfGenerationConfig) {
+  const Scratch scratch;
+  scratch.write("config.json", config_json().dump());
+  scratch.write("generation_config.json", R"({"eos_token_id": [1, 7], "bos_token_id": 0})");
+  EXPECT_EQ(read_config(scratch.path()).eos, (std::vector<int32_t>{1, 7}));
+  scratch.write("generation_config.json", R"({"eos_token_id": 4096})");
+  expect_error([&] { read_config(scratch.path()); }, {"generation_config.json", "eos_token_id", "4095"});
+}
+
+TEST(Config, LfsPointers) {
+  const Scratch scratch;
+  const std::string pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 100\n";
+  expect_error([&] { read_config(scratch.write("config.json", pointer)); }, {"config.json", "Git LFS pointer"});
+}
+
 struct Wrong {
   const char* field;
   Json value;
@@ -71,7 +165,7 @@ struct Wrong {
 
 TEST(Config, EveryWrongFieldIsNamed) {
   const std::vector<Wrong> cases = {
-      {"model_type", "gemma2", {"model_type", "gemma2", "llama and qwen2"}},
+      {"model_type", "gemma2", {"model_type", "gemma2", "llama, qwen2, qwen3 and mistral"}},
       {"model_type", 7, {"model_type", "string"}},
       {"vocab_size", 0, {"vocab_size", "'0'"}},
       {"vocab_size", -5, {"vocab_size", "-5"}},
@@ -90,8 +184,9 @@ TEST(Config, EveryWrongFieldIsNamed) {
       {"max_position_embeddings", int64_t{1} << 40, {"max_position_embeddings"}},
       {"eos_token_id", 4096, {"eos_token_id", "4095"}},
       {"bos_token_id", -1, {"bos_token_id"}},
-      {"use_sliding_window", true, {"sliding"}},
       {"layer_types", {"full_attention", "sliding_attention"}, {"layer_types", "sliding_attention"}},
+      {"layer_types", {"full_attention", "linear_attention"}, {"layer_types", "linear_attention"}},
+      {"partial_rotary_factor", 0.5, {"partial_rotary_factor"}},
       {"quantization_config", Json::object(), {"quantization_config"}},
       {"hidden_act", "gelu", {"hidden_act", "gelu"}},
       {"mlp_bias", true, {"mlp_bias"}},

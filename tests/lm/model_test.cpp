@@ -1,6 +1,7 @@
 #include "lm/model.hpp"
 
 #include "lm/prompts.hpp"
+#include "lm/safetensors.hpp"
 #include "support.hpp"
 
 namespace sale::lm {
@@ -90,6 +91,90 @@ TEST(Model, ShardedQwen2WithBiasesAndYarn) {
   const Difference d = difference(run(model, reference), reference.fp32_bf16_attention);
   EXPECT_LT(d.mean, 2e-3);
   EXPECT_LT(d.most, 4e-2);
+}
+
+TEST(Model, Qwen3WithNormsAndMistralWithAWindow) {
+  for (const char* name : {"tiny_qwen3", "tiny_mistral"}) {
+    SCOPED_TRACE(name);
+    const Reference reference(kDataDir / (std::string(name) + ".bin"));
+    Model model = Model::load(kDataDir / name, 3, Compute::f32);
+    const Difference d = difference(run(model, reference), reference.fp32_bf16_attention);
+    EXPECT_LT(d.mean, 2e-3);
+    EXPECT_LT(d.most, 4e-2);
+  }
+}
+
+// Q8_0, rows of q and k in pairs, against transformers with the same weights.
+TEST(Model, GgufLlama) {
+  const Reference reference(kDataDir / "tiny_llama.bin");
+  Model model = Model::load(kDataDir / "tiny_llama.gguf", 2, Compute::f32);
+  EXPECT_EQ(model.config().head_dim, 16);
+  EXPECT_EQ(model.config().bos, 1);
+  EXPECT_EQ(model.config().eos, std::vector<int32_t>{2});
+  const Difference d = difference(run(model, reference), reference.fp32_bf16_attention);
+  EXPECT_LT(d.mean, 2e-3);
+  EXPECT_LT(d.most, 4e-2);
+}
+
+// Tensors of the bundled model's file, changed and written to a folder of their own.
+class Changed {
+public:
+  Changed() : file_(SafeTensors::open(kModelDir)) {
+    for (const std::string& name : file_.names()) {
+      const Tensor& t = file_.get(name);
+      tensors_.push_back({name, t.dtype, t.shape, t.bytes});
+    }
+    scratch_.write("config.json", slurp(kModelDir / "config.json"));
+  }
+  std::vector<NamedTensor>& tensors() { return tensors_; }
+  Model load() {
+    write_safetensors(scratch_.path() / "model.safetensors", tensors_);
+    return Model::load(scratch_.path(), 2, Compute::f32);
+  }
+
+private:
+  Scratch scratch_;
+  SafeTensors file_;
+  std::vector<NamedTensor> tensors_;
+};
+
+std::vector<float> last_logits(Model& model) {
+  KVCache cache(model.config(), 8);
+  PlainAttention attention;
+  return model.forward(std::vector<int32_t>{0, 300, 400, 7}, cache, attention).logits;
+}
+
+TEST(Model, FoldersAsTransformersReadsThem) {
+  Model plain = Model::load(kModelDir, 2, Compute::f32);
+  const std::vector<float> usual = last_logits(plain);
+  const std::vector<std::byte> zeros(16);
+  {
+    Changed unused;
+    unused.tensors().push_back({"model.layers.0.self_attn.some_buffer", DType::boolean, {16}, zeros});
+    Model model = unused.load();
+    EXPECT_EQ(last_logits(model), usual);
+  }
+  {
+    Changed flat;  // a checkpoint of the bare model
+    for (NamedTensor& t : flat.tensors()) t.name = t.name.substr(std::string_view("model.").size());
+    Model model = flat.load();
+    EXPECT_EQ(last_logits(model), usual);
+  }
+  {
+    Changed headed;  // tied, it says, but there is a head: rows of the embedding in the other order
+    const SafeTensors file = SafeTensors::open(kModelDir);
+    const auto from = file.get("model.embed_tokens.weight").bytes;
+    std::vector<std::byte> reversed(from.size());
+    const size_t row = reversed.size() / 4096;
+    for (size_t i = 0; i < 4096; ++i)
+      std::copy_n(from.begin() + static_cast<std::ptrdiff_t>(i * row), row,
+                  reversed.end() - static_cast<std::ptrdiff_t>((i + 1) * row));
+    headed.tensors().push_back({"lm_head.weight", DType::bf16, {4096, 448}, reversed});
+    Model model = headed.load();
+    std::vector<float> logits = last_logits(model);
+    std::reverse(logits.begin(), logits.end());
+    EXPECT_LT(difference(logits, usual).most, 1e-3);
+  }
 }
 
 constexpr int64_t chunks[] = {1, 7, 128, 299, 1000};

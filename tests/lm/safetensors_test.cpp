@@ -52,6 +52,26 @@ TEST(SafeTensors, BundledAndSharded) {
   EXPECT_EQ(shards.get("lm_head.weight").dtype, DType::bf16);
 }
 
+// A tensor that nobody reads may be of any type that the format has.
+TEST(SafeTensors, TypesThatAreNotRead) {
+  const Scratch scratch;
+  std::vector<NamedTensor> tensors;
+  const std::vector<uint8_t> bytes(128, 1);
+  for (int type = 0; type <= static_cast<int>(DType::f4); ++type) {
+    const auto t = static_cast<DType>(type);
+    tensors.push_back({std::string(name_of(t)), t, {16}, std::as_bytes(std::span(bytes)).first(at(2 * bits_of(t)))});
+  }
+  write_safetensors(scratch.path() / "x.safetensors", tensors);
+  const SafeTensors file = SafeTensors::open(scratch.path() / "x.safetensors");
+  for (const NamedTensor& t : tensors) {
+    EXPECT_EQ(file.get(t.name).elements(), 16) << t.name;
+    if (t.dtype == DType::f32 || t.dtype == DType::f16 || t.dtype == DType::bf16)
+      EXPECT_EQ(file.floats(t.name, {16}).size(), 16u);
+    else
+      expect_error([&] { file.floats(t.name, {16}); }, {t.name, "F32, F16 or BF16"});
+  }
+}
+
 TEST(SafeTensors, HostileHeaders) {
   const Scratch scratch;
   const std::string four(4, '\0');
@@ -74,7 +94,10 @@ TEST(SafeTensors, HostileHeaders) {
       {file_of("{\"t\": 3}", ""), {"'t'", "object"}},
       {file_of(R"({"t": {}, "t": {}})", ""), {"'t'", "twice"}},
       {file_of(R"({"t": {"dtype": "F32", "dtype": "F32"}})", ""), {"'dtype'", "twice"}},
-      {file_of(entry("F64", "[1]", "[0, 8]"), four + four), {"'t'", "dtype", "F64", "BF16"}},
+      {file_of(entry("F65", "[1]", "[0, 8]"), four + four), {"'t'", "dtype", "F65", "BF16"}},
+      {file_of(entry("F64", "[1]", "[0, 4]"), four), {"'t'", "[1]", "8"}},
+      {file_of(entry("F4", "[3]", "[0, 2]"), four), {"'t'", "[3]", "whole number of bytes"}},
+      {"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 100\n", {"Git LFS pointer"}},
       {file_of(entry("F32", "[1]", "[0, 8]"), four), {"data_offsets end", "'8'", "0 to 4"}},
       {file_of(entry("F32", "[1]", "[4, 0]"), four), {"data_offsets begin"}},
       {file_of(entry("F32", "[1]", "[-4, 0]"), four), {"data_offsets begin", "-4"}},

@@ -14,11 +14,14 @@ logits_1.bin      the same of the model cut to its first layer: over eight layer
 logits.json       mean |bf16 - fp32| of transformers on the same rows, as a yardstick
 tiny_qwen2/       a random two-layer Qwen2 with biases, untied head, yarn, in several shards
 tiny_qwen2.bin    its logits, same layout as logits.bin
+tiny_qwen3/, tiny_mistral/, .bin    the same of a Qwen3 (norms of q and k, tied) and a Mistral (window as wide as its positions)
+
+make_gguf.py makes the GGUF files.
 """
 import json, os, struct, sys
 import torch, tokenizers, transformers
 from tokenizers import Regex, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import AttentionInterface
 
@@ -139,21 +142,33 @@ def bundled(folder):
     print("bf16 against fp32", diff.mean().item(), diff.max().item())
 
 
+SIZES = dict(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+             num_key_value_heads=2, max_position_embeddings=256)
+
+
 def tiny_qwen2():
-    torch.manual_seed(1)
-    c = Qwen2Config(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                    num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False,
-                    rope_parameters=dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=64))
-    model = Qwen2ForCausalLM(c).eval()
-    for name, p in model.named_parameters():
-        p.data = (torch.randn_like(p) * (0.3 if "norm" not in name else 0.1) + (1 if "norm" in name else 0))
+    tiny("tiny_qwen2", Qwen2ForCausalLM, Qwen2Config(
+        **SIZES, tie_word_embeddings=False,
+        rope_parameters=dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=64)), 1)
+
+
+def families():
+    tiny("tiny_qwen3", Qwen3ForCausalLM, Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=1e4)), 2)
+    tiny("tiny_mistral", MistralForCausalLM, MistralConfig(**SIZES, head_dim=8, sliding_window=256, tie_word_embeddings=False, rope_parameters=dict(rope_type="default", rope_theta=1e4)), 3)
+
+
+def tiny(name, family, c, seed):
+    torch.manual_seed(seed)
+    model = family(c).eval()
+    for which, p in model.named_parameters():
+        p.data = (torch.randn_like(p) * (0.3 if "norm" not in which else 0.1) + (1 if "norm" in which else 0))
         p.data = p.data.to(torch.bfloat16).float()
-    model.to(torch.bfloat16).save_pretrained(HERE + "/tiny_qwen2", max_shard_size="16KB")
-    os.path.exists(HERE + "/tiny_qwen2/generation_config.json") and os.remove(HERE + "/tiny_qwen2/generation_config.json")
-    model = Qwen2ForCausalLM.from_pretrained(HERE + "/tiny_qwen2", dtype=torch.float32).eval()
-    logits(model, [(7 * i * i + 3) % 96 for i in range(150)], [10, 80, 149], HERE + "/tiny_qwen2.bin")
+    model.to(torch.bfloat16).save_pretrained(f"{HERE}/{name}", max_shard_size="16KB" if seed == 1 else "1GB")
+    os.path.exists(f"{HERE}/{name}/generation_config.json") and os.remove(f"{HERE}/{name}/generation_config.json")
+    model = family.from_pretrained(f"{HERE}/{name}", dtype=torch.float32).eval()
+    logits(model, [(7 * i * i + 3) % 96 for i in range(150)], [10, 80, 149], f"{HERE}/{name}.bin")
 
 
 if __name__ == "__main__":
     AttentionInterface.register("bf16_io", bf16_io)
-    tokens(sys.argv[1]); rope(); bundled(sys.argv[1]); tiny_qwen2()
+    tokens(sys.argv[1]); rope(); bundled(sys.argv[1]); tiny_qwen2(); families()

@@ -1,7 +1,8 @@
-// Can a text be taken as it is where a tokenizer asks for Unicode normal form C?
+// Code points of UTF-8 text, and Unicode's normal forms (ICU's).
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 
 namespace sale::lm {
@@ -12,8 +13,11 @@ int32_t next_code_point(std::string_view text, size_t& position);
 // Byte offset of the first bytes that are not UTF-8, or npos.
 size_t find_invalid_utf8(std::string_view text);
 
-// Byte offset of the first code point whose NFC_Quick_Check is No or Maybe (Unicode 14), or npos: before it, NFC
-// changes nothing except the order of two combining marks in the wrong order, which is not looked for.
-size_t find_nfc_doubt(std::string_view text);
+// Unicode's White_Space.
+bool is_space(int32_t code_point);
+
+enum class NormalForm { c, d, kc, kd };
+// The text, which must be valid UTF-8, in that form.
+std::string normalized(std::string_view text, NormalForm form);
 
 }  // namespace sale::lm
