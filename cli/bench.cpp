@@ -12,16 +12,18 @@ namespace sale::cli {
 
 namespace {
 
-// A problem that is wrong in itself is so in the library's words, whatever a backend would say of it. (Lines with pages
-// lack the table that a plan needs.)
+// A problem that is wrong in itself is so in the library's words, whatever a backend would say of it.
 void refuse_wrong_problem(const sale_case::Instance& in) {
-  if (in.c.page_size != 0) return;
-  sale_options any = in.options;
+  sale_layer any = in.layer;
   any.backend = nullptr;
+  sale_estimator* layer = nullptr;
   sale_plan* plan = nullptr;
-  const sale_status status = sale_plan_create(&in.problem, &any, 0, &plan);
+  sale_status status = sale_estimator_create(&any, &layer);
+  if (status == SALE_OK) status = sale_plan_create(&in.problem, &in.options, &layer, 1, &plan);
+  const std::string why = status == SALE_OK ? "" : sale_last_error();
   sale_plan_destroy(plan);
-  if (status == SALE_INVALID_ARGUMENT) throw Error(status, sale_last_error());
+  sale_estimator_destroy(layer);
+  if (status == SALE_INVALID_ARGUMENT) throw Error(status, why);
 }
 
 }  // namespace

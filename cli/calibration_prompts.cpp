@@ -71,8 +71,7 @@ std::string prompt_words(const CalibrationArguments& a) {
 std::vector<CalibrationPrompt> make_prompts(const CalibrationArguments& a, const LoadedModel& m) {
   constexpr int facts = 8;
   constexpr int64_t room = 1024;  // for the questions and answers of built prompts
-  const int64_t positions = m.model.config().max_positions;
-  const int64_t tokens = std::min(parse_count("--tokens", a.tokens, 4096, positions), positions - room);
+  const int64_t tokens = parse_count("--tokens", a.tokens, 4096, m.model.config().max_positions);
   if (a.texts.empty() && a.needles > 0) refuse("--needles: {}, but there is no --data to hide them in", a.needles);
   if ((a.texts.empty() || a.windows == 0) && a.needles == 0 && a.json_prompts == 0)
     refuse("--json-prompts: 0, and nothing else asked for: nothing to calibrate on");

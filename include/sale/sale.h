@@ -120,6 +120,7 @@ typedef struct sale_problem {
   int32_t page_size;                          /* 0: not paged; else keys of a page, a multiple of 16 */
   int64_t pages;                              /* entries of the table per sequence; 0 when not paged */
   int32_t part;                               /* 1: the keys are a part of a sequence's; else 0 */
+  int32_t reserved;                           /* 0 */
 } sale_problem;
 
 /* A problem of one sequence, its tensors contiguous [batch, heads, tokens, head_dim] in host memory. */
@@ -375,6 +376,7 @@ typedef struct sale_call {
   /* 1: sale_plan_prepare was called for this workspace on this stream, and nothing but calls with this plan has written to
    * it since. 0: the call does it itself. */
   int32_t prepared;
+  int32_t reserved; /* 0 */
 } sale_call;
 SALE_API sale_call sale_call_init(void);
 
@@ -405,6 +407,7 @@ typedef struct sale_backend_facts {
   uint32_t formats;    /* those it has at all: bit 1 << format */
   uint32_t projected;  /* of those, over a projection */
   int32_t compensates; /* 1: has sale_options.compensate */
+  int32_t reserved;    /* 0 */
 } sale_backend_facts;
 /* Fills in `facts`, whose struct_size is set. */
 SALE_API sale_status sale_backend_describe(int32_t i, sale_backend_facts* facts);

@@ -176,6 +176,7 @@ Call make_call(const sale_plan* plan, const sale_estimator* estimator, const sal
   }
   check_stream(p, c.stream);
   require(c.prepared == 0 || c.prepared == 1, "prepared: ", c.prepared, " is neither 0 nor 1");
+  require(c.reserved == 0, "reserved: ", c.reserved, " is not 0");
   call.q = c.q;
   call.k = c.k;
   call.page_table = c.page_table;

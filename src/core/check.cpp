@@ -89,6 +89,7 @@ std::vector<Sequence> check_problem(const sale_problem& p) {
   check_heads(p.q_heads, p.kv_heads, p.head_dim, p.dtype, p.device);
   require(p.page_size >= 0 && p.page_size % 16 == 0, "page_size: ", p.page_size, " is neither 0 nor a multiple of 16");
   require(p.part == 0 || p.part == 1, "part: ", p.part, " is neither 0 nor 1");
+  require(p.reserved == 0, "reserved: ", p.reserved, " is not 0");
   require(p.batch >= 1 && p.batch <= 65536, "batch: ", p.batch, " is not in 1 .. 65536");
   require(p.scale == 0 || (std::isfinite(p.scale) && p.scale > 0), "scale: ", p.scale,
           " is neither 0 (automatic) nor positive and finite");
