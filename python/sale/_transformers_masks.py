@@ -102,8 +102,10 @@ class Bools(torch.Tensor):
 
 
 def _plain(x: torch.Tensor) -> torch.Tensor:
+    if torch.compiler.is_compiling():  # as_subclass cannot be traced; this is what __torch_function__ takes for no move
+        return torch.ops.aten.clone.default(x)
     with torch._C.DisableTorchFunctionSubclass():
-        return torch.clone(x) if torch.compiler.is_compiling() else x.as_subclass(torch.Tensor)  # which it cannot trace
+        return x.as_subclass(torch.Tensor)
 
 
 _SUMS = {"add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "mul", "rmul", "imul", "multiply", "baddbmm"}
