@@ -128,13 +128,12 @@ TEST(Refusals, OfCalls) {
   refuse_call("v off by 8 bytes", SALE_UNSUPPORTED, "v:", [](sale_call& c, Copy&) { c.v = shifted(c.v, 8); });
   refuse_call("out overlapping q", bad, "out: overlaps q", [](sale_call& c, Copy&) { c.out = const_cast<void*>(c.q); });
   const sale_strides odd{0, 4, 128};
-  refuse_call("strides of its own", SALE_UNSUPPORTED, "is not a multiple of 8",
-              [&](sale_call& c, Copy& d) {
-                static sale_strides s;
-                s = d.problem.q;
-                s.head += odd.head;
-                c.q_strides = &s;
-              });
+  refuse_call("strides of its own", SALE_UNSUPPORTED, "is not a multiple of 8", [&](sale_call& c, Copy& d) {
+    static sale_strides s;
+    s = d.problem.q;
+    s.head += odd.head;
+    c.q_strides = &s;
+  });
   const std::string paged = std::string(good) + " page=16";
   refuse_call(
       "a page table on the host", bad, "page_table: in host memory",

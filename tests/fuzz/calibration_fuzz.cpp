@@ -30,8 +30,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const sale::Calibration c = sale::parse_calibration(json, projections, "fuzz");
     // What was accepted can be written, and reads back as the same bytes.
     const auto once = sale::print_calibration(c, "p.tensors");
-    const auto again =
-        sale::print_calibration(sale::parse_calibration(once.json, once.tensors, "again"), "p.tensors");
+    const auto again = sale::print_calibration(sale::parse_calibration(once.json, once.tensors, "again"), "p.tensors");
     if (once.json != again.json || once.tensors != again.tensors) std::abort();
     for (int32_t layer = 0; layer < c.model.layers; ++layer)
       static_cast<void>(c.options(layer).c(c.model.kv_heads, c.model.head_dim));
