@@ -138,7 +138,12 @@ def _of_module(module, query: torch.Tensor) -> tuple[tuple | None, str]:
 
 
 def _key(name: str, dimensions: tuple | None, device: int, layer: int) -> str:
-    return found_for(name, dimensions, device)(layer).key
+    options = found_for(name, dimensions, device)(layer)
+    _traced[options.key] = options
+    return options.key
+
+
+_traced: dict[str, Options] = {}  # a traced program has the key alone
 
 
 _key._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, without importing the compiler

@@ -118,6 +118,8 @@ class Options:
             text("backend", self.backend)
         put("compensate", flag("compensate", self.compensate))
         put("key", _key(self))
+        first = _known.setdefault(self.key, self)
+        put("_first", None if first is self else first)  # lives, and is found by the key, as long as any that is equal
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Options) and self.key == other.key
@@ -191,9 +193,7 @@ def _key(options: Options) -> str:
             value = f"{'x'.join(map(str, value.shape))}:{digest.hexdigest()}"
         if value != field.default:
             said[field.name] = value
-    key = json.dumps(said, separators=(",", ":"))
-    _known.setdefault(key, options)
-    return key
+    return json.dumps(said, separators=(",", ":"))
 
 
 def options_of(key: str) -> Options:

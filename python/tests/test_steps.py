@@ -88,6 +88,25 @@ def test_options_with_arrays_are_let_go_of():
     assert ghost() is None
 
 
+def test_options_are_found_by_their_key_while_an_equal_one_lives():
+    from sale.options import options_of
+
+    first = layers(1)[0].replace(thresholds=3.25)
+    second, third = first.replace(), first.replace()
+    key = first.key
+    for gone in ("first", "third", "second"):
+        assert options_of(key) == second and options_of(key).q_projection is not None
+        if gone == "first":
+            del first
+        elif gone == "third":
+            del third
+        gc.collect()
+    del second
+    gc.collect()
+    with pytest.raises(ValueError, match="options: of projections"):
+        options_of(key)
+
+
 def test_lists_in_the_callers_hands_are_read_at_every_call():
     q, k, v = (x[0].swapaxes(0, 1) for x in tensors())
     bounds = np.array([0, 300, 700])
