@@ -1,8 +1,8 @@
 // What a step costs an engine on the host: one plan for all layers of a model, other lengths at every step, nothing
 // allocated and nothing waited for.
 //   steps [layers] [steps]
-// Prints a table; exit status 1 when a call into the library allocated, waited or copied. The runtime's functions that do
-// so are wrapped at link time and counted while the library is being timed.
+// Prints a table; exit status 1 when a call into the library allocated, waited or copied. The runtime's functions that
+// do so are wrapped at link time and counted while the library is being timed.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>

@@ -205,15 +205,8 @@ typedef struct sale_options {
   size_t struct_size;  /* sizeof(sale_options) */
   int64_t dense_below; /* sequences with fewer keys run dense */
   sale_compute compute;
-<<<<<<< HEAD
-  int32_t compensate;  /* 1: pseudo-keys stand in for dropped blocks: mean key and mean value of 256 keys each, weighing
-                          as many as were dropped of them; lse counts them. GPUs; CPUs with exact products */
-=======
-  const char* backend; /* NULL: environment SALE_BACKEND, else the first usable of the list. A name forces that one */
-  int32_t threads;     /* of CPU backends; 0: one per available CPU */
   int32_t compensate;  /* 1: pseudo-keys stand in for dropped blocks: mean key and mean value of 256 keys each, in the
                           place of those that were dropped; lse counts them. GPUs; CPUs with exact products */
->>>>>>> speed
   int32_t audit;       /* rows of every sequence and query head computed again over all keys they see, 0 .. 65536; more
                           than there are: all. sale_stats.audits has what was found */
   int32_t with_index;  /* 1: calls bring one key index per sequence; 0: each call makes its own in the workspace and

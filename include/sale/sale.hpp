@@ -15,8 +15,9 @@
 // offsets in elements, "bytes" where bytes are meant, tensors [batch, head, token, head_dim].
 //
 // Errors: every member may throw sale::Error with the library's status and sentence; std::bad_alloc stays
-// std::bad_alloc. Threads: an Estimator or a Plan may be used by any number of threads at once, each with its own Workspace. A KeyIndex
-// or BlockList has one writer, or many readers, at a time. Problem, Options and Workspace are plain values.
+// std::bad_alloc. Threads: an Estimator or a Plan may be used by any number of threads at once, each with its own
+// Workspace. A KeyIndex or BlockList has one writer, or many readers, at a time. Problem, Options and Workspace are
+// plain values.
 #ifndef SALE_SALE_HPP
 #define SALE_SALE_HPP
 
@@ -112,7 +113,8 @@ private:
 
 // ---- how it is to be done --------------------------------------------------------------------------------------
 
-// What a layer and what a step is to be like: sale_layer and sale_options that own their arrays; starts from the defaults.
+// What a layer and what a step is to be like: sale_layer and sale_options that own their arrays; starts from the
+// defaults.
 class Options {
 public:
   Options() : layer_(sale_layer_init(1, 1, 16, SALE_F32)), options_(sale_options_init()) {}
@@ -198,7 +200,8 @@ private:
 
 // ---- layer -----------------------------------------------------------------------------------------------------
 
-// What belongs to one layer of a model: made once, where weights are loaded. Plans and indexes keep what they need of it.
+// What belongs to one layer of a model: made once, where weights are loaded. Plans and indexes keep what they need of
+// it.
 class Estimator {
 public:
   // Of the problem its heads, head_dim, type and device are used.

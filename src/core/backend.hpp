@@ -93,8 +93,8 @@ extern const Backend portable_backend, avx2_backend, avx512_backend, amx_backend
 int backend_count();
 const Backend& backend(int i);
 
-// The backend for this layer: the one asked for by name or SALE_BACKEND, else the first of the list that can. Appends to
-// `notes` why those before it could not. Throws Failure with all names and reasons.
+// The backend for this layer: the one asked for by name or SALE_BACKEND, else the first of the list that can. Appends
+// to `notes` why those before it could not. Throws Failure with all names and reasons.
 const Backend& choose_backend(const Layer& layer, const char* asked, std::string& notes);
 
 }  // namespace sale

@@ -49,8 +49,8 @@ struct Sight {
     const int64_t key = lesser(position(row), last_position) + 1 - local;
     return key <= 0 ? 0 : lesser(key / block, blocks_of(k_len));
   }
-  // Compensation: of the rows that begin at `row`, dropped blocks count below this one: those before the local region, as
-  // far as the first row sees all the keys of a mean.
+  // Compensation: of the rows that begin at `row`, dropped blocks count below this one: those before the local region,
+  // as far as the first row sees all the keys of a mean.
   static constexpr int64_t mean_blocks = 8;  // of a pseudo-key
   SALE_BOTH constexpr int64_t mean_end(int64_t row, int64_t local) const {
     const int64_t seen = end_key(row), end = local_block(row, local);

@@ -91,7 +91,7 @@ TEST(Lifetimes, OnePlanServesLayersOfEveryForm) {
   });
 }
 
-// ---- a call's own ----------------------------------------------------------------------------------------------------
+// ---- a call's own ---------------------------------------------------------------------------------------------------
 
 // Strides given with a call are as good as a plan's: the plan here has those of other tensors.
 TEST(Lifetimes, StridesOfACall) {
@@ -143,7 +143,7 @@ TEST(Lifetimes, PreparedCalls) {
   });
 }
 
-// ---- pages -----------------------------------------------------------------------------------------------------------
+// ---- pages ----------------------------------------------------------------------------------------------------------
 
 // Keys and values in shuffled pages: the bits of the same ones in order, with the call's own index and with given ones.
 TEST(Lifetimes, PagesAreTheKeysInOrder) {
@@ -202,7 +202,7 @@ TEST(Lifetimes, PagesAreTheKeysInOrder) {
   });
 }
 
-// ---- fixed smoothing -------------------------------------------------------------------------------------------------
+// ---- fixed smoothing ------------------------------------------------------------------------------------------------
 
 // Vectors near the means of the first sequence's keys, as calibrated ones are.
 std::vector<float> give_smoothing(Instance& in) {
@@ -284,7 +284,7 @@ TEST(Smoothing, AnySplitOfUpdatesGivesTheSameCodes) {
   });
 }
 
-// ---- the caller's threads ----------------------------------------------------------------------------------------------
+// ---- the caller's threads -------------------------------------------------------------------------------------------
 
 // Does what sale_parallel_for says, on threads of its own, and keeps an eye on what it is asked.
 struct Callers {

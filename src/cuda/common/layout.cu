@@ -1,9 +1,9 @@
-// What a plan knows of tiles and rows, written into the workspace: the order of the work items, where rows of block bits
-// begin, which rows are audited. From lengths and offsets among the parameters, so that making a plan copies nothing to
-// the device and a captured call needs nothing of the host's. A thread block a sequence.
+// What a plan knows of tiles and rows, written into the workspace: the order of the work items, where rows of block
+// bits begin, which rows are audited. From lengths and offsets among the parameters, so that making a plan copies
+// nothing to the device and a captured call needs nothing of the host's. A thread block a sequence.
 //
 //   items, chunks   an item's place is how many come before it: those that see more blocks, and of those that see as
-//                   many the ones of earlier sequences and tiles. Sight::first_beyond counts them without looking at any
+//                   many the ones of earlier sequences and tiles. Sight::first_beyond counts them without a look at any
 //   row_word        sums over the tiles: each thread its share, then those of the threads before it
 //
 // Floor: some 10 us of latency; 16 bytes a tile are written, 256 KiB at 1M tokens.

@@ -8,7 +8,7 @@
 
 namespace sale::cuda {
 
-// ---- layer -----------------------------------------------------------------------------------------------------------
+// ---- layer ----------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -58,7 +58,7 @@ Estimator estimator_of(const Architecture& a, const Layer& layer) {
   return {layer.form.format, layer.form.rank, a.width(layer.form), t.k_projection, t.q_projection};
 }
 
-// ---- plan ------------------------------------------------------------------------------------------------------------
+// ---- plan -----------------------------------------------------------------------------------------------------------
 
 bool all_dense(const Plan& plan) {
   return std::all_of(plan.sequences.begin(), plan.sequences.end(), [](const auto& s) { return s.dense; });
@@ -187,7 +187,7 @@ void place_scratch(const Architecture& a, Plan& plan, Areas& areas) {
   place_audit(plan, made, areas);
 }
 
-// ---- index -----------------------------------------------------------------------------------------------------------
+// ---- index ----------------------------------------------------------------------------------------------------------
 
 // Codes [kv_heads, keys rounded up to 32, width], scales [kv_heads, blocks, scales of a block] or [kv_heads],
 // smoothing.

@@ -8,7 +8,7 @@
 
 namespace sale::cuda {
 
-// ---- layer -----------------------------------------------------------------------------------------------------------
+// ---- layer ----------------------------------------------------------------------------------------------------------
 
 struct LayerTables {
   Device device;
@@ -23,7 +23,7 @@ void open_layer(const Architecture& a, Layer& layer);
 inline const LayerTables& tables_of(const Layer& layer) { return *static_cast<const LayerTables*>(layer.state.get()); }
 Estimator estimator_of(const Architecture& a, const Layer& layer);
 
-// ---- plan ------------------------------------------------------------------------------------------------------------
+// ---- plan -----------------------------------------------------------------------------------------------------------
 
 // Sequences of one launch, and their tiles.
 struct Group {
@@ -72,7 +72,7 @@ T* part(const Call& call, size_t at) {
   return reinterpret_cast<T*>(call.workspace + at);
 }
 
-// ---- index -----------------------------------------------------------------------------------------------------------
+// ---- index ----------------------------------------------------------------------------------------------------------
 
 // What `codes` read last.
 struct IndexState {
@@ -82,7 +82,8 @@ struct IndexState {
 };
 
 IndexMap index_map(const Architecture& a, int32_t kv_heads, int32_t head_dim, const Form& form, int64_t keys);
-// Where the index of one sequence is, as kernels want it: smoothing vectors and scales are the layer's where it has some.
+// Where the index of one sequence is, as kernels want it: smoothing vectors and scales are the layer's where it has
+// some.
 struct IndexParts {
   uint8_t* codes;
   float *scales, *smoothing;

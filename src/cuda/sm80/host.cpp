@@ -19,7 +19,7 @@ using cuda::stream_of;
 using cuda::Tables;
 using cuda::tables_of;
 
-// ---- layer -----------------------------------------------------------------------------------------------------------
+// ---- layer ----------------------------------------------------------------------------------------------------------
 
 // Ampere and Ada; what came later runs the PTX, 4-bit products in software.
 bool serves(int32_t major, int32_t) { return major >= 8; }
@@ -59,7 +59,7 @@ constexpr cuda::Architecture architecture{{"8.0 or above", serves, "8.x", suits,
                                           q_projection,
                                           launch_audit};
 
-// ---- plan ------------------------------------------------------------------------------------------------------------
+// ---- plan -----------------------------------------------------------------------------------------------------------
 
 // INT4: what the means of queries add to the scores of keys.
 struct Bias {
@@ -114,7 +114,7 @@ std::string explain(const Plan& plan, const Layer&) {
                   " launches, selected ", t.slice * chunk_tiles(plan.group), " tiles at a time\n");
 }
 
-// ---- stages ----------------------------------------------------------------------------------------------------------
+// ---- stages ---------------------------------------------------------------------------------------------------------
 
 Strided strided(const void* base, const sale_strides& s) { return {base, s.batch, s.head, s.token}; }
 

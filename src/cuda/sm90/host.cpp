@@ -1,4 +1,5 @@
-// The host side of the Hopper backend: what its layers, plans and calls are, put into the kernels' structs and launched.
+// The host side of the Hopper backend: what its layers, plans and calls are, put into the kernels' structs and
+// launched.
 #include "cuda/sm90/host.hpp"
 
 #include <algorithm>
@@ -18,7 +19,7 @@ using cuda::stream_of;
 using cuda::Tables;
 using cuda::tables_of;
 
-// ---- layer -----------------------------------------------------------------------------------------------------------
+// ---- layer ----------------------------------------------------------------------------------------------------------
 
 bool serves(int32_t major, int32_t minor) { return major == 9 && minor == 0; }
 
@@ -76,7 +77,7 @@ constexpr cuda::Architecture architecture{{"9.0", serves, "9.0", serves, prepare
                                           q_projection,
                                           launch_audit};
 
-// ---- plan ------------------------------------------------------------------------------------------------------------
+// ---- plan -----------------------------------------------------------------------------------------------------------
 
 void tables(Plan& plan, Areas& areas) { cuda::place_tables(architecture, plan, areas, 0); }
 
@@ -104,7 +105,7 @@ std::string explain(const Plan& plan, const Layer&) {
               " launches, selected ", t.slice, " tiles at a time\n");
 }
 
-// ---- tensor maps -----------------------------------------------------------------------------------------------------
+// ---- tensor maps ----------------------------------------------------------------------------------------------------
 
 EncodeTiled tensor_map_encoder() {
   static const EncodeTiled encode = [] {
@@ -161,7 +162,7 @@ void check(const Call& call) {
   if (const std::string why = cuda::why_not_strides(call.strides); !why.empty()) fail(SALE_UNSUPPORTED, why);
 }
 
-// ---- stages ----------------------------------------------------------------------------------------------------------
+// ---- stages ---------------------------------------------------------------------------------------------------------
 
 void select_blocks(const Call& call) {
   const Plan& p = *call.plan;
