@@ -12,7 +12,8 @@ def api_of(name: str, x):
 
     cast(name, x) -> x as it is computed   check(name, x): the same, refused where derivatives are asked for
     view(name, x) -> View                  empty_like(x), zeros_like(x)
-    floats(like, shape, value=None)        integers(name, x) -> tuple  is_float32(x), contiguous(x), bools(name, x), shape(name, x)
+    floats(like, shape, value=None)        integers(name, x) -> tuple
+    is_float32(x), contiguous(x), bools(name, x), shape(name, x)
     spans_of(mask, offset), spans(name, x), gathered(spans, offset, rows, causal): see _pieces.py
     address(x), table(name, x)             workspace(bytes, like) -> (address, what keeps it)
     stream(like), capturing(like)

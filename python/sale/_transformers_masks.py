@@ -66,23 +66,23 @@ class Mask(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        name = getattr(function, "__name__", str(function))
+        given = getattr(function, "__name__", str(function))
+        name = given.strip("_")
+        if name == "getitem" and _cuts_nothing(*args):
+            return args[0]
+        if name in _CHANGES or (given.endswith("_") and not given.startswith("_")):  # or writes to it
+            raise _refused(name)
         with torch._C.DisableTorchFunctionSubclass():
-            if name == "__get__" or name in _LOOKS:
-                return function(*args, **(kwargs or {}))
-            if name in _MOVES:
-                made = function(*args, **(kwargs or {}))
-                if made.dtype == torch.int64:
-                    return cls.of(made.as_subclass(torch.Tensor), args[0]._sale_spans)
-            if name == "__getitem__" and _cuts_nothing(*args):
-                return args[0]
-        raise _refused(name)
+            made = function(*args, **(kwargs or {}))
+        if name in _MOVES and made.dtype == torch.int64:
+            return cls.of(made.as_subclass(torch.Tensor), args[0]._sale_spans)
+        return made  # a tensor like any other, which no attention of ours takes for spans
 
     def plain(self) -> torch.Tensor:
         """An ordinary tensor, with what is remembered of it."""
-        with torch._C.DisableTorchFunctionSubclass():
-            made = self.as_subclass(torch.Tensor)
-        made._sale_spans = self._sale_spans
+        made = _plain(self)
+        if not torch.compiler.is_compiling():
+            made._sale_spans = self._sale_spans
         return made
 
 
@@ -98,19 +98,32 @@ class Bools(torch.Tensor):
         return made.plain() if isinstance(made, Bools) and made.dtype != torch.bool else made
 
     def plain(self) -> torch.Tensor:
-        with torch._C.DisableTorchFunctionSubclass():
-            return self.as_subclass(torch.Tensor)
+        return _plain(self)
+
+
+def _plain(x: torch.Tensor) -> torch.Tensor:
+    if torch.compiler.is_compiling():  # as_subclass cannot be traced; this is what __torch_function__ takes for no move
+        return torch.ops.aten.clone.default(x)
+    with torch._C.DisableTorchFunctionSubclass():
+        return x.as_subclass(torch.Tensor)
 
 
 _SUMS = {"add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "mul", "rmul", "imul", "multiply", "baddbmm"}
-_LOOKS = {"dim", "size", "stride", "numel", "is_floating_point", "is_complex", "is_contiguous", "__len__", "__repr__", "__hash__", "element_size",
-          "data_ptr", "get_device", "is_inference", "untyped_storage", "storage_offset", "nelement", "ndimension", "__format__"}  # fmt: skip
 _MOVES = {"to", "cuda", "cpu", "clone", "contiguous", "detach", "pin_memory"}
+_CHANGES = set(
+    "getitem setitem add radd iadd sub rsub isub mul rmul imul truediv rtruediv div neg abs invert and rand or ror xor "
+    "eq ne lt le gt ge where logical_not logical_and logical_or bitwise_not bitwise_and bitwise_or masked_fill cat concat "
+    "stack expand repeat repeat_interleave float half bfloat16 double int bool type type_as view reshape flatten "
+    "transpose permute unsqueeze squeeze select narrow index_select gather chunk split triu tril max min sum cumsum any "
+    "all mean baddbmm matmul softmax pad".split()
+)
 
 
 def _cuts_nothing(spans: torch.Tensor, at) -> bool:
     """Whether at is [:, :, :, :n], as models cut masks to their keys, of no fewer than all."""
-    if not isinstance(at, tuple) or not all(isinstance(i, slice) and i.start in (None, 0) and i.step in (None, 1) for i in at):
+    if not isinstance(at, tuple):
+        return False
+    if not all(isinstance(i, slice) and i.start in (None, 0) and i.step in (None, 1) for i in at):
         return False
     keys = spans.shape[3] - HEAD
     whole = (*spans.shape[:3], keys if keys else HEAD)

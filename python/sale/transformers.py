@@ -188,9 +188,9 @@ def attention(
     ours = _transformers_masks.is_spans(attention_mask, key.shape[2])
     if attention_mask is not None and not ours and attention_mask.dtype != torch.bool and _is_causal(module, is_causal):
         raise NotImplementedError(
-            f"sale: attention_mask of {attention_mask.dtype} and shape {list(attention_mask.shape)}: what is added to scores is "
-            "not supported, and whether it hides later keys cannot be told; give a bool mask, or use attn_implementation "
-            "'eager' or 'sdpa'"
+            f"sale: attention_mask of {attention_mask.dtype} and shape {list(attention_mask.shape)}: what is added to "
+            "scores is not supported, and whether it hides later keys cannot be told; give a bool mask, or use "
+            "attn_implementation 'eager' or 'sdpa'"
         )
     reason = _why_not(module, query, key, value, attention_mask, ours, is_causal, sliding_window)
     if reason is not None and not compiling:

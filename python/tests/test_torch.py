@@ -105,6 +105,8 @@ def test_refusals_name_the_argument():
         sale.attention(q, k, v, attn_mask=torch.zeros(100, 100))
     with pytest.raises(NotImplementedError, match="attn_mask: of shape"):
         sale.attention(q, k, v, attn_mask=torch.ones(100, 100, dtype=torch.bool))
+    with pytest.raises(ValueError, match="k_lens: needed with page_table"):
+        sale.attention(q, k, v, page_table=torch.zeros(1, 4, dtype=torch.int32))
     with pytest.raises((NotImplementedError, RuntimeError), match="meta|device"):
         sale.attention(q.to("meta"), k.to("meta"), v.to("meta"), return_stats=True)
 

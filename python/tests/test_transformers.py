@@ -269,7 +269,7 @@ def test_masks_know_when_a_model_changes_them():
                                    allow_is_causal_skip=False)  # fmt: skip
     assert bools.dtype == torch.bool and bools[:, :, :50].any() and torch.where(bools, 0.0, -1.0).add(1).shape == bools.shape
     for change in (lambda: spans + 1, lambda: 1.0 * spans, lambda: ~spans, lambda: spans[:, :, :, :50], lambda: spans[:, :, -1:], lambda: spans != 0,
-                   lambda: torch.zeros(2, 1, 1, 1) + spans, lambda: torch.cat([spans, spans]), lambda: spans.float(), lambda: spans.expand(2, 4, 1, -1),
+                   lambda: torch.zeros(2, 1, 1, 1) + spans, lambda: torch.cat([spans, spans]), lambda: spans.float(), lambda: spans.expand(2, 4, 1, -1), lambda: spans.fill_(0), lambda: spans.copy_(spans.plain()),
                    lambda: torch.zeros(2, 4, 100, 100) + bools, lambda: bools * 1.0, lambda: torch.zeros(()).sub(bools)):  # fmt: skip
         with pytest.raises(NotImplementedError, match="this model computes with its attention mask"):
             change()
