@@ -87,7 +87,9 @@ struct Calibration {
       throw Error(SALE_INVALID_ARGUMENT,
                   "layer: " + std::to_string(layer) + " is not in 0 .. " + std::to_string(model.layers - 1));
     Options o;
-    o.thresholds(layer_thresholds(layer)).sink(sink).local(local).dense_below(dense_below);
+    // 1024, which calibrators write whatever the machine, leaves the length to the library.
+    o.thresholds(layer_thresholds(layer)).sink(sink).local(local);
+    o.dense_below(dense_below == 1024 ? SALE_AUTO : dense_below);
     if (projected())
       o.estimator(format, rank, layer_q_projection(layer), layer_k_projection(layer));
     else

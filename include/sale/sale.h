@@ -203,7 +203,8 @@ typedef enum sale_compute SALE_INT {
 /* How a step is to be done. */
 typedef struct sale_options {
   size_t struct_size;  /* sizeof(sale_options) */
-  int64_t dense_below; /* sequences with fewer keys run dense */
+  int64_t dense_below; /* sequences with fewer keys run dense; SALE_AUTO: where sparse attention is not faster yet on
+                          this backend, see sale_backend_facts */
   sale_compute compute;
   int32_t compensate;  /* 1: pseudo-keys stand in for dropped blocks: mean key and mean value of 256 keys each, in the
                           place of those that were dropped; lse counts them. GPUs; CPUs with exact products */
@@ -214,7 +215,7 @@ typedef struct sale_options {
   uint64_t audit_seed; /* chooses the rows: one in each of `audit` equal parts, docs/numerics.md section 8 */
 } sale_options;
 
-/* Dense below 1024, exact products, nothing else. */
+/* Dense below SALE_AUTO, exact products, nothing else. */
 SALE_API sale_options sale_options_init(void);
 
 typedef struct sale_plan sale_plan;
@@ -408,6 +409,9 @@ typedef struct sale_backend_facts {
   uint32_t projected;  /* of those, over a projection */
   int32_t compensates; /* 1: has sale_options.compensate */
   int32_t reserved;    /* 0 */
+  /* What SALE_AUTO stands for in sale_options.dense_below: keys from which sparse attention was faster than dense where it
+   * was measured (docs/performance.md); of estimates over up to 32 coordinates of a projection, and of all others. */
+  int64_t dense_below_projected, dense_below;
 } sale_backend_facts;
 /* Fills in `facts`, whose struct_size is set. */
 SALE_API sale_status sale_backend_describe(int32_t i, sale_backend_facts* facts);

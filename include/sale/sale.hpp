@@ -151,6 +151,7 @@ public:
   }
   Options& sink(int32_t keys) { return layer_.sink = keys, *this; }
   Options& local(int32_t keys) { return layer_.local = keys, *this; }
+  // SALE_AUTO, the default: where sparse attention pays.
   Options& dense_below(int64_t keys) { return options_.dense_below = keys, *this; }
   // Attention over every key: no estimate, no selection, the same kernel.
   Options& dense() { return dense_below(std::numeric_limits<int64_t>::max()); }

@@ -91,7 +91,7 @@ void Attention::choose_options(Layer& layer) {
   } else {
     if (!why.empty()) common_.report.notice("no calibration, tau " + std::to_string(s.tau) + " for every head: " + why);
     o.estimator(s.format);
-    layer.dense_below = sale_options_init().dense_below;
+    layer.dense_below = 1024;  // what SALE_AUTO is on CPUs
   }
   if (c == nullptr || s.tau_over_calibration) {
     o.threshold(s.tau);

@@ -19,6 +19,8 @@ class Facts(NamedTuple):
     on_device: bool
     q_block: int
     format: str  # what it scans fastest
+    dense_below_projected: int
+    dense_below: int
 
 
 @functools.cache
@@ -29,7 +31,7 @@ def all_facts() -> tuple[Facts, ...]:
         facts = _c.BackendFacts.make()
         _c.check(_c.lib.sale_backend_describe(i, ctypes.byref(facts)))
         found.append(Facts(_c.lib.sale_backend_name(i).decode(), bool(facts.on_device), facts.q_block,
-                           _FORMAT_NAMES[facts.format]))  # fmt: skip
+                           _FORMAT_NAMES[facts.format], facts.dense_below_projected, facts.dense_below))  # fmt: skip
     return tuple(found)
 
 

@@ -108,7 +108,8 @@ class Call(_Sized):
 class BackendFacts(_Sized):
     _fields_ = [
         ("struct_size", c_size_t), ("on_device", c_int32), ("q_block", c_int32), ("format", c_int),
-        ("formats", c_uint32), ("projected", c_uint32), ("compensates", c_int32),
+        ("formats", c_uint32), ("projected", c_uint32), ("compensates", c_int32), ("reserved", c_int32),
+        ("dense_below_projected", c_int64), ("dense_below", c_int64),
     ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from ._arguments import INT32, INT64, flag, integer, numbers, text, word
 from ._backends import Facts, facts_on
 
 DENSE = 2**62  # dense_below of attention that is dense whatever the length
-SHORT = 1024  # the library's own dense_below
+SHORT = 1024  # what calibrators write
 
 
 def _array(name: str, value, form: str) -> np.ndarray | None:
@@ -38,13 +38,9 @@ _ARRAYS = {
 
 
 def pays_from(facts: Facts, rank: int) -> int:
-    """Keys from which on sparse attention is faster than dense by a scan of so many coordinates (0: all). Where 8-bit
-    floats are scanned: measured on an H100, 32 query heads of 128, at 4K, 8K and 16K tokens, with ranks 28 and 60, whose
-    times cross those of the dense path near 4.8K and 8.6K. Elsewhere it has not been measured, and this is the library's
-    own default."""
-    if facts.format != "fp8":
-        return SHORT
-    return 5120 if 0 < rank <= 32 else 9216
+    """Keys from which on sparse attention is faster than dense by a scan of so many coordinates (0: all), as the library
+    has it for each backend."""
+    return facts.dense_below_projected if 0 < rank <= 32 else facts.dense_below
 
 
 def dense_below_as_it_pays(options: Options) -> Options:
@@ -63,7 +59,7 @@ class Options:
                   [kv_heads, head_dim, rank] float32 each, or None: all coordinates are scanned
     smoothing     [kv_heads, head_dim] float32: what is taken from keys before they are coded, the mean of many keys of the
                   layer; None: the mean of the sequence's own (of an index's first update)
-    key_scales    [kv_heads] float32, "fp8" with smoothing: largest magnitude of a coordinate scanned / 448; None: from the
+    key_scales    [kv_heads] float32, "fp8" with smoothing: largest magnitude of a coordinate scanned / 112; None: from the
                   sequence's own keys
     sink, local   keys that are always kept, at the start and before each row: multiples of 32
     dense_below   sequences with fewer keys run dense; "auto": where sparse attention is not faster yet, 1024 keys in host

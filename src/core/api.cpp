@@ -276,7 +276,7 @@ sale_problem sale_problem_init(int32_t q_heads, int32_t kv_heads, int32_t head_d
 sale_options sale_options_init(void) {
   sale_options o{};
   o.struct_size = sizeof o;
-  o.dense_below = 1024;
+  o.dense_below = SALE_AUTO;
   o.compute = SALE_COMPUTE_EXACT;
   return o;
 }

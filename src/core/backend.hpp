@@ -75,6 +75,7 @@ struct Backend {
   uint32_t formats;    // 1 << format, of those it has
   uint32_t projected;  // of those, over a projection
   bool compensates;
+  int64_t dense_below_projected, dense_below;  // as in sale_backend_facts
   std::string (*why_not_machine)(const Machine&);
   // Beyond the machine: what core has already checked of a layer; of a problem, its options and strides, for such a
   // layer.

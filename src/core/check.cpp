@@ -252,7 +252,8 @@ Layer check_layer(const sale_layer& l) {
 }
 
 void check_options(const sale_options& o) {
-  require(o.dense_below >= 0, "dense_below: ", o.dense_below, " is negative");
+  require(o.dense_below >= 0 || o.dense_below == SALE_AUTO, "dense_below: ", o.dense_below,
+          " is neither SALE_AUTO nor >= 0");
   require(o.compute == SALE_COMPUTE_EXACT || o.compute == SALE_COMPUTE_INT8 || o.compute == SALE_COMPUTE_FP8 ||
               o.compute == SALE_COMPUTE_F16,
           "compute: ", static_cast<int>(o.compute),

@@ -74,7 +74,8 @@ sale_status sale_backend_describe(int32_t i, sale_backend_facts* facts) {
     require(in_list(i), "backend: ", i, " is not in 0 .. ", backend_count() - 1);
     const Backend& b = backend(i);
     fill(facts, "facts",
-         sale_backend_facts{0, b.on_device, b.q_block, b.format, b.formats, b.projected, b.compensates, 0});
+         sale_backend_facts{0, b.on_device, b.q_block, b.format, b.formats, b.projected, b.compensates, 0,
+                            b.dense_below_projected, b.dense_below});
   });
 }
 int32_t sale_backend_for(int32_t device) {

@@ -134,7 +134,10 @@ std::unique_ptr<Plan> make_plan(const sale_problem& p, const sale_options& o, co
   plan->audit = o.audit;
   plan->audit_seed = o.audit_seed;
   plan->with_index = o.with_index != 0;
-  for (Sequence& s : plan->sequences) s.dense = layer.dense || s.sight.k_len < o.dense_below;
+  const Backend& b = *layer.backend;
+  const int64_t pays = layer.form.projected && layer.form.rank <= 32 ? b.dense_below_projected : b.dense_below;
+  const int64_t below = o.dense_below == SALE_AUTO ? pays : o.dense_below;
+  for (Sequence& s : plan->sequences) s.dense = layer.dense || s.sight.k_len < below;
   plan->backend = layer.backend;
   plan->threads = layer.stages().workers(layer);
   choose_audited(*plan);

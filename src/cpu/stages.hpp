@@ -15,8 +15,8 @@ std::string cpu_why_not(const sale_problem& p, const sale_options& o);
 constexpr Backend cpu_backend(const char* name, const char* summary, decltype(Backend::why_not_machine) why_not_machine,
                               decltype(Backend::why_not_layer) why_not_layer, decltype(Backend::kernels) kernels) {
   const uint32_t both = format_bit(SALE_INT4) | format_bit(SALE_INT8);
-  return {name, summary,         false,         SALE_Q_BLOCK, SALE_INT8,   both,   both,
-          true, why_not_machine, why_not_layer, cpu_why_not,  &cpu_stages, kernels};
+  return {name, summary, false,           SALE_Q_BLOCK,  SALE_INT8,   both,        both,   true,
+          1024, 1024,    why_not_machine, why_not_layer, cpu_why_not, &cpu_stages, kernels};
 }
 
 }  // namespace sale

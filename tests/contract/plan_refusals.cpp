@@ -149,13 +149,35 @@ TEST(Plan, Ragged) {
   });
 }
 
+// SALE_AUTO, the default: dense below the backend's own length, sparse from there on.
+TEST(Plan, DenseBelowWhatPays) {
+  EXPECT_EQ(sale_options_init().dense_below, SALE_AUTO);
+  for (int32_t i = 0; i < sale_backend_count(); ++i) {
+    const sale_backend_facts facts = facts_of(i);
+    EXPECT_GE(facts.dense_below_projected, 1024) << sale_backend_name(i);
+    EXPECT_LE(facts.dense_below_projected, facts.dense_below) << sale_backend_name(i);
+  }
+  Good g;
+  const std::string name = sale_estimator_backend(g.estimator());
+  int64_t pays = 0;
+  for (int32_t i = 0; i < sale_backend_count(); ++i)
+    if (name == sale_backend_name(i)) pays = facts_of(i).dense_below;
+  for (const int64_t keys : {pays - 1, pays}) {
+    g.problem = sale_problem_init(g.layer.q_heads, g.layer.kv_heads, g.layer.head_dim, g.layer.dtype, 1, keys);
+    g.options.dense_below = SALE_AUTO;
+    const std::string told = sale_plan_explain(g.plan());
+    const char* const sequences = keys < pays ? "1 of 1 sequences by length" : "0 of 1 sequences by length";
+    EXPECT_NE(told.find(sequences), std::string::npos) << told;
+  }
+}
+
 TEST(Plan, Options) {
   refuse_plan("a pseudo-key for a part's last block", "compensate: of a part", [](Good& g) {
     g.problem.part = 1;
     g.problem.k_len = 500, g.problem.q_offset = 2000;
     g.options.compensate = 1;
   });
-  for (const int64_t n : {int64_t{-1}, INT64_MIN})
+  for (const int64_t n : {int64_t{-2}, INT64_MIN})
     refuse_plan("dense_below " + std::to_string(n), "dense_below", [&](Good& g) { g.options.dense_below = n; });
   for (const int n : {-1, 4, 8})
     refuse_plan("compute " + std::to_string(n), "compute",

@@ -32,19 +32,14 @@ constexpr uint32_t formats = format_bit(SALE_INT4) | format_bit(SALE_INT8);
 
 }  // namespace
 
-const Backend sm80_backend{"sm80",
-                           "NVIDIA Ampere, Ada (RTX 30, RTX 40, A100, L40): 4-bit products",
-                           true,
-                           64,
-                           SALE_INT4,
-                           formats,
-                           formats,
-                           true,
-                           why_not_machine,
-                           why_not_layer,
-                           why_not,
-                           stages,
-                           nullptr,
+const Backend sm80_backend{"sm80",         "NVIDIA Ampere, Ada (RTX 30, RTX 40, A100, L40): 4-bit products",
+                           true,           64,
+                           SALE_INT4,      formats,
+                           formats,        true,
+                           1024,  // nothing was measured on such a card
+                           1024,           why_not_machine,
+                           why_not_layer,  why_not,
+                           stages,         nullptr,
                            why_not_unasked};
 
 }  // namespace sale
