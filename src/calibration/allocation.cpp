@@ -114,8 +114,8 @@ double Allocation::kept(const std::vector<int>& chosen) const {
 }
 
 std::vector<float> Allocation::taus(const std::vector<int>& chosen) const {
-  std::vector<float> t;
-  for (size_t h = 0; h < curves_.size(); ++h) t.push_back(curves_[h][static_cast<size_t>(chosen[h])].tau);
+  std::vector<float> t(curves_.size());
+  for (size_t h = 0; h < curves_.size(); ++h) t[h] = curves_[h][static_cast<size_t>(chosen[h])].tau;
   return t;
 }
 

@@ -1,4 +1,5 @@
 // The C functions of calibration files.
+#include <algorithm>
 #include <memory>
 
 #include "calibration/contents.hpp"
@@ -191,8 +192,9 @@ sale_status sale_calibration_print(const sale_calibration* calibration, const ch
     const Printed bytes = print(calibration->contents, file == nullptr ? "" : file);
     const bool room = *json_bytes >= bytes.json.size() && *tensors_bytes >= bytes.tensors.size();
     if (room) {
-      std::memcpy(json, bytes.json.data(), bytes.json.size());
-      if (!bytes.tensors.empty()) std::memcpy(tensors, bytes.tensors.data(), bytes.tensors.size());
+      // Not ended by a zero: the size is told.
+      if (json != nullptr) std::copy(bytes.json.begin(), bytes.json.end(), json);
+      if (tensors != nullptr) std::copy(bytes.tensors.begin(), bytes.tensors.end(), static_cast<char*>(tensors));
     }
     *json_bytes = bytes.json.size(), *tensors_bytes = bytes.tensors.size();
   });

@@ -66,7 +66,7 @@ Calibrator::Calibrator(Request request) : request_(std::move(request)) {
   pool_ = shared_pool(s.threads == 0 ? machine().cpus : s.threads);
   if (s.rank < s.shape.head_dim && s.q_projections.empty()) {
     passes_ = {SALE_PASS_PROJECT};
-    moments_.emplace(s.shape);
+    moments_ = std::make_unique<Moments>(s.shape);
     Setup all = s;  // whether anything can run it is better known now
     all.rank = s.shape.head_dim;
     const Stage tried(all, std::max(s.dense_below, fewest_tokens));
@@ -114,17 +114,17 @@ void Calibrator::begin(std::string text, int64_t tokens) {
   p.text = {std::move(text), tokens};
   p.seen.assign(layers, 0), p.rows.assign(layers, 0), p.queries.resize(layers);
   if (pass() == SALE_PASS_PROJECT)
-    p.moments.emplace(request_.setup.shape);
+    p.moments = std::make_unique<Moments>(request_.setup.shape);
   else if (pass() == SALE_PASS_MEASURE && request_.paper())
     p.halved = halved_;
   else
     p.measured = Measured(tries().size(), heads());
   p.measured.prompts = 1;
-  prompt_ = std::move(p);
+  prompt_ = std::make_unique<Prompt>(std::move(p));
 }
 
 void Calibrator::check_feed(const sale_calibrator_layer& l) const {
-  require(prompt_.has_value(), "feed: no prompt was begun");
+  require(prompt_ != nullptr, "feed: no prompt was begun");
   const Shape& s = request_.setup.shape;
   require(l.layer >= 0 && l.layer < s.layers, "layer.layer: ", l.layer, " is not in 0 .. ", s.layers - 1);
   require(l.device == SALE_HOST || l.device == request_.setup.device, "layer.device: ", l.device,
@@ -209,7 +209,7 @@ void Calibrator::look(const Layer& host, const Layer* at) {
 }
 
 void Calibrator::end() {
-  require(prompt_.has_value(), "end: no prompt was begun");
+  require(prompt_ != nullptr, "end: no prompt was begun");
   for (size_t i = 0; i < prompt_->seen.size(); ++i)
     require(prompt_->seen[i] != 0, "end: layer ", i, " was ", prompt_->rows[i] == 0 ? "not fed" : "fed in part",
             "; every layer of the prompt is needed");

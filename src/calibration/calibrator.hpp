@@ -54,7 +54,7 @@ private:
     std::vector<std::vector<std::byte>> queries;  // by layer, of parts: [q_heads, tokens, head_dim]
     std::vector<int64_t> rows;                    // by layer, of parts
     // What the pass is making of it.
-    std::optional<Moments> moments;
+    std::unique_ptr<Moments> moments;
     Measured measured;
     std::vector<float> halved;
   };
@@ -89,11 +89,11 @@ private:
   int32_t resumed_ = 0;
   Journal journal_;
   std::unique_ptr<Stage> stage_;
-  std::optional<Prompt> prompt_;
+  std::unique_ptr<Prompt> prompt_;
   std::vector<std::byte> fed_[3];
 
   std::vector<Contents::Text> texts_;  // of the first pass that measures
-  std::optional<Moments> moments_;
+  std::unique_ptr<Moments> moments_;
   std::vector<double> left_out_;
   Measured measured_, checked_;
   std::vector<float> halved_;

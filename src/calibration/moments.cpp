@@ -76,13 +76,17 @@ void append(const Eigen::MatrixXd& m, std::vector<float>& to) {
     for (Eigen::Index c = 0; c < m.cols(); ++c) to.push_back(static_cast<float>(m(r, c)));
 }
 
+size_t place(int32_t row, int32_t column, int32_t columns) {
+  return static_cast<size_t>(row) * static_cast<size_t>(columns) + static_cast<size_t>(column);
+}
+
 // A symmetric matrix as text: the bits of its lower half (all that is read of it) in hexadecimal. Exact, and no number
 // to parse.
 std::string packed(const std::vector<double>& square, int32_t dim) {
   std::string text;
   text.reserve(static_cast<size_t>(dim) * static_cast<size_t>(dim + 1) * 8);
   for (int32_t r = 0; r < dim; ++r)
-    for (int32_t c = 0; c <= r; ++c) text += hex64(std::bit_cast<uint64_t>(square[static_cast<size_t>(c * dim + r)]));
+    for (int32_t c = 0; c <= r; ++c) text += hex64(std::bit_cast<uint64_t>(square[place(c, r, dim)]));
   return text;
 }
 
@@ -92,7 +96,7 @@ void unpack(const std::string& text, int32_t dim, std::vector<double>& square) {
   size_t at = 0;
   for (int32_t r = 0; r < dim; ++r)
     for (int32_t c = 0; c <= r; ++c, at += 16)
-      square[static_cast<size_t>(r * dim + c)] = square[static_cast<size_t>(c * dim + r)] =
+      square[place(r, c, dim)] = square[place(c, r, dim)] =
           std::bit_cast<double>(std::stoull(text.substr(at, 16), nullptr, 16));
 }
 
@@ -139,13 +143,13 @@ double Moments::projections(int32_t layer, int32_t rank, std::vector<float>& q, 
   double lost = 0;
   const int32_t d = shape_.head_dim;
   for (int32_t kv = 0; kv < shape_.kv_heads; ++kv) {
-    const Sums& s = sums_[static_cast<size_t>(layer * shape_.kv_heads + kv)];
+    const Sums& s = sums_[place(layer, kv, shape_.kv_heads)];
     const Root keys = root_of(ConstSquare(s.keys.data(), d, d) / s.key_count);
     const Root queries = root_of(ConstSquare(s.queries.data(), d, d) / s.query_count);
     // A square matrix needs no QR first, and without it this is a fraction of the code that BDCSVD makes of itself.
     const Eigen::JacobiSVD<Eigen::MatrixXd, Eigen::NoQRPreconditioner> svd(queries.root * keys.root,
                                                                            Eigen::ComputeFullU | Eigen::ComputeFullV);
-    const Eigen::VectorXd values = svd.singularValues();
+    const Eigen::VectorXd& values = svd.singularValues();
     const Eigen::VectorXd half = values.head(rank).cwiseSqrt();
     append(queries.inverse * svd.matrixU().leftCols(rank) * half.asDiagonal(), q);
     append(keys.inverse * svd.matrixV().leftCols(rank) * half.asDiagonal(), k);

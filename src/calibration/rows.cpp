@@ -16,7 +16,9 @@ template <class T>
 double dot(const double* q, const T* k, int32_t n) {
   double sum[lanes] = {};
   for (int32_t c = 0; c < n; c += lanes)
-    for (int i = 0; i < lanes; ++i) sum[i] += q[c + i] * static_cast<double>(static_cast<float>(k[c + i]));
+    for (int i = 0; i < lanes; ++i)
+      sum[i] +=  // both have n numbers, NOLINTNEXTLINE(clang-analyzer-core.UndefinedBinaryOperatorResult)
+          q[c + i] * static_cast<double>(static_cast<float>(k[c + i]));
   return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
 }
 
@@ -108,6 +110,7 @@ ExactRow::Loss ExactRow::loss(const Bits& kept) const {
 
 std::vector<int64_t> sample_rows(uint64_t seed, int32_t layer, int32_t head, int64_t tokens, int32_t count) {
   std::vector<int64_t> rows;
+  rows.reserve(static_cast<size_t>(count) + 7);
   const int64_t first = tokens <= first_position ? 0 : first_position;
   Random random(seed ^ (static_cast<uint64_t>(layer) << 32 | static_cast<uint64_t>(head) << 16));
   for (int32_t i = 0; i < count; ++i) rows.push_back(first + random.below(tokens - first));

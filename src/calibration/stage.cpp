@@ -56,10 +56,10 @@ void Stage::place(const Layer& layer, const Layer* at) {
   const int64_t row = int64_t{s.q_heads} * s.head_dim;
   memory_.need(out_, static_cast<size_t>(layer.tokens * row) * bytes_of(s.dtype));
   tensors_ = {q.data, k.data, v.data, out_.data(), nullptr};
-  problem_.emplace(problem_of(setup_, layer.tokens));
+  problem_ = std::make_unique<Problem>(problem_of(setup_, layer.tokens));
   problem_->scale(layer.scale).strides(q.strides, k.strides, v.strides, {0, s.head_dim, row});
   layer_ = layer.number;
-  index_.emplace(*problem_, options(layer_), layer.tokens);
+  index_ = std::make_unique<KeyIndex>(*problem_, options(layer_), layer.tokens);
   index_->update(k.data, k.strides, layer.tokens);
 }
 

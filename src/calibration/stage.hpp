@@ -1,7 +1,7 @@
 // Index, selection and attention of one layer at a time, where they are to be computed.
 #pragma once
 
-#include <optional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -51,9 +51,9 @@ private:
   Memory memory_;
   Memory::Block q_, k_, v_, out_, workspace_;
   std::vector<std::byte> packed_;
-  std::optional<Problem> problem_;
+  std::unique_ptr<Problem> problem_;
   Tensors tensors_;
-  std::optional<KeyIndex> index_;
+  std::unique_ptr<KeyIndex> index_;
   int32_t layer_ = 0;
 };
 

@@ -32,6 +32,7 @@ void sweep(const Layer& layer, Stage& stage, const Tries& tries, const Sampling&
            Measured& to) {
   const auto heads = static_cast<size_t>(layer.shape.q_heads);
   std::vector<std::vector<int64_t>> rows;
+  rows.reserve(heads);
   for (size_t h = 0; h < heads; ++h)
     rows.push_back(sample_rows(sampling.seed, layer.number, static_cast<int32_t>(h), layer.tokens, sampling.rows));
   Kept kept{rows[0].size(), std::vector<Bits>(tries.size() * heads * rows[0].size())};
@@ -42,8 +43,8 @@ void sweep(const Layer& layer, Stage& stage, const Tries& tries, const Sampling&
     const int64_t q_block = s.blocks.q_block();
     if (sampling.cost && t % 4 == 0) {
       const Stats attend = stage.attend(s);
-      const double rows_of_blocks =
-          static_cast<double>((layer.tokens + q_block - 1) / q_block) * static_cast<double>(heads);
+      const int64_t tiles = (layer.tokens + q_block - 1) / q_block;
+      const double rows_of_blocks = static_cast<double>(tiles) * static_cast<double>(heads);
       found.cost.add(rows_of_blocks, static_cast<double>(attend.kept_blocks), attend.attend_s);
       if (t == 0) found.rows_of_blocks = rows_of_blocks;
     }
