@@ -328,3 +328,13 @@ def test_auto_is_what_the_backend_scans_fastest(monkeypatch):
     projection = np.ones((2, 64, 28), np.float32)
     narrow = sale.Options(backend=hopper, q_projection=projection, k_projection=projection)
     assert narrow.dense_below_on(0) == 5120
+
+
+def test_one_head_repeated():
+    q, k, v = tensors(300)
+    once = [np.ascontiguousarray(x[:, :1]) for x in (q, k, v)]
+    for i in range(3):
+        given, whole = [q, k, v], [q, k, v]
+        given[i] = np.broadcast_to(once[i], whole[i].shape)
+        whole[i] = given[i].copy()
+        assert np.array_equal(sale.attention(*given), sale.attention(*whole))
