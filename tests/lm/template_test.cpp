@@ -80,7 +80,7 @@ TEST(Template, WhatIsNotInTheSubsetIsRefusedByName) {
   };
   for (const auto& [text, words] : cases) {
     SCOPED_TRACE(text.substr(0, 60));
-    expect_error([&] { render(text); }, words);
+    expect_error([&, &text = text] { render(text); }, words);
   }
 }
 
