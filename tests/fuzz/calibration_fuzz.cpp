@@ -33,7 +33,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const auto again = sale::print_calibration(sale::parse_calibration(once.json, once.tensors, "again"), "p.tensors");
     if (once.json != again.json || once.tensors != again.tensors) std::abort();
     for (int32_t layer = 0; layer < c.model.layers; ++layer)
-      static_cast<void>(c.options(layer).c(c.model.kv_heads, c.model.head_dim));
+      static_cast<void>(c.options(layer).layer(
+          sale::Problem(1, c.model.q_heads, c.model.kv_heads, 1, 1, c.model.head_dim, SALE_F32)));
   } catch (const sale::Error& e) {
     sale_fuzz::refused(e.what());
   }
