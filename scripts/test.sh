@@ -327,7 +327,7 @@ judge() {  # seconds, processor seconds
 
 reports=$build/reports
 rm -rf "$reports"
-all=(format cuda kernels tidy release symbols emulated address thread fuzz package python torch models arm64 docs demo)
+all=(format cuda kernels tidy release symbols emulated address thread fuzz package python torch arm64 docs demo)
 stages=("$@")
 [ ${#stages[@]} -gt 0 ] || stages=("${all[@]}")
 mkdir -p "$build"
