@@ -87,26 +87,30 @@ TEST(Calibration, WhatIsOptionalRoundTrips) {
     }
 }
 
+// The projections file with its header and data rewritten, and the JSON's fingerprint made to fit.
+std::string hostile(const std::function<void(Json& header, std::string& data)>& change,
+                    const sale::Calibration& c = small(true)) {
+  const auto bytes = sale::print_calibration(c, "p.tensors");
+  uint64_t length = 0;
+  std::memcpy(&length, bytes.tensors.data(), 8);
+  Json header = Json::parse(bytes.tensors.substr(8, length));
+  std::string data = bytes.tensors.substr(8 + length);
+  change(header, data);
+  const std::string text = header.dump();
+  length = text.size();
+  const std::string file = std::string(reinterpret_cast<const char*>(&length), 8) + text + data;
+  Json json = Json::parse(bytes.json);
+  char digits[17];
+  std::snprintf(digits, sizeof digits, "%016llx",
+                static_cast<unsigned long long>(sale::Fingerprint().add(file).value()));
+  json["projections"]["fingerprint"] = digits;
+  return refusal(json.dump(), file);
+}
+
 TEST(Calibration, TensorsWithoutNeedAreRefused) {
   auto c = small(false);
   c.smoothing.assign(2 * 2 * 32, 1);
-  const auto bytes = sale::print_calibration(c, "p.tensors");
-  const auto with = [&](const std::function<void(Json&, std::string&)>& change) {
-    uint64_t length = 0;
-    std::memcpy(&length, bytes.tensors.data(), 8);
-    Json header = Json::parse(bytes.tensors.substr(8, length));
-    std::string data = bytes.tensors.substr(8 + length);
-    change(header, data);
-    const std::string text = header.dump();
-    length = text.size();
-    const std::string file = std::string(reinterpret_cast<const char*>(&length), 8) + text + data;
-    Json json = Json::parse(bytes.json);
-    char digits[17];
-    std::snprintf(digits, sizeof digits, "%016llx",
-                  static_cast<unsigned long long>(sale::Fingerprint().add(file).value()));
-    json["projections"]["fingerprint"] = digits;
-    return refusal(json.dump(), file);
-  };
+  const auto with = [&](const std::function<void(Json&, std::string&)>& change) { return hostile(change, c); };
   EXPECT_EQ(with([](Json&, std::string&) {}), "");
   EXPECT_TRUE(mentions(with([](Json& h, std::string& d) { h = Json::object(), d = ""; }), "has no layer.0.smoothing"));
   EXPECT_TRUE(
@@ -313,25 +317,6 @@ TEST(Calibration, NotJson) {
   EXPECT_TRUE(mentions(refusal("{\"schema\": 1, \"schema\": 1}"), "given twice"));
   EXPECT_TRUE(mentions(refusal(std::string(100000, '[')), "nested deeper"));
   EXPECT_TRUE(mentions(refusal(std::string((size_t{16} << 20) + 1, ' ')), "bytes; at most"));
-}
-
-// The projections file with its header and data rewritten, and the JSON's fingerprint made to fit.
-std::string hostile(const std::function<void(Json& header, std::string& data)>& change) {
-  auto bytes = sale::print_calibration(small(true), "p.tensors");
-  uint64_t length = 0;
-  std::memcpy(&length, bytes.tensors.data(), 8);
-  Json header = Json::parse(bytes.tensors.substr(8, length));
-  std::string data = bytes.tensors.substr(8 + length);
-  change(header, data);
-  const std::string text = header.dump();
-  length = text.size();
-  const std::string file = std::string(reinterpret_cast<const char*>(&length), 8) + text + data;
-  Json json = Json::parse(bytes.json);
-  char digits[17];
-  std::snprintf(digits, sizeof digits, "%016llx",
-                static_cast<unsigned long long>(sale::Fingerprint().add(file).value()));
-  json["projections"]["fingerprint"] = digits;
-  return refusal(json.dump(), file);
 }
 
 TEST(Calibration, HostileProjections) {
