@@ -117,7 +117,7 @@ sale_status sale_blocks_csr(const sale_blocks* blocks, int64_t* starts, int64_t 
     for (const uint64_t w : words) kept += std::popcount(w);
     const int64_t rows = rows_of(plan);
     *counts = {rows, kept};
-    if (row_capacity < rows) return;
+    if (starts == nullptr || row_capacity < rows) return;
     const bool fill_indices = index_capacity >= kept && indices != nullptr;
     int64_t row = 0, at = 0;
     each_row(plan, [&](int64_t first, int64_t n) {
@@ -141,7 +141,7 @@ sale_status sale_blocks_words(const sale_blocks* blocks, uint64_t** words, int64
     const Plan& plan = *blocks->plan;
     *words = blocks->words();
     *rows = rows_of(plan);
-    if (row_capacity < *rows) return;
+    if (word_starts == nullptr || row_capacity < *rows) return;
     int64_t row = 0;
     each_row(plan, [&](int64_t first, int64_t) { word_starts[row++] = first; });
     word_starts[row] = plan.bits_words;

@@ -1,5 +1,6 @@
 // Everything a caller can get wrong that does not need the tensors themselves. Pointers are checked in api.cpp.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -210,19 +211,15 @@ void check_thresholds(const sale_layer& l, Layer& to) {
   to.dense = std::all_of(to.thresholds.begin(), to.thresholds.end(), [](float t) { return t == 0; });
 }
 
-// FNV-1a, of all that a key's code depends on.
+// FNV-1a over 32-bit words, of all that a key's code depends on.
 uint64_t coding_of(const Layer& l) {
   uint64_t hash = 0xcbf29ce484222325u;
-  const auto mix = [&](const void* from, size_t bytes) {
-    for (const auto* at = static_cast<const unsigned char*>(from); bytes != 0; --bytes)
-      hash = (hash ^ *at++) * 0x100000001b3u;
-  };
-  const int32_t facts[] = {l.kv_heads, l.head_dim, static_cast<int32_t>(l.form.format), l.form.rank};
-  mix(facts, sizeof facts);
-  for (const std::vector<float>* v : {&l.k_projection, &l.smoothing, &l.key_scales}) {
-    const size_t n = v->size();
-    mix(&n, sizeof n);
-    mix(v->data(), n * 4);
+  const auto mix = [&](uint32_t word) { hash = (hash ^ word) * 0x100000001b3u; };
+  for (const int32_t fact : {l.kv_heads, l.head_dim, static_cast<int32_t>(l.form.format), l.form.rank})
+    mix(static_cast<uint32_t>(fact));
+  for (const std::vector<float>* values : {&l.k_projection, &l.smoothing, &l.key_scales}) {
+    mix(static_cast<uint32_t>(values->size()));
+    for (const float value : *values) mix(std::bit_cast<uint32_t>(value));
   }
   return hash;
 }
