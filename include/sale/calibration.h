@@ -215,7 +215,20 @@ typedef struct sale_calibrator_options {
   const char *command, *date, *note; /* for the file; date NULL: today. A progress file is of one command */
 } sale_calibrator_options;
 
-SALE_API sale_calibrator_options sale_calibrator_options_init(void);
+static inline sale_calibrator_options sale_calibrator_options_init(void) {
+  sale_calibrator_options o = SALE_ZEROS;
+  o.struct_size = sizeof o;
+  o.dtype = SALE_BF16;
+  o.device = SALE_HOST;
+  o.format = SALE_INT8;
+  o.sink = 32;
+  o.local = 128;
+  o.dense_below = 1024;
+  o.prompts = 1;
+  o.rows = 48;
+  o.seed = 1;
+  return o;
+}
 
 /* Causal attention of one layer, or of a part of its rows: the last q_len of k_len tokens; strides in elements, batch
  * is not used. Parts of a prompt (chunked prefill) follow each other; their queries are kept until the last one. */
