@@ -48,10 +48,10 @@ struct Codes {
 
 class IndexPages : public testing::TestWithParam<const char*> {};
 const char* const lines[]{
-    "qheads=4 kvheads=2 k=1500 d=128 densebelow=0 tau=0.01 estimator=fp8:28 page=32",
-    "batch=2 qheads=4 kvheads=1 k=1111 d=64 densebelow=0 tau=0.01 estimator=fp8 type=f16 page=64",
-    "batch=2 qheads=2 kvheads=2 k=1300 d=128 densebelow=0 tau=0.01 estimator=int8 page=32",
-    "qheads=4 kvheads=2 k=1500 d=128 densebelow=0 tau=0.02 estimator=fp8:60 compensate=1 page=96"};
+    "qheads=4 kvheads=2 k=700 d=128 densebelow=0 local=32 tau=0.01 estimator=fp8:28 page=32",
+    "batch=2 qheads=4 kvheads=1 k=500 d=64 densebelow=0 local=32 tau=0.01 estimator=fp8 type=f16 page=64",
+    "batch=2 qheads=2 kvheads=2 k=450 d=128 densebelow=0 local=32 tau=0.01 estimator=int8 page=32",
+    "qheads=4 kvheads=2 k=700 d=128 densebelow=0 local=32 tau=0.02 estimator=fp8:60 compensate=1 page=96"};
 INSTANTIATE_TEST_SUITE_P(Problems, IndexPages, testing::ValuesIn(lines));
 
 TEST_P(IndexPages, ChunksGiveTheBitsOfAnIndex) {
@@ -70,7 +70,7 @@ TEST_P(IndexPages, ChunksGiveTheBitsOfAnIndex) {
   Random random(c.seed);
   const Stream stream;
   for (int64_t from = 0, to; from < c.k_len; from = to) {
-    to = std::min(c.k_len, from + random.between(1, 500));
+    to = std::min(c.k_len, from + random.between(1, 400));
     sale_problem p = copy.problem;
     const std::vector<int64_t> starts(static_cast<size_t>(c.batch), from);
     p.q_starts = starts.data();
