@@ -408,9 +408,10 @@ struct Select {
     lane.first = h.sink_blocks() < visible ? h.sink_blocks() : visible;
     lane.last = h.local_block(tile) > lane.first ? h.local_block(tile) : lane.first;
     for (int64_t i = 0; i < h.row_word[tile + 1] - h.row_word[tile]; ++i) lane.bits[i] = 0;
-    if (h.dense || h.thresholds[head] == 0) lane.last = lane.first;
+    const bool dense = h.dense || h.thresholds[head] == 0;
     keep(lane.bits, 0, lane.first);
-    keep(lane.bits, lane.last, visible);
+    keep(lane.bits, dense ? lane.first : lane.last, visible);
+    if (dense || is_local(h.thresholds[head])) lane.last = lane.first;
     if (lane.first == lane.last) return;
     for (int64_t r = 0; r < lane.rows; ++r)
       load_row(h.q, h.shape.dtype, head * h.q_head + (tile * q_block + r) * h.q_token, h.shape.head_dim,
@@ -420,9 +421,7 @@ struct Select {
   }
 
   static bool needs_reference(const HeadGroup& h, int64_t tile) {
-    bool sparse = false;
-    for (int g = 0; g < h.shape.group; ++g) sparse |= h.thresholds[g] != 0;
-    return !h.dense && sparse && h.reference == nullptr && h.local_block(tile) > h.sink_blocks();
+    return h.scanned() && h.reference == nullptr && h.local_block(tile) > h.sink_blocks();
   }
 
   static void item(const HeadGroup& h, int64_t begin, int64_t end, void* scratch) {
