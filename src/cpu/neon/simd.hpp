@@ -85,11 +85,13 @@ struct DotI8 {
   SALE_INLINE Acc zero() { return splat(int32_t{0}); }
   SALE_INLINE Acc step(const Acc& acc, uint32_t a, const uint32_t* b) {
     Acc r;
+#if !defined(__ARM_FEATURE_DOTPROD)
     const int8x16_t av = vreinterpretq_s8_u32(vdupq_n_u32(a));
+#endif
     SALE_EACH {
       const int8x16_t bv = vld1q_s8(reinterpret_cast<const int8_t*>(b + 4 * i));
 #if defined(__ARM_FEATURE_DOTPROD)
-      r.p[i] = (vi)vdotq_s32((int32x4_t)acc.p[i], bv, av);
+      r.p[i] = (vi)vdotq_lane_s32((int32x4_t)acc.p[i], bv, vcreate_s8(a), 0);
 #else
       // A sum of two products stays inside 16 bits: 2 * 127 * 127.
       const int16x8_t low = vmull_s8(vget_low_s8(av), vget_low_s8(bv)), high = vmull_high_s8(av, bv);
