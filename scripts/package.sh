@@ -41,7 +41,7 @@ wheel() {  # name, flags of CMake, environment for pip...
   local name=$1 flags=$2
   shift 2
   rm -rf "$out/$name"
-  CMAKE_ARGS="-DCMAKE_SHARED_LINKER_FLAGS=-static-libstdc++\ -static-libgcc $flags" quietly offline env "$@" \
+  CMAKE_ARGS="-DCMAKE_SHARED_LINKER_FLAGS=-static-libstdc++\ -static-libgcc\ -Wl,--exclude-libs,ALL $flags" quietly offline env "$@" \
     pip wheel -q --no-index --no-deps --no-build-isolation -w "$out/$name" "$out"/sdist/sale-*.tar.gz
   quietly auditwheel show "$out/$name"/*.whl
   quietly auditwheel repair -w "$out/wheels" "$out/$name"/*.whl
