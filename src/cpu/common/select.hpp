@@ -73,12 +73,10 @@ private:
 
 // ln x for x > 0, the same bits everywhere.
 static double natural_log(double x) {
-  int64_t w;
-  std::memcpy(&w, &x, 8);
+  int64_t w = __builtin_bit_cast(int64_t, x);
   int64_t e = (w >> 52) - 1023;
   w = (w & 0xfffffffffffff) | 0x3ff0000000000000;
-  double z = 0;
-  std::memcpy(&z, &w, 8);
+  double z = __builtin_bit_cast(double, w);
   if (z >= 1.4142135623730951) {
     z *= 0.5;
     ++e;
