@@ -18,11 +18,15 @@ class Metrics:
     """Totals as plain numbers too, for engines and tests that want them here."""
 
     def __init__(self) -> None:
+        self._shown: dict = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Totals start again; Prometheus counts on."""
         self.steps = self.tokens = self.audits = self.dense_heads = 0
         self.density: dict[int, float] = {}
         self.error: dict[int, float] = {}
         self.last_state = "idle"
-        self._shown: dict = {}
 
     def _show(self, kind: str, name: str, words: str, labels: tuple[str, ...] = ()):
         found = self._shown.get(name)

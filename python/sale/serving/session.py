@@ -216,7 +216,7 @@ class Session:
             plan = steps.Plan(layout, list(self._estimators.values()), audit, 0)
             if self._memory is None or self._memory.numel() < plan.workspace:
                 self._memory = self._prepared = None
-                self._memory = torch.empty(plan.workspace, dtype=torch.uint8, device=self.device)
+                self._memory = memory(plan.workspace, self.device)
 
     # ---- steps ---------------------------------------------------------------------------------------------------
 
@@ -292,6 +292,10 @@ class Session:
             self.estimator(layer)
             self._log(f"sale: layer {layer}: heads {', '.join(map(str, gone))} lost more than "
                       f"{self.settings.audit_limit:.0%} of their output in two audits running, and are dense from now on")  # fmt: skip
+
+
+def memory(size: int, device: torch.device) -> torch.Tensor:
+    return torch.empty(size, dtype=torch.uint8, device=device)
 
 
 def checked(table: torch.Tensor) -> torch.Tensor:

@@ -110,11 +110,16 @@ def layout_of(rows: Sequence[Row], heads, scale: float, q, k, v, table, out) -> 
 
 
 def longest_layout(heads, scale: float, tokens: int, keys: int, page_size: int = 16) -> Layout:
-    """Of the longest chunk of the longest sequence: what memory is set aside for."""
+    """Of a step of so many tokens, filled with prompts of the longest length: what memory is set aside for."""
     d, pages = heads.head_dim, -(-keys // page_size)
+    lengths = [keys] * (tokens // keys) + ([tokens % keys] if tokens % keys else [])
+    starts = [keys * i for i in range(len(lengths))]
     q = (0, d, heads.q_heads * d)
     k = (page_size * heads.kv_heads * 2 * d, 2 * d, heads.kv_heads * 2 * d)
-    return Layout(1, heads, min(tokens, keys), keys, _c.AUTO, scale, q, k, k, q, page_size=page_size, pages=pages)
+    return Layout(
+        len(lengths), heads, lengths[0], keys, _c.AUTO, scale, q, k, k, q, q_lens=tuple(lengths),
+        k_lens=(keys,) * len(lengths), q_starts=tuple(starts), page_size=page_size, pages=pages,
+    )  # fmt: skip
 
 
 def table_of(rows: Sequence[Row], table: torch.Tensor) -> torch.Tensor:
