@@ -60,6 +60,7 @@ class Step(NamedTuple):
 
     rows: list[Row]
     held: dict  # "plan", "table": made where the first layer is run
+    whole: bool = False  # all of the rows or none
 
     @property
     def tokens(self) -> int:
@@ -220,14 +221,17 @@ class Session:
 
     # ---- steps ---------------------------------------------------------------------------------------------------
 
-    def step(self, rows: Sequence[Row]) -> Step | None:
-        """rows: those of prompts (batch.rows_of). None: nothing in this step is ours."""
+    def step(self, rows: Sequence[Row], every: Sequence[Row] | None = None) -> Step | None:
+        """rows: those of prompts (batch.rows_of). None: nothing in this step is ours. every: all rows of the step, of an
+        engine that cannot do a part of a step: then all are ours where one is, short ones densely."""
         if self.state != SPARSE:
             return None
         ours = chosen(rows, self.dense_below)
-        return Step(ours, {}) if ours else None
+        if not ours:
+            return None
+        return Step(ours, {}) if every is None else Step(list(every), {}, True)
 
-    def _plan(self, rows: list[Row], q, k, v, table, out) -> steps.Plan | None:
+    def _plan(self, rows: list[Row], whole: bool, q, k, v, table, out) -> steps.Plan | None:
         """For as many of the rows as there is memory for; those left over are taken out of the list."""
         every = self.settings.audit_every
         self._steps += 1
@@ -238,7 +242,7 @@ class Session:
             plan = steps.Plan(layout, estimators, audit, self._steps)
             if self._memory is not None and plan.workspace <= self._memory.numel():
                 return plan
-            rows.pop()
+            del rows[0 if whole else -1 :]
         return None
 
     def begin(self, step: Step, layer: int, q, k, v, table, out) -> bool:
@@ -251,7 +255,7 @@ class Session:
             if self._memory is None:
                 self.reserve()
             before = len(step.rows)
-            plan = self._plan(step.rows, q, k, v, checked(table), out)
+            plan = self._plan(step.rows, step.whole, q, k, v, checked(table), out)
             if len(step.rows) < before:
                 self.say(f"{before - len(step.rows)} of {before} prompts of a step were left to the engine: there was no "
                          "memory set aside for them all at once")  # fmt: skip
