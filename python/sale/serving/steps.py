@@ -15,7 +15,7 @@ import torch
 from .. import _c
 from .._estimator import Estimator
 from .._plan import Layout
-from .batch import Row
+from .batch import SHORTEST, Row
 
 _run, _byref = _c.lib.sale_run, ctypes.byref
 _AUDIT = np.dtype([("rows", "i8"), ("error", "f8"), ("size", "f8"), ("mass", "f8"), ("least_mass", "f8")])
@@ -110,14 +110,17 @@ def layout_of(rows: Sequence[Row], heads, scale: float, q, k, v, table, out) -> 
 
 
 def longest_layout(heads, scale: float, tokens: int, keys: int, page_size: int = 16) -> Layout:
-    """Of a step of so many tokens, filled with prompts of the longest length: what memory is set aside for."""
+    """Of a step of so many tokens, filled with prompts of the longest length, of which one ends and another begins: what
+    memory is set aside for."""
     d, pages = heads.head_dim, -(-keys // page_size)
     lengths = [keys] * (tokens // keys) + ([tokens % keys] if tokens % keys else [])
-    starts = [keys * i for i in range(len(lengths))]
+    if lengths[0] > SHORTEST:
+        lengths = [lengths[0] - SHORTEST, *lengths[1:], SHORTEST]
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
     q = (0, d, heads.q_heads * d)
     k = (page_size * heads.kv_heads * 2 * d, 2 * d, heads.kv_heads * 2 * d)
     return Layout(
-        len(lengths), heads, lengths[0], keys, _c.AUTO, scale, q, k, k, q, q_lens=tuple(lengths),
+        len(lengths), heads, max(lengths), keys, _c.AUTO, scale, q, k, k, q, q_lens=tuple(lengths),
         k_lens=(keys,) * len(lengths), q_starts=tuple(starts), page_size=page_size, pages=pages,
     )  # fmt: skip
 
