@@ -79,6 +79,7 @@ def calibrate(
     rows: int = 48,
     seed: int = 1,
     local_heads: bool = False,
+    smoothing: bool = False,
     progress: str | os.PathLike | None = None,
     report=None,
 ) -> Calibration:
@@ -93,6 +94,7 @@ def calibrate(
     error        instead: the largest relative L1 error of any head's output
     rows         sampled of every head and prompt
     local_heads  heads that lose no more than the budget by it see sink and local keys alone
+    smoothing    also the layers' own smoothing vectors (and, on Hopper, scales), which codes in pages need
     progress     file by which an interrupted calibration goes on; removed in the end
     report       called with a sale.calibrator.State after every prompt
 
@@ -111,7 +113,7 @@ def calibrate(
         **d, goals=[goal], name=pathlib.Path(name).name if pathlib.Path(name).is_dir() else name,
         fingerprint=(adapter.model_fingerprint(folder) if folder else None), dtype=str(model.dtype).removeprefix("torch."),
         device=None if device.type == "cpu" else ordinal_of(device), format=form, rank=rank, prompts=prompts, rows=rows,
-        seed=seed, local_heads=local_heads, progress=progress,
+        seed=seed, local_heads=local_heads, smoothing=smoothing, progress=progress,
         command=f"sale.transformers.calibrate(tokens={tokens}, prompts={prompts}, rank={rank}, {goal[0]}={goal[1]}, "
                 f"rows={rows}, seed={seed})",
     )  # fmt: skip

@@ -30,6 +30,7 @@ class Data(Structure):
         ("dense_below", c_int64), ("thresholds", _floats), ("q_projections", _floats), ("k_projections", _floats),
         ("smoothing", _floats), ("scales", _floats), ("prompts", POINTER(Text)), ("n_prompts", c_int64),
         ("command", c_char_p), ("date", c_char_p), ("note", c_char_p),
+        ("smoothing", c_int32), ("reserved", c_int32),
         ("relative_l1_limit", c_double), ("relative_l1", c_double), ("retained_mass", c_double), ("density", c_double),
     ]  # fmt: skip
 

@@ -101,11 +101,11 @@ class Calibration:
         """Of one layer; `changes` as in Options.replace. IndexError when there is no such layer."""
         if not 0 <= layer < self.layers:
             raise IndexError(f"layer: {layer} is not in 0 .. {self.layers - 1}")
-        projections = {}
-        if self.q_projections is not None:
-            projections = {"q_projection": self.q_projections[layer], "k_projection": self.k_projections[layer]}
+        arrays = {"q_projection": self.q_projections, "k_projection": self.k_projections, "smoothing": self.smoothing,
+                  "key_scales": self.scales}  # fmt: skip
+        of_layer = {name: array[layer] for name, array in arrays.items() if array is not None}
         made = Options(thresholds=self.thresholds[layer], format=self.format, sink=self.sink, local=self.local,
-                       dense_below=self.dense_below, **projections)  # fmt: skip
+                       dense_below=self.dense_below, **of_layer)  # fmt: skip
         return made.replace(**changes) if changes else made
 
     @classmethod

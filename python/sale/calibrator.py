@@ -42,6 +42,7 @@ class Calibrator:
     dtype        of the tensors that are fed; device: where index and selection are computed, a CUDA ordinal or None
     projections  (q, k), [layers, kv_heads, head_dim, rank] each, made before
     prompts      of each pass; rows: sampled of every head and prompt
+    smoothing    also the layers' own smoothing vectors ("fp8": and scales), which codes in pages need
     progress     file by which interrupted work goes on
 
     ValueError names what is wrong; NotImplementedError: nothing here can run it.
@@ -52,7 +53,7 @@ class Calibrator:
         name: str = "", fingerprint: str | None = None, dtype: str = "bfloat16", device: int | None = None,
         backend: str | None = None, threads: int = 0, format: str = "int8", rank: int = 0, projections=None,
         prompts: int = 1, rows: int = 48, seed: int = 1, local_heads: bool = False,
-        progress: str | os.PathLike | None = None, command: str = "", date: str | None = None, note: str = "",
+        smoothing: bool = False, progress: str | os.PathLike | None = None, command: str = "", date: str | None = None, note: str = "",
     ) -> None:  # fmt: skip
         for what, value, allowed in (("dtype", dtype, _DTYPES), ("format", format, _c.FORMATS)):
             if value not in allowed:
@@ -72,6 +73,7 @@ class Calibrator:
             device=_c.HOST if device is None else device, backend=None if backend is None else backend.encode(),
             threads=threads, format=_c.FORMATS[format], rank=rank, q_projections=_pointer(q), k_projections=_pointer(k),
             goals=wanted, n_goals=len(goals), prompts=prompts, rows=rows, seed=seed, local_heads=int(local_heads),
+            smoothing=int(smoothing),
             progress=None if progress is None else os.fsencode(progress), command=command.encode(),
             date=None if date is None else date.encode(), note=note.encode(),
         )  # fmt: skip
