@@ -23,7 +23,7 @@ class Metrics:
 
     def reset(self) -> None:
         """Totals start again; Prometheus counts on."""
-        self.steps = self.tokens = self.audits = self.dense_heads = 0
+        self.steps = self.tokens = self.coded_keys = self.audits = self.dense_heads = 0
         self.density: dict[int, float] = {}
         self.error: dict[int, float] = {}
         self.last_state = "idle"
@@ -49,11 +49,13 @@ class Metrics:
         self.last_state = state
         self._set("state", "0: the engine's own attention; 1: measuring a calibration; 2: sparse", _STATES[state])
 
-    def step(self, tokens: int) -> None:
+    def step(self, tokens: int, coded_keys: int) -> None:
         self.steps += 1
         self.tokens += tokens
+        self.coded_keys += coded_keys
         self._count("steps", "Steps of the engine with sparse prefill in them", 1)
         self._count("tokens", "Prompt tokens whose attention was sparse", tokens)
+        self._count("coded_keys", "Keys that were coded, of each layer", coded_keys)
 
     def audited(self, layer: int, found) -> None:
         self.audits += 1

@@ -263,7 +263,7 @@ class Session:
                 return False
             step.held["plan"] = plan
             step.held["table"] = steps.table_of(step.rows, table)
-            METRICS.step(step.tokens)
+            METRICS.step(step.tokens, sum(r.keys for r in step.rows))  # each call codes all of its keys
             return True
         return False
 
