@@ -1,7 +1,7 @@
 """SALE in engines that serve many requests from a paged cache of keys and values: what is the same for all of them.
 
-An engine's own file (sale/vllm, sale/sglang.py) says how it is plugged in and what its batches look like; here is what is
-done with them. No engine is imported. docs/serving.md is the user's page.
+An engine's own package (sale/vllm, sale/sglang) says how it is plugged in and what its batches look like; here is what
+is done with them. No engine is imported. docs/serving.md is the user's page.
 
     batch.py     which rows of a step are ours
     steps.py     a step's plan and calls: one for all layers

@@ -1,12 +1,12 @@
-"""Which rows of a step's batch are ours. A row is a request's part of the step: its new tokens, at the end of its keys."""
+"""Which rows of a step's batch are ours. A row is a request's part of it: its new tokens, at the end of its keys."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# Fewer new tokens than a query tile are decoding (or a draft to verify): every key counts for them, and a tile mostly empty
-# is no work to save.
+# Fewer new tokens than a query tile are decoding (or a draft to verify): every key counts for them, and a tile mostly
+# empty is no work to save.
 SHORTEST = 64
 
 

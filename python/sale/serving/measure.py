@@ -58,8 +58,12 @@ class Measuring:
 
     def follow(self, rows: Sequence[Row], first_page: Callable[[Row], int]) -> Target | None:
         """Before a step with these prompts' rows: what of it is to be shown. first_page may wait for the device."""
-        if self._fed:  # a step of which not all layers were run
+        if self._fed:  # a step of which not all layers were shown
+            seen = len(self._fed)
             self.drop()
+            self._refused += 1
+            if self._refused == _REFUSALS:
+                raise ValueError(f"calibration: {seen} of {self._layers} layers have plain attention; all are needed")
         if self._page is not None:
             for row in rows:
                 if row.keys - row.tokens == self._seen and first_page(row) == self._page:

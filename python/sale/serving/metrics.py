@@ -1,7 +1,7 @@
 """What is counted, as Prometheus metrics where prometheus_client is there.
 
-An engine's core is often another process than its server: with PROMETHEUS_MULTIPROC_DIR set before the start both write to
-that folder, and the server shows all of it.
+An engine's core is often another process than its server: with PROMETHEUS_MULTIPROC_DIR set before the start both
+write to that folder, and the server shows all of it.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class Metrics:
 
     def audited(self, layer: int, found) -> None:
         self.audits += 1
-        self.density[layer] = int(found.kept.sum()) / max(1, int(found.visible.sum()))
-        self.error[layer] = float(found.error.sum() / max(found.size.sum(), 1e-300))
+        density = self.density[layer] = int(found.kept.sum()) / max(1, int(found.visible.sum()))
+        error = self.error[layer] = float(found.error.sum() / max(found.size.sum(), 1e-300))
         self._count("audits", "Calls whose result was compared with dense attention on some rows", 1)
-        self._set("density", "Share of the visible key blocks that was computed, at the last audit", self.density[layer], layer)
-        self._set("audited_error", "Relative L1 error against dense attention, at the last audit", self.error[layer], layer)
+        self._set("density", "Share of the visible key blocks that was computed, at the last audit", density, layer)
+        self._set("audited_error", "Relative L1 error against dense attention, at the last audit", error, layer)
 
     def gone(self, heads: int) -> None:
         self.dense_heads += heads

@@ -25,9 +25,9 @@ def _number(environment: Mapping[str, str], name: str, otherwise, low, high):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """calibration   SALE_CALIBRATION: the path of a file; "auto": one is found or measured; "off": threshold 0.004 for every
-                  head; unset ("found"): one is found, or the engine's own attention runs
-    tokens        SALE_CALIBRATION_TOKENS: how much of each prompt is measured; longer prompts than calibrated for lose more
+    """calibration   SALE_CALIBRATION: the path of a file; "auto": one is found or measured; "off": threshold 0.004 for
+                  every head; unset ("found"): one is found, or the engine's own attention runs
+    tokens        SALE_CALIBRATION_TOKENS: of each prompt that are measured; longer ones than calibrated for lose more
     prompts       SALE_CALIBRATION_PROMPTS: of each of the three passes
     budget        SALE_CALIBRATION_BUDGET: relative error allowed, see docs/calibration.md
     audit_every   SALE_AUDIT_EVERY: of so many steps of ours one is audited; 0: none

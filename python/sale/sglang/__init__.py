@@ -52,7 +52,9 @@ def create(runner):
             return put_over(base, runner)
         except (ImportError, AttributeError, ValueError) as e:
             why = str(e).partition("\n")[0]
-    logging.getLogger("sale.sglang").warning("sale: %s; %s runs alone", why, name)
+    logger = logging.getLogger("sale.sglang")
+    logger.setLevel(logging.INFO)
+    logger.warning("sale: %s; %s runs alone", why, name)
     return base
 
 

@@ -15,6 +15,7 @@ from ..serving.batch import rows_of
 from ..serving.session import IDLE, MEASURING
 
 _logger = logging.getLogger("sale.sglang")
+_logger.setLevel(logging.INFO)
 
 
 def _session_of(runner) -> Session:
@@ -31,10 +32,11 @@ def _session_of(runner) -> Session:
                   config.head_dim)  # fmt: skip
     share = Share(parallel.tp_rank, parallel.tp_size, getattr(parallel, "pp_size", 1))
     chunk = server.chunked_prefill_size
+    device = torch.device("cuda", torch.cuda.current_device()) if runner.device == "cuda" else torch.device("cpu")
     return Session(
-        model, share, config.dtype, torch.device(runner.device, runner.ps.gpu_id) if runner.device == "cuda" else torch.device("cpu"),
-        config.head_dim**-0.5, tokens=chunk if chunk and chunk > 0 else server.max_prefill_tokens, keys=config.context_len,
-        settings=Settings.read(), log=_logger.warning,
+        model, share, config.dtype, device, config.head_dim**-0.5,
+        tokens=chunk if chunk and chunk > 0 else server.max_prefill_tokens, keys=config.context_len,
+        settings=Settings.read(), log=_logger.info,
     )  # fmt: skip
 
 
@@ -45,7 +47,8 @@ def put_over(base, runner):
     base._sale, base._sale_batch = session, None
     base._sale_page, base._sale_tables = runner.page_size, runner.req_to_token_pool.req_to_token
     base._sale_pool = runner.token_to_kv_pool
-    session.reserve(range(getattr(base._sale_pool, "start_layer", 0) or 0, session.model.layers) if session.share.stages == 1 else ())
+    first = getattr(base._sale_pool, "start_layer", 0) or 0
+    session.reserve(range(first, min(first + getattr(base._sale_pool, "layer_num", 0), session.model.layers)))
     return base
 
 
