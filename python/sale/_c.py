@@ -141,6 +141,7 @@ _PROTOTYPES = {  # name: (result, arguments)
     "sale_plan_destroy": (None, [_handle]),
     "sale_plan_workspace": (c_int, [_handle, POINTER(Workspace)]),
     "sale_plan_explain": (c_char_p, [_handle]),
+    "sale_plan_prepare": (c_int, [_handle, c_void_p, c_size_t, c_void_p]),
     "sale_index_memory": (c_size_t, [_handle, c_int64]),
     "sale_index_create": (c_int, [_handle, POINTER(IndexOptions), POINTER(_handle)]),
     "sale_index_destroy": (None, [_handle]),
