@@ -30,7 +30,6 @@ class Data(Structure):
         ("dense_below", c_int64), ("thresholds", _floats), ("q_projections", _floats), ("k_projections", _floats),
         ("smoothing", _floats), ("scales", _floats), ("prompts", POINTER(Text)), ("n_prompts", c_int64),
         ("command", c_char_p), ("date", c_char_p), ("note", c_char_p),
-        ("smoothing", c_int32), ("reserved", c_int32),
         ("relative_l1_limit", c_double), ("relative_l1", c_double), ("retained_mass", c_double), ("density", c_double),
     ]  # fmt: skip
 
@@ -50,6 +49,7 @@ class CalibratorOptions(Structure):
         ("k_projections", _floats), ("sink", c_int32), ("local", c_int32), ("dense_below", c_int64),
         ("goals", POINTER(Goal)), ("n_goals", c_int64), ("prompts", c_int32), ("rows", c_int32), ("seed", c_uint64),
         ("local_heads", c_int32), ("progress", c_char_p), ("command", c_char_p), ("date", c_char_p), ("note", c_char_p),
+        ("smoothing", c_int32), ("reserved", c_int32),
     ]  # fmt: skip
 
 
