@@ -2,6 +2,7 @@
 (of numbers that count layers, heads, tiles) IndexError, naming it. What may be taken is said here by parameter; a new
 parameter without an entry fails."""
 
+import functools
 import inspect
 import math
 import numbers
@@ -99,6 +100,10 @@ def mask(x):
     return type(x) is np.ndarray and x.dtype == bool
 
 
+def words(x):
+    return isinstance(x, str) and "\0" not in x
+
+
 def is_path(x):
     return isinstance(x, (str, os.PathLike))
 
@@ -114,14 +119,19 @@ TAKEN = {  # by parameter; None: where it is the default
     "format": lambda x: x in ("auto", "int4", "int8", "fp8"), "q_projection": floats, "k_projection": floats, "sink": whole(0, 2**31 - 1),
     "local": whole(0, 2**31 - 1), "dense_below": lambda x: whole(0, 2**62)(x) or (isinstance(x, str) and x == "auto"),
     "compute": lambda x: x in ("exact", "int8", "fp8", "f16"), "backend": lambda x: isinstance(x, str) and "\0" not in x, "threads": whole(0, 2**31 - 1),
-    "compensate": flag, "capacity": whole(1, 2**62), "smoothing": floats, "key_scales": floats, "page_size": lambda x: whole(0, 64)(x) and x % 16 == 0,
+    "compensate": flag, "audit": whole(0, 65536), "audit_seed": whole(0, 2**64 - 1), "capacity": whole(1, 2**62), "smoothing": floats, "key_scales": floats, "page_size": lambda x: whole(0, 64)(x) and x % 16 == 0,
     "memory": lambda x: False, "pages": lambda x: False, "tokens": whole(0, 2**62), "first": whole(0, 2**31), "count": whole(1, 2**31),
     "group": whole(1, 2**31), "sequence": whole(0, 0), "head": whole(0, 1), "tile": whole(0, 1), "blocks": lambda x: isinstance(x, sale.BlockList),
-    "path": is_path,
+    "path": is_path, "folder": is_path, "text": words, "name": words, "command": words, "note": words, "date": words, "fingerprint": lambda x: False,
+    "dtype": lambda x: False, "layers": whole(1, 4096), "q_heads": lambda x: whole(1, 65536)(x) and x % 2 == 0, "kv_heads": lambda x: x in (1, 2),
+    "head_dim": lambda x: whole(16, 256)(x) and x % 16 == 0, "goals": lambda x: False, "rank": lambda x: False, "projections": lambda x: False,
+    "prompts": whole(1, 1000), "rows": whole(4, 4096), "seed": whole(0, 2**64 - 1), "local_heads": flag, "progress": is_path, "device": whole(0, 1023),
+    "goal": lambda x: False, "group_": lambda x: False, "q_projections": lambda x: False, "k_projections": lambda x: False, "scales": lambda x: False,
+    "provenance": lambda x: x == {}, "error": lambda x: x == {},
     "model": lambda x: False, "name_or_path": lambda x: isinstance(x, str) and "\0" not in x,
 }  # fmt: skip
 NONE = {name for name in TAKEN} - {"q", "k", "v", "like", "thresholds", "causal", "return_lse", "return_stats", "format", "sink", "local", "dense_below",
-                                   "compute", "threads", "compensate", "capacity", "page_size", "tokens", "first", "count", "group", "sequence", "head", "tile",
+                                   "compute", "threads", "compensate", "audit", "audit_seed", "capacity", "page_size", "tokens", "first", "count", "group", "sequence", "head", "tile",
                                    "blocks", "path", "model", "name_or_path", "out_a", "out_b", "lse_a", "lse_b"}  # fmt: skip
 TOGETHER = {"q", "k", "v", "cu_seqlens", "out_a", "out_b", "lse_a", "lse_b"}  # a shape that does not fit is said of any of them
 ERRORS = (TypeError, ValueError, NotImplementedError, IndexError, MemoryError)
