@@ -52,7 +52,7 @@ def _floats(name: str, value, *shape: int) -> np.ndarray | None:
     return array
 
 
-def hexadecimal(mark: str) -> int:
+def _hexadecimal(mark: str) -> int:
     """A fingerprint's number."""
     if not re.fullmatch("[0-9a-fA-F]{16}", text("fingerprint", mark)):
         raise ValueError(f"fingerprint: {described(mark)}; 16 hexadecimal digits are needed")
@@ -105,7 +105,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
-        text("name", self.name), hexadecimal(self.fingerprint), word("format", self.format, tuple(_c.FORMATS))
+        text("name", self.name), _hexadecimal(self.fingerprint), word("format", self.format, tuple(_c.FORMATS))
         for name in ("kv_heads", "head_dim"):
             put(name, integer(name, getattr(self, name), 1, INT32))
         for name in ("sink", "local"):
@@ -192,7 +192,7 @@ class Calibration:
         texts = (_cc.Text * len(prompts))(*(_cc.Text(t["text"].encode(), t["tokens"]) for t in prompts))
         data = _cc.Data(
             struct_size=ctypes.sizeof(_cc.Data), name=self.name.encode(), layers=self.layers, q_heads=self.q_heads,
-            kv_heads=self.kv_heads, head_dim=self.head_dim, fingerprint=hexadecimal(self.fingerprint),
+            kv_heads=self.kv_heads, head_dim=self.head_dim, fingerprint=_hexadecimal(self.fingerprint),
             format=_c.FORMATS[self.format], rank=self.rank, sink=self.sink, local=self.local,
             dense_below=self.dense_below, thresholds=_pointer(self.thresholds),
             q_projections=_pointer(self.q_projections), k_projections=_pointer(self.k_projections),
@@ -212,7 +212,7 @@ class Calibration:
         sizes = {"layers": layers, "q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim}
         model = _cc.Model(
             struct_size=ctypes.sizeof(_cc.Model), **{name: integer(name, n, 1, INT32) for name, n in sizes.items()},
-            fingerprint=0 if fingerprint is None else hexadecimal(fingerprint),
+            fingerprint=0 if fingerprint is None else _hexadecimal(fingerprint),
         )  # fmt: skip
         with self._handle() as handle:
             why = _c.lib.sale_calibration_why_not(handle, ctypes.byref(model)).decode()

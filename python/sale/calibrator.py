@@ -20,7 +20,7 @@ from . import _calibration_c as _cc
 from ._arguments import INT32, INT64, UINT64, described, flag, integer, number, path, word
 from ._arguments import text as text_of
 from ._tensors import api_of
-from .calibration import Calibration, _floats, _pointer, hexadecimal
+from .calibration import Calibration, _floats, _hexadecimal, _pointer
 
 _DTYPES = {"float32": _c.F32, "float16": _c.F16, "bfloat16": _c.BF16}
 
@@ -72,7 +72,7 @@ class Calibrator:
         sizes = {"layers": layers, "q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim}
         model = _cc.Model(
             ctypes.sizeof(_cc.Model), name.encode(), *(integer(n, x, 1, INT32) for n, x in sizes.items()),
-            0 if fingerprint is None else hexadecimal(fingerprint),
+            0 if fingerprint is None else _hexadecimal(fingerprint),
         )  # fmt: skip
         integer("rank", rank, 0, head_dim)
         wanted = _goals(goals)
