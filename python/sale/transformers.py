@@ -170,8 +170,16 @@ def _why_not(module, query, key, value, attention_mask, ours, is_causal, sliding
 
 
 def _is_causal(module, said: bool | None) -> bool:
-    """What sdpa goes by where there is no mask."""
-    return said if said is not None else getattr(module, "is_causal", True)
+    """Whether rows see no later keys where there is no mask: what a module says of itself. Of one that says nothing (some
+    encoders; sdpa would take it for a decoder) the mask decides, as for eager, and `mask` makes one for all that is causal,
+    but where that is compiled."""
+    found = said if said is not None else getattr(module, "is_causal", None)
+    if found is None and torch.compiler.is_compiling():
+        raise NotImplementedError(
+            f"sale: whether {type(module).__name__} is causal cannot be told when it is compiled; use attn_implementation "
+            "'eager' or 'sdpa' for this model"
+        )
+    return bool(found)
 
 
 def _say(module, reason: str) -> None:
@@ -216,6 +224,8 @@ def attention(
     if reason is not None or query.shape[2] < SHORTEST:
         if ours:
             attention_mask, is_causal = _transformers_masks.for_sdpa(query, key, attention_mask), True
+        elif attention_mask is None:
+            is_causal = _is_causal(module, is_causal)
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal)
         if held is not None:
             held.decoded(key)

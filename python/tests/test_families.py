@@ -25,7 +25,7 @@ NAMED = {
     "t5": "position biases", "mt5": "position biases", "bart": "cross attention", "mbart": "cross attention", "pegasus": "cross attention",
     "whisper": "cross attention, sound", "marian": "cross attention", "vit": "no layer numbers", "siglip_vision_model": "no layer numbers", "clip_vision_model": "",
     "clip_text_model": "causal without a cache", "dinov2": "", "bert": "no causality", "roberta": "no causality", "modernbert": "windows without causality",
-    "wav2vec2": "sound", "doge": "a mask of its own", "bloom": "another interface", "llama4_text": "chunks", "granite": "", "stablelm": "", "nemotron": "",
+    "splinter": "no word of causality", "wav2vec2": "sound", "doge": "a mask of its own", "bloom": "another interface", "llama4_text": "chunks", "granite": "", "stablelm": "", "nemotron": "",
 }  # fmt: skip
 REFUSED = {"gemma2": "softcap", "gpt_oss": "sinks", "t5": "position_bias", "mt5": "position_bias", "doge": "attention mask"}
 EXACT = 2e-3  # of the largest output: float32, other orders of summation
