@@ -170,16 +170,12 @@ def _why_not(module, query, key, value, attention_mask, ours, is_causal, sliding
 
 
 def _is_causal(module, said: bool | None) -> bool:
-    """Whether rows see no later keys where there is no mask: what a module says of itself. Of one that says nothing (some
-    encoders; sdpa would take it for a decoder) the mask decides, as for eager, and `mask` makes one for all that is causal,
-    but where that is compiled."""
-    found = said if said is not None else getattr(module, "is_causal", None)
-    if found is None and torch.compiler.is_compiling():
-        raise NotImplementedError(
-            f"sale: whether {type(module).__name__} is causal cannot be told when it is compiled; use attn_implementation "
-            "'eager' or 'sdpa' for this model"
-        )
-    return bool(found)
+    """Whether rows see no later keys where there is no mask. `mask` makes one for all that is causal, so without one
+    everything is visible, as for eager, whatever a module says of itself: sdpa goes by that, and is not causal alike in
+    some encoders. Compiled it is the other way round: none stands for plain causal attention, and other masks are made."""
+    if said is not None:
+        return said
+    return torch.compiler.is_compiling() and getattr(module, "is_causal", True)
 
 
 def _say(module, reason: str) -> None:
@@ -212,7 +208,8 @@ def attention(
     if isinstance(attention_mask, (_transformers_masks.Mask, _transformers_masks.Bools)):
         attention_mask = attention_mask.plain()
     ours = _transformers_masks.is_spans(attention_mask, key.shape[2])
-    if attention_mask is not None and not ours and attention_mask.dtype != torch.bool and _is_causal(module, is_causal):
+    decoder = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if attention_mask is not None and not ours and attention_mask.dtype != torch.bool and decoder:
         raise NotImplementedError(
             f"sale: attention_mask of {attention_mask.dtype} and shape {list(attention_mask.shape)}: what is added to "
             "scores is not supported, and whether it hides later keys cannot be told; give a bool mask, or use "
