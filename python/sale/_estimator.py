@@ -57,7 +57,7 @@ class Estimator:
         # Estimators that share plans: of one form, on the same threads, for steps done alike. Text, which keeps its hash.
         dense = not any(options.thresholds)
         alike = (self.backend, form, options.rank, options.threads, dense, options.sink, options.local, self.dense_below,
-                 options.compute, options.compensate)  # fmt: skip
+                 options.compute, options.compensate, options.audit, options.audit_seed)  # fmt: skip
         self.kinds = (repr(alike), repr((*alike, "index")), repr((*alike, "pages")))  # by sale_index_source
 
     def __del__(self) -> None:
@@ -71,7 +71,8 @@ class Estimator:
         """How steps of this layer are done."""
         o = self.options
         return _c.Options.make(dense_below=self.dense_below, compute=_c.COMPUTES[o.compute],
-                               compensate=int(o.compensate), with_index=int(source))  # fmt: skip
+                               compensate=int(o.compensate), audit=o.audit, with_index=int(source),
+                               audit_seed=o.audit_seed)  # fmt: skip
 
 
 _estimators = Kept(512, 128 << 20)

@@ -92,7 +92,7 @@ def test_it_goes_on_where_it_was(tmp_path):
     ({"goals": []}, ValueError, "options.goals: none"),
     ({"rank": 12}, ValueError, "options.rank is 12"),
     ({"fingerprint": "12"}, ValueError, "16 hexadecimal digits"),
-    ({"projections": (np.zeros((2, 2, 32, 8)),) * 2, "rank": 16}, ValueError, "projections is of shape"),
+    ({"projections": (np.zeros((2, 2, 32, 8)),) * 2, "rank": 16}, ValueError, "projections: of shape"),
     ({"format": "fp8", "backend": "portable"}, NotImplementedError, "portable cannot be used"),
 ])  # fmt: skip
 def test_bad_options(change, error, message):
