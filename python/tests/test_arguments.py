@@ -139,7 +139,7 @@ IN = {  # where a name means something else in one function
     ("plot_mask", "scale"): whole(0, 4096), ("Calibrator.feed", "scale"): lambda x: finite(x) and x >= 0, ("Calibrator.feed", "layer"): whole(0, 0),
     ("Calibrator.begin", "tokens"): whole(1025, 2**31), ("Calibrator.result", "goal"): whole(0, 0), ("Options.format_on", "device"): whole(-1, 2**31 - 1),
     ("Options.dense_below_on", "device"): whole(-1, 2**31 - 1), ("Calibrator", "threads"): whole(0, 1024),
-    ("Calibrator", "q_heads"): whole(1, 65536), ("Calibrator", "format"): lambda x: x in ("int8", "int4"), ("Calibration", "format"): lambda x: x in ("int4", "int8", "fp8"),
+    ("Calibrator", "smoothing"): flag, ("Calibrator", "q_heads"): whole(1, 65536), ("Calibrator", "format"): lambda x: x in ("int8", "int4"), ("Calibration", "format"): lambda x: x in ("int4", "int8", "fp8"),
     ("Calibration", "thresholds"): lambda x: floats(x) and getattr(x, "ndim", 0) == 2 and not hasattr(x, "detach"), ("Calibration", "smoothing"): lambda x: False, ("Calibration", "kv_heads"): whole(1, 2**31 - 1),
     ("Calibration", "head_dim"): whole(1, 2**31 - 1), ("Calibration", "dense_below"): whole(0, 2**62), ("Calibration.check", "layers"): whole(8, 8),
     ("Calibration.check", "q_heads"): whole(4, 4), ("Calibration.check", "kv_heads"): whole(2, 2), ("Calibration.check", "head_dim"): whole(128, 128),
