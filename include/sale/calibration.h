@@ -34,17 +34,11 @@
 #ifndef SALE_CALIBRATION_H
 #define SALE_CALIBRATION_H
 
-#include <float.h>
-
 #include "sale/sale.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-/* The threshold of a local head, for sale_options as well: no estimate reaches it, so sink and local keys are all that
- * is kept. */
-#define SALE_TAU_LOCAL FLT_MAX
 
 /* ---- fingerprints -------------------------------------------------------------------------------------------- */
 

@@ -30,6 +30,7 @@
 #ifndef SALE_SALE_H
 #define SALE_SALE_H
 
+#include <float.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -179,13 +180,17 @@ SALE_API sale_status sale_format_from_name(const char* name, sale_format* format
 typedef void (*sale_parallel_for)(void* context, int64_t items, void (*item)(void* data, int64_t i, int32_t thread),
                                   void* data);
 
+/* The threshold of a local head: sink and local keys are all that is kept, whatever the others hold; it is not scanned,
+ * and keys that local and dense heads alone read are coded only into indexes and pages that are kept. */
+#define SALE_TAU_LOCAL FLT_MAX
+
 /* What belongs to a layer of a model. Arrays are host memory, copied by sale_estimator_create. */
 typedef struct sale_layer {
   size_t struct_size;                  /* sizeof(sale_layer) */
   int32_t q_heads, kv_heads, head_dim; /* as in sale_problem */
   sale_dtype dtype;
   int32_t device;            /* as in sale_problem */
-  const float* thresholds;   /* tau >= 0 per query head [n_thresholds]; 0 = dense head */
+  const float* thresholds;   /* tau >= 0 per query head [n_thresholds]; 0 = dense head, SALE_TAU_LOCAL = local head */
   int64_t n_thresholds;      /* 1 (all heads) or q_heads */
   sale_format format;        /* of the estimate */
   int32_t rank;              /* coordinates scanned: 0 or head_dim = all, without projection (the paper); else, with

@@ -112,12 +112,12 @@ sale_index_pages check_pages(const Plan& plan, const Layer& layer, const sale_in
   require(pages.page_bytes >= least && pages.page_bytes % 64 == 0, "index_pages.page_bytes: ", pages.page_bytes,
           " is not a multiple of 64 from ", least, " on, what a page of ", p.page_size, " keys takes");
   require(pages.pages >= 1 && pages.pages <= INT32_MAX, "index_pages.pages: ", pages.pages, " is not in 1 .. 2^31 - 1");
+  // As much as an address space holds; what overlaps nothing within it is at least not beyond it.
+  constexpr int64_t most = int64_t{1} << 48;
   const Checked bytes = Checked(pages.page_bytes) * Checked(pages.pages);
-  require(bytes.ok(), "index_pages.page_bytes: ", pages.page_bytes, " for ", pages.pages,
-          " pages, more than 2^62 bytes");
+  require(bytes.ok() && bytes.value() <= most, "index_pages.page_bytes: ", pages.page_bytes, " for ", pages.pages,
+          " pages, more than 2^48 bytes");
   const auto begin = reinterpret_cast<uintptr_t>(pages.memory);
-  require(begin <= UINTPTR_MAX - static_cast<uintptr_t>(bytes.value()),
-          "index_pages.memory: runs past the address space");
   for (const Extent& other : keys)
     check_apart({"index_pages.memory", begin, begin + static_cast<uintptr_t>(least)}, other);
   for (const Extent& other : others)

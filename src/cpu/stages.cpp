@@ -414,7 +414,8 @@ void make_index(const Call& call) {
       mean_rows({h.k, h.shape.dtype, h.k_token}, h.k_len, d, const_cast<float*>(h.index.smoothing));
     });
   each_span(call, span_blocks, indexed, [&](const Span& span) {
-    state(plan).kernels->index(head_group(call, span.sequence, span.kv_head), span.begin, span.end);
+    const HeadGroup h = head_group(call, span.sequence, span.kv_head);
+    if (h.scanned()) state(plan).kernels->index(h, span.begin, span.end);
   });
 }
 
@@ -464,12 +465,14 @@ void select_blocks(const Call& call) {
   if (plan.form.format == SALE_INT4) {
     each_span(call, int64_t{1} << 40, sparse, [&](const Span& span) {
       const HeadGroup h = head_group(call, span.sequence, span.kv_head);
+      if (!h.scanned()) return;
       for (int32_t g = 0; g < plan.group; ++g)
         mean_rows({at(h.q, h.shape.dtype, g * h.q_head), h.shape.dtype, h.q_token}, h.q_len, d,
                   const_cast<float*>(h.q_mean) + g * d);
     });
     each_span(call, span_blocks, sparse, [&](const Span& span) {
-      state(plan).kernels->bias(head_group(call, span.sequence, span.kv_head), span.begin, span.end);
+      const HeadGroup h = head_group(call, span.sequence, span.kv_head);
+      if (h.scanned()) state(plan).kernels->bias(h, span.begin, span.end);
     });
   }
   workers(call).run(static_cast<int64_t>(state(plan).items.size()), [&](int64_t i, int thread) {

@@ -91,15 +91,15 @@ TEST(IndexPages, OfACall) {
   for (const int64_t by : {-64, -1, 1, 32})
     refuse("index page of " + std::to_string(by) + " bytes more", "index_pages.page_bytes",
            [&](PagedCall& a) { a.pages.page_bytes += by; });
-  refuse("index pages without end", "index_pages", [](PagedCall& a) { a.pages.page_bytes = INT64_MAX / 64 * 64; });
-  refuse("index pages beyond the address space", "index_pages",
+  refuse("index pages without end", "index_pages.page_bytes",
+         [](PagedCall& a) { a.pages.page_bytes = INT64_MAX / 64 * 64; });
+  refuse("index pages beyond any address space", "index_pages.page_bytes",
          [](PagedCall& a) { a.pages.page_bytes = int64_t{1} << 58; });
   for (const int64_t n : {int64_t{0}, int64_t{-1}, int64_t{1} << 31})
     refuse(std::to_string(n) + " index pages", "index_pages.pages", [&](PagedCall& a) { a.pages.pages = n; });
   refuse("index pages in the workspace", "index_pages.memory: overlaps",
          [](PagedCall& a) { a.pages.memory = a.call.workspace; });
-  refuse("index pages over the keys", "index_pages.memory: overlaps",
-         [](PagedCall& a) { a.pages.memory = a.g.pool.begin(); });
+  refuse("index pages over the keys", "index_pages.memory", [](PagedCall& a) { a.pages.memory = a.g.pool.begin(); });
 }
 
 // A plan without them takes none.
