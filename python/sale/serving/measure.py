@@ -1,8 +1,8 @@
-"""A calibration from the prompts that are served: the library's calibrator, shown one request at a time while the engine
-computes everything itself.
+"""A calibration from the prompts that are served: the library's calibrator, shown one request at a time while the
+engine computes everything itself.
 
-Every prompt counts as its first `tokens` tokens, since attention over a beginning does not depend on what comes after it:
-so nobody has to know how long a prompt will be, and a chunk that reaches further is cut. Requests that begin behind a
+Every prompt counts as its first `tokens` tokens, since attention over a beginning does not depend on what comes after
+it: so nobody has to know how long a prompt will be, and a chunk that reaches further is cut. Requests that begin behind a
 cached prefix are not taken, nor those that end or are preempted before they reach that length.
 """
 
@@ -38,7 +38,8 @@ class Measuring:
         self._made = Calibrator(
             layers=model.layers, q_heads=model.q_heads, kv_heads=model.kv_heads, head_dim=model.head_dim,
             goals=[("budget", settings.budget)], name=model.name, dtype=_NAMES[heads.dtype],
-            fingerprint=model_fingerprint(folder) if folder else None, device=None if heads.device < 0 else heads.device,
+            fingerprint=model_fingerprint(folder) if folder else None,
+            device=None if heads.device < 0 else heads.device,
             format=form, rank=rank, prompts=settings.prompts,
             command=f"SALE_CALIBRATION=auto, {tokens} tokens, {settings.prompts} prompts, budget {settings.budget}",
         )  # fmt: skip

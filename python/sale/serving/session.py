@@ -1,7 +1,7 @@
 """One model in one process: what its layers run with, the memory that is set aside, and whether we run at all.
 
-A session is idle (the engine's own attention does everything; the log says why, once), measuring (the same, and prompts are
-shown to a calibrator) or sparse. Whatever goes wrong makes it idle: an engine goes on without us.
+A session is idle (the engine's own attention does everything; the log says why, once), measuring (the same, and prompts
+are shown to a calibrator) or sparse. Whatever goes wrong makes it idle: an engine goes on without us.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Session:
     """log: a function that takes one line. tokens, keys: the longest chunk and the longest sequence there will be."""
 
     def __init__(
-        self, model: Model, share: Share, dtype: torch.dtype, device: torch.device, scale: float, *, tokens: int, keys: int,
-        settings: Settings, log: Callable[[str], None],
+        self, model: Model, share: Share, dtype: torch.dtype, device: torch.device, scale: float, *,
+        tokens: int, keys: int, settings: Settings, log: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.model, self.share, self.settings = model, share, settings
         self.device, self.scale = device, scale
@@ -139,9 +139,9 @@ class Session:
                 self._measure(form)
             else:
                 self.say(
-                    f"no calibration was found for {model.name}; the engine's own attention runs. SALE_CALIBRATION=auto "
-                    "makes one from the first long prompts, SALE_CALIBRATION=FILE names one, SALE_CALIBRATION=off does "
-                    "without"
+                    f"no calibration was found for {model.name}; the engine's own attention runs. "
+                    "SALE_CALIBRATION=auto makes one from the first long prompts, SALE_CALIBRATION=FILE names one, "
+                    "SALE_CALIBRATION=off does without"
                 )
         METRICS.state(self.state)
 
@@ -153,8 +153,8 @@ class Session:
         self.dense_below = of_layer(calibration, 0).dense_below_on(self.heads.device)
         self.state = SPARSE
         error = calibration.error
-        self.say(f"calibration {where}: density {error['density']:.1%} at relative error {error['relative_l1']:.1%} where it "
-                 f"was made; prompts of {self.dense_below} tokens and more are sparse")  # fmt: skip
+        self.say(f"calibration {where}: density {error['density']:.1%} at relative error {error['relative_l1']:.1%} where "
+                 f"it was made; prompts of {self.dense_below} tokens and more are sparse")  # fmt: skip
 
     def _measure(self, form: str) -> None:
         if self.share.of > 1 or self.share.stages > 1:
@@ -165,8 +165,8 @@ class Session:
         tokens = min(self.settings.tokens, self._most[1])
         self.measuring = Measuring(self.model, self.heads, form, tokens, self.settings, self._measured, self.say)
         self.state = MEASURING
-        self.say(f"no calibration was found for {self.model.name}: one is made from prompts of {tokens} tokens and more, "
-                 f"{self.measuring.needed} of them, which run densely")  # fmt: skip
+        self.say(f"no calibration was found for {self.model.name}: one is made from prompts of {tokens} tokens and "
+                 f"more, {self.measuring.needed} of them, which run densely")  # fmt: skip
 
     def _measured(self, calibration: Calibration) -> None:
         """Of the measuring: what was found."""
@@ -222,8 +222,8 @@ class Session:
     # ---- steps ---------------------------------------------------------------------------------------------------
 
     def step(self, rows: Sequence[Row], every: Sequence[Row] | None = None) -> Step | None:
-        """rows: those of prompts (batch.rows_of). None: nothing in this step is ours. every: all rows of the step, of an
-        engine that cannot do a part of a step: then all are ours where one is, short ones densely."""
+        """rows: those of prompts (batch.rows_of). None: nothing in this step is ours. every: all rows of the step, of
+        an engine that cannot do a part of a step: then all are ours where one is, short ones densely."""
         if self.state != SPARSE:
             return None
         ours = chosen(rows, self.dense_below)
@@ -246,8 +246,8 @@ class Session:
         return None
 
     def begin(self, step: Step, layer: int, q, k, v, table, out) -> bool:
-        """Before the first layer of a step that this layer's cache belongs to: whether its rows are done by us. Rows for
-        which there is no memory are dropped from step.rows."""
+        """Before the first layer of a step that this layer's cache belongs to: whether its rows are done by us. Rows
+        for which there is no memory are dropped from step.rows."""
         if self.state != SPARSE:
             return False
         with self.guarded():
@@ -257,8 +257,8 @@ class Session:
             before = len(step.rows)
             plan = self._plan(step.rows, step.whole, q, k, v, checked(table), out)
             if len(step.rows) < before:
-                self.say(f"{before - len(step.rows)} of {before} prompts of a step were left to the engine: there was no "
-                         "memory set aside for them all at once")  # fmt: skip
+                self.say(f"{before - len(step.rows)} of {before} prompts of a step were left to the engine: there was "
+                         "no memory set aside for them all at once")  # fmt: skip
             if plan is None:
                 return False
             step.held["plan"] = plan
@@ -294,8 +294,9 @@ class Session:
             METRICS.gone(len(gone))
             self._estimators.pop(layer, None)
             self.estimator(layer)
-            self._log(f"sale: layer {layer}: heads {', '.join(map(str, gone))} lost more than "
-                      f"{self.settings.audit_limit:.0%} of their output in two audits running, and are dense from now on")  # fmt: skip
+            heads = ", ".join(map(str, gone))
+            self._log(f"sale: layer {layer}: heads {heads} lost more than {self.settings.audit_limit:.0%} of their output "
+                      "in two audits running, and are dense from now on")  # fmt: skip
 
 
 def memory(size: int, device: torch.device) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """A step: one plan for all layers, made from lengths alone, and the calls with it.
 
-Made where the first layer of the step is run, since only there the cache's pages and strides are seen; what later layers
-change of a call is five addresses.
+Made where the first layer of the step is run, since only there the cache's pages and strides are seen; what later
+layers change of a call is five addresses.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def layout_of(rows: Sequence[Row], heads, scale: float, q, k, v, table, out) -> 
 
 
 def longest_layout(heads, scale: float, tokens: int, keys: int, page_size: int = 16) -> Layout:
-    """Of a step of so many tokens, filled with prompts of the longest length, of which one ends and another begins: what
-    memory is set aside for."""
+    """Of a step of so many tokens, filled with prompts of the longest length, of which one ends and another begins:
+    what memory is set aside for."""
     d, pages = heads.head_dim, -(-keys // page_size)
     lengths = [keys] * (tokens // keys) + ([tokens % keys] if tokens % keys else [])
     if lengths[0] > SHORTEST:

@@ -2,8 +2,8 @@
 
     python -m sglang.launch_server --model-path MODEL --attention-backend sale --page-size 16
 
-Prefill of long prompts is sparse; everything else is done by the backend that it stands on: fa3 on Hopper, triton on other
-GPUs, torch_native on CPUs, or what SALE_SGLANG_BASE names. Limits: docs/serving.md.
+Prefill of long prompts is sparse; everything else is done by the backend that it stands on: fa3 on Hopper, triton on
+other GPUs, torch_native on CPUs, or what SALE_SGLANG_BASE names. Limits: docs/serving.md.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def create(runner):
 
     name = _base(runner.device)
     if name not in ATTENTION_BACKENDS or name == NAME:
-        raise ValueError(f"SALE_SGLANG_BASE: {name!r} is not one of {', '.join(sorted(set(ATTENTION_BACKENDS) - {NAME}))}")
+        others = ", ".join(sorted(set(ATTENTION_BACKENDS) - {NAME}))
+        raise ValueError(f"SALE_SGLANG_BASE: {name!r} is not one of {others}")
     base = ATTENTION_BACKENDS[name](runner)
     why = why_not(sglang.__version__)
     if not why:

@@ -1,5 +1,5 @@
-"""Ours over one of SGLang's attention backends: `Over` is put before the base's class, and takes the prefill steps in which
-a prompt is long. Such a step is ours as a whole, its short rows densely: the base takes whole steps only."""
+"""Ours over one of SGLang's attention backends: `Over` is put before the base's class, and takes the prefill steps in
+which a prompt is long. Such a step is ours as a whole, its short rows densely: the base takes whole steps only."""
 
 from __future__ import annotations
 
@@ -111,7 +111,8 @@ class Over:
         if batch.target is not None:
             if session.state == MEASURING:
                 with session.guarded():
-                    session.measuring.look(batch.target, layer.layer_id, queries, keys, values, batch.table, layer.scaling)
+                    session.measuring.look(batch.target, layer.layer_id, queries, keys, values, batch.table,
+                                           layer.scaling)  # fmt: skip
         elif (out := self._sale_run(batch, layer, queries, keys, values)) is not None:
             return out.view(q.shape)
         return super().forward_extend(q, k, v, layer, forward_batch, False, **more)

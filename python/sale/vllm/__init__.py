@@ -3,8 +3,8 @@
     vllm serve MODEL --attention-backend CUSTOM
 
 Prefill of long prompts is sparse; decoding, short prompts and everything else are FlashAttention's, as before. What is
-served, settings and limits: docs/serving.md. This module is imported in every process of vLLM's and does nothing there but
-to say where the backend is.
+served, settings and limits: docs/serving.md. This module is imported in every process of vLLM's and does nothing there
+but to say where the backend is.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The attention backend: FlashAttention's, with the rows of long prompts taken out of a step and given to SALE.
 
     builder.build   one step of the engine: which rows are ours (sale.serving.batch), from numbers in host memory
-    impl.forward    one layer: at the first of a step a plan is made; then ours by SALE on the pages as they lie, and what
-                    is before, between and after them by the parent, with its metadata cut to it
+    impl.forward    one layer: at the first of a step a plan is made; then ours by SALE on the pages as they lie, and
+                    what is before, between and after them by the parent, with its metadata cut to it
 
-What the parent is given it would have been given alone. Whatever we do not serve, or cannot, is the parent's as a whole.
+What the parent is given it would have been given alone. What we do not serve, or cannot, is the parent's as a whole.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Builder(FlashAttentionMetadataBuilder):
             return meta
         if c.causal is not True or c.seq_lens_cpu_upper_bound is None or c.is_prefilling is None:
             return meta
-        if getattr(meta, "mm_prefix_query_range_tensor", None) is not None or getattr(meta, "rswa_prefix_lens", None) is not None:
+        if any(getattr(meta, name, None) is not None for name in ("mm_prefix_query_range_tensor", "rswa_prefix_lens")):
             return meta
         n = c.num_reqs
         starts = c.query_start_loc_cpu[: n + 1].tolist()
@@ -184,7 +184,8 @@ class Impl(FlashAttentionImpl):
                 self.layer = int(number[1])
         return self.session is not None
 
-    def forward(self, layer, query, key, value, kv_cache, attn_metadata, output, output_scale=None, output_block_scale=None):
+    def forward(self, layer, query, key, value, kv_cache, attn_metadata, output, output_scale=None,
+                output_block_scale=None):  # fmt: skip
         rest = (kv_cache, attn_metadata, output, output_scale, output_block_scale)
         if attn_metadata is None:  # the engine measures its model: what we take belongs to that
             if self.claim(layer.layer_name):
@@ -192,7 +193,8 @@ class Impl(FlashAttentionImpl):
             return super().forward(layer, query, key, value, *rest)
         batch = getattr(attn_metadata, "sale", None)
         if (
-            batch is None or self.session is not batch.session or output_scale is not None or output_block_scale is not None
+            batch is None or self.session is not batch.session
+            or output_scale is not None or output_block_scale is not None
             or not self.claim(layer.layer_name) or (query.is_cuda and torch.cuda.is_current_stream_capturing())
         ):  # fmt: skip
             return super().forward(layer, query, key, value, *rest)
