@@ -89,7 +89,8 @@ struct Backend {
   std::string (*why_not_unasked)(int32_t device) = nullptr;
 };
 
-extern const Backend portable_backend, avx2_backend, avx512_backend, amx_backend, sm80_backend, sm90_backend;
+extern const Backend portable_backend, avx2_backend, avx512_backend, amx_backend, sm80_backend, sm90_backend,
+    sm100_backend;
 
 int backend_count();
 const Backend& backend(int i);

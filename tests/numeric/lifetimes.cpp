@@ -268,14 +268,14 @@ TEST(Smoothing, AnySplitOfUpdatesGivesTheSameCodes) {
       n = random.between(0, n);
       ok(sale_index_truncate(split.get(), n), "sale_index_truncate");
     }
-    const int64_t rank = in.c.rank == 0 ? in.c.head_dim : in.c.rank, groups = in.c.format == SALE_INT4 ? 4 : 1;
+    const int64_t code_bytes = keys * row_bytes(in.c), scale_bytes = (keys + 31) / 32 * block_scales(in.c) * 4;
     for (int32_t h = 0; h < in.c.kv_heads; ++h) {
       const int8_t *a, *b;
       const float *sa, *sb, *va, *vb;
       ok(sale_index_codes(whole.get(), h, &a, &sa, &va), "sale_index_codes");
       ok(sale_index_codes(split.get(), h, &b, &sb, &vb), "sale_index_codes");
-      expect(std::memcmp(a, b, static_cast<size_t>(keys * rank)) == 0, backend + ": codes differ");
-      expect(std::memcmp(sa, sb, static_cast<size_t>((keys + 31) / 32 * groups) * 4) == 0, backend + ": scales differ");
+      expect(std::memcmp(a, b, static_cast<size_t>(code_bytes)) == 0, backend + ": codes differ");
+      expect(std::memcmp(sa, sb, static_cast<size_t>(scale_bytes)) == 0, backend + ": scales differ");
       const size_t bytes = static_cast<size_t>(in.c.head_dim) * 4;
       expect(std::memcmp(va, smoothing.data() + h * in.c.head_dim, bytes) == 0 && std::memcmp(vb, va, bytes) == 0,
              backend + ": the smoothing vector is not the layer's");
