@@ -151,8 +151,9 @@ void add_calibrate(CLI::App& program, Action& action) {
       ->capture_default_str();
   command->add_option("--calibration", a->calibration, "take estimator and projections from this file (sale project)");
   command
-      ->add_option("--estimator", a->estimator,
-                   "int8, int4, fp8, or int8:RANK, fp8:RANK with projections made first; without --calibration")
+      ->add_option(
+          "--estimator", a->estimator,
+          "int8, int4, fp4, fp8, or int8:RANK, fp4:RANK, fp8:RANK with projections made first; without --calibration")
       ->capture_default_str();
   command->add_flag("--local-heads", a->local_heads,
                     "heads that lose no more than the budget by it see sink and local keys alone");

@@ -69,6 +69,12 @@ kernels() {
   "$build/test/tests/emulation/device_emulated" --backend sm80 --cases "${CASES:-8}" \
     --gtest_filter='Small/*:Generated.AgreesWithTheOracle:Parts.AgreeWithTheOracle:Parts.Refusals:*IndexPages*:Refusals.*:Choice.*' >"$log" 2>&1 || { tail -n 60 "$log"; return 1; }
   tail -n 2 "$log"
+  # Which backend a newer card gets by itself.
+  local capability
+  for capability in 100 120; do
+    SALE_EMULATED_CAPABILITY=$capability "$build/test/tests/emulation/device_emulated" --backend sm100 \
+      --gtest_filter='Choice.*' >"$log" 2>&1 || { tail -n 60 "$log"; return 1; }
+  done
 }
 
 # The profile in .clang-tidy over the library (arguments, plans, memory, files); `make tidy` goes over the programs too,

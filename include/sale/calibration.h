@@ -14,7 +14,7 @@
  *
  *     {"schema": 1, "library": "0.1.0",
  *      "model": {"name", "layers", "q_heads", "kv_heads", "head_dim", "fingerprint"},
- *      "estimator": {"format": "int4" | "int8" | "fp8", "rank"},
+ *      "estimator": {"format": "int4" | "fp4" | "int8" | "fp8", "rank"},
  *      "projections": null | {"file", "fingerprint"},
  *      "blocks": {"query": 64, "key": 32, "sink", "local", "dense_below"},
  *      "thresholds": [[one per query head], one row per layer],

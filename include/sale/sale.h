@@ -165,11 +165,12 @@ static inline sale_problem sale_problem_init(int32_t q_heads, int32_t kv_heads, 
 
 typedef enum sale_format SALE_INT {
   SALE_INT4 = 4, /* CPUs; sm80 */
-  SALE_INT8 = 8, /* CPUs; sm80; sm90 over all coordinates, for agreement with CPUs rather than for speed */
+  SALE_FP4 = 5,  /* e2m1, a scale for every block of keys and an exponent for every 32 coordinates; CPUs */
+  SALE_INT8 = 8, /* CPUs; sm80, sm100; sm90 over all coordinates, for agreement with CPUs rather than for speed */
   SALE_FP8 = 9   /* e4m3; sm90 */
 } sale_format;
 
-/* "int4", "int8", "fp8": what problem lines and calibration files call them; "" for no format. */
+/* "int4", "fp4", "int8", "fp8": what problem lines and calibration files call them; "" for no format. */
 SALE_API const char* sale_format_name(sale_format format);
 /* Such a name's format; SALE_INVALID_ARGUMENT names those there are. */
 SALE_API sale_status sale_format_from_name(const char* name, sale_format* format);
@@ -194,8 +195,7 @@ typedef struct sale_layer {
   int64_t n_thresholds;      /* 1 (all heads) or q_heads */
   sale_format format;        /* of the estimate */
   int32_t rank;              /* coordinates scanned: 0 or head_dim = all, without projection (the paper); else, with
-                                projections and below head_dim, INT4 and INT8: a multiple of 16, FP8: a multiple of 4 up
-                                to 60 */
+                                projections and below head_dim, FP8: a multiple of 4 up to 60, others: a multiple of 16 */
   const float* q_projection; /* [kv_heads, head_dim, rank], see docs/method.md; both NULL when rank is 0 or head_dim */
   const float* k_projection;
   const float* smoothing;  /* [kv_heads, head_dim]: what is taken from keys before they are coded, the mean of many
@@ -239,7 +239,7 @@ typedef struct sale_estimator sale_estimator;
 SALE_API sale_status sale_estimator_create(const sale_layer* layer, sale_estimator** estimator);
 SALE_API void sale_estimator_destroy(sale_estimator* estimator); /* NULL is fine */
 SALE_API const char* sale_estimator_backend(const sale_estimator* estimator);
-/* Query rows of a tile of its block lists: 64 on CPUs and sm80, 128 on sm90, whose lists are the union of two tiles
+/* Query rows of a tile of its block lists: 64 on CPUs, sm80 and sm100, 128 on sm90, whose lists are the union of two tiles
  * of 64. */
 SALE_API int64_t sale_estimator_q_block(const sale_estimator* estimator);
 
@@ -247,10 +247,10 @@ SALE_API int64_t sale_estimator_q_block(const sale_estimator* estimator);
 
 typedef enum sale_compute SALE_INT {
   SALE_COMPUTE_EXACT = 0, /* bf16 products for bf16 tensors, f32 products for f16 and f32; f32 accumulation */
-  SALE_COMPUTE_INT8 = 1,  /* Q K^T from INT8 codes (SageAttention style), P V as above; CPUs, sm80 */
-  SALE_COMPUTE_FP8 = 2,   /* Q K^T from INT8 codes, P V in e4m3 with a scale per value coordinate; sm90, sm80 */
+  SALE_COMPUTE_INT8 = 1,  /* Q K^T from INT8 codes (SageAttention style), P V as above; CPUs, sm80, sm100 */
+  SALE_COMPUTE_FP8 = 2,   /* Q K^T from INT8 codes, P V in e4m3 with a scale per value coordinate; GPUs */
   SALE_COMPUTE_F16 = 3    /* Q K^T from INT8 codes, P V in f16 summed in f16 over 64 keys, then in f32; a scale per
-                             value coordinate; sm80 */
+                             value coordinate; sm80, sm100 */
 } sale_compute;
 
 /* Where a step's calls find the codes of its keys. */
@@ -343,7 +343,9 @@ SALE_API sale_status sale_index_truncate(sale_index* index, int64_t k_len);
 SALE_API int64_t sale_index_length(const sale_index* index);
 SALE_API size_t sale_index_bytes(const sale_index* index);
 /* For tests and tools: the codes [k_len, rank] and scales of kv head `head`, in host memory. Scale of key j is
- * scales[(j / 32) * groups + group(j)], groups = 4 for INT4 (group(j) = (j % 8) / 2), 1 for INT8; FP8 has one scale.
+ * scales[(j / 32) * groups + group(j)], groups = 4 for INT4 (group(j) = (j % 8) / 2), 1 for FP4 and INT8; FP8 has one
+ * scale. FP4: a key has rank / 2 bytes of codes, two a byte, the lower half first, then a byte of exponent for every 32
+ * coordinates, docs/numerics.md section 1.
  * From a device they are copies, made after waiting for it and valid until the next call with this index: there it
  * counts as a writer. */
 SALE_API sale_status sale_index_codes(const sale_index* index, int32_t head, const int8_t** codes, const float** scales,

@@ -54,8 +54,8 @@ class Options:
     """What `sale_options` says (include/sale/sale.h), as a value.
 
     thresholds    tau >= 0: one for all query heads, or one each; 0 makes a head dense
-    format        of the estimate: "int8", "int4" (not on Hopper), "fp8" (Hopper); "auto": what the backend scans fastest,
-                  int8 in host memory, fp8 on Hopper, int4 on GPUs of compute capability 8.x
+    format        of the estimate: "int8", "int4" (CPUs, 8.x), "fp4" (CPUs), "fp8" (Hopper); "auto": what the backend
+                  scans fastest, int8 in host memory and on Blackwell, fp8 on Hopper, int4 on compute capability 8.x
     q_projection, k_projection
                   [kv_heads, head_dim, rank] float32 each, or None: all coordinates are scanned
     smoothing     [kv_heads, head_dim] float32: what is taken from keys before they are coded, the mean of many keys of the
@@ -65,7 +65,7 @@ class Options:
     sink, local   keys that are always kept, at the start and before each row: multiples of 32
     dense_below   sequences with fewer keys run dense; "auto": where sparse attention is not faster yet, 1024 keys in host
                   memory, on Hopper 9216, 5120 for projections of up to 32 coordinates
-    compute       products of attention: "exact", "int8" (not on Hopper), "fp8" (GPUs) or "f16" (GPUs before Hopper)
+    compute       products of attention: "exact", "int8" (not on Hopper), "fp8" (GPUs) or "f16" (GPUs but Hopper)
     backend       a name of `sale.backends()`, or None: the fastest that can
     threads       of CPU backends; 0: one per CPU
     compensate    mean keys and values stand in for dropped blocks (GPUs; CPUs with exact products)

@@ -338,7 +338,7 @@ def test_auto_is_what_the_backend_scans_fastest(monkeypatch):
     for name, fact in facts.items():
         assert sale.Options(backend=name).format_on(0 if fact.on_device else -1) == fact.format
         assert sale.Options(backend=name, format="int4").format_on(0) == "int4"
-    assert {f.format for f in facts.values() if f.on_device} == {"fp8", "int4"}
+    assert {f.format for f in facts.values() if f.on_device} == {"fp8", "int4", "int8"}
     hopper = next(name for name, f in facts.items() if f.format == "fp8")
     monkeypatch.setenv("SALE_BACKEND", next(name for name, f in facts.items() if f.format == "int4"))
     assert sale.Options().format_on(0) == "int4" and sale.Options().dense_below_on(0) == 1024

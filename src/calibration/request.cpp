@@ -80,8 +80,8 @@ Request request_of(const sale_calibrator_options& o) {
   check_range("device", o.device, SALE_HOST, 1023);
   check_range("threads", o.threads, 0, 1024);
   s.device = o.device, s.backend = words(o.backend), s.threads = o.threads;
-  require(o.format == SALE_INT4 || o.format == SALE_INT8 || o.format == SALE_FP8,
-          "options.format: ", static_cast<int>(o.format), " is not SALE_INT4, SALE_INT8 or SALE_FP8");
+  require(*format_name(o.format) != 0, "options.format: ", static_cast<int>(o.format),
+          " is not SALE_INT4, SALE_FP4, SALE_INT8 or SALE_FP8");
   s.format = o.format, s.rank = o.rank == 0 ? s.shape.head_dim : o.rank;
   check_rank(s.format, s.rank, s.shape.head_dim, "options.rank");
   take_projections(o, s);

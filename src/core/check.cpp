@@ -165,7 +165,7 @@ std::vector<float> copied(const char* name, const float* from, int64_t n) {
 // Format, rank and projections.
 void check_form(const sale_layer& l, Layer& to) {
   require(*format_name(l.format) != 0, "format: ", static_cast<int>(l.format),
-          " is not SALE_INT4, SALE_INT8 or SALE_FP8");
+          " is not SALE_INT4, SALE_FP4, SALE_INT8 or SALE_FP8");
   to.form = {l.format, l.rank == 0 ? l.head_dim : l.rank, l.rank != 0 && l.rank != l.head_dim};
   const int32_t rank = to.form.rank;
   if (!to.form.projected) {

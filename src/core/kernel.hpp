@@ -21,13 +21,14 @@ constexpr int64_t mean_blocks = Sight::mean_blocks, mean_keys = mean_blocks * k_
 struct Shape {
   sale_dtype dtype;
   int32_t head_dim, group, rank;  // rank: coordinates scanned
+  int32_t row_bytes;              // of a coded key
   sale_format format;
   sale_compute compute;
   int32_t sink, local;
   float scale;
 };
 
-// The low-bit side of one kv head: codes [keys rounded up to 32, rank], scales [blocks, 4 or 1], smoothing [head_dim].
+// The low-bit side of one kv head: codes [keys rounded up to 32, row_bytes], scales [blocks, 4 or 1], smoothing [head_dim].
 struct IndexView {
   int8_t* codes;
   float* scales;

@@ -21,6 +21,8 @@ struct Form {
   int32_t rank = 0;  // coordinates scanned, resolved: head_dim when there is no projection
   bool projected = false;
   int groups() const { return format == SALE_INT4 ? 4 : 1; }  // key scales per block
+  // Of a coded key in an index of the CPUs. FP4: two codes a byte, then an exponent for every 32 coordinates.
+  int32_t row_bytes() const { return format == SALE_FP4 ? rank / 2 + (rank + 31) / 32 : rank; }
   bool operator==(const Form&) const = default;
 };
 

@@ -48,8 +48,8 @@ const CpuLayer& state(const Layer& layer) { return *static_cast<const CpuLayer*>
 Workers& workers(const Call& call) { return *state(*call.layer).workers; }
 
 Shape shape_of(const Plan& p) {
-  return {p.problem.dtype, p.problem.head_dim, p.group, p.form.rank, p.form.format, p.compute, p.sink, p.local,
-          p.scale};
+  return {p.problem.dtype, p.problem.head_dim, p.group, p.form.rank, p.form.row_bytes(),
+          p.form.format,   p.compute,          p.sink,  p.local,     p.scale};
 }
 
 const char* at(const void* base, sale_dtype dtype, int64_t elements) {
@@ -95,11 +95,11 @@ size_t aligned(int64_t bytes) { return static_cast<size_t>(round_up(bytes, area_
 
 // ---- key index -----------------------------------------------------------------------------------------------------
 
-// Codes [kv_heads, keys rounded up to 32, rank], scales [kv_heads, blocks, groups], smoothing [kv_heads, head_dim].
+// Codes [kv_heads, keys rounded up to 32, row_bytes], scales [kv_heads, blocks, groups], smoothing [kv_heads, head_dim].
 IndexMap index_map(int32_t kv_heads, int32_t head_dim, const Form& e, int64_t keys) {
   const int64_t blocks = ceil_div(keys, k_block);
   IndexMap m{};
-  m.head_codes = aligned(blocks * k_block * e.rank);
+  m.head_codes = aligned(blocks * k_block * e.row_bytes());
   m.head_scales = aligned(blocks * e.groups() * 4);
   m.codes_at = 0;
   m.scales_at = m.head_codes * static_cast<size_t>(kv_heads);
@@ -172,6 +172,7 @@ void update(sale_index& index, const IndexUpdate& u) {
   h.shape.head_dim = d;
   h.shape.group = 1;
   h.shape.rank = layer.form.rank;
+  h.shape.row_bytes = layer.form.row_bytes();
   h.shape.format = layer.form.format;
   h.k_token = u.strides.token;
   h.k_len = u.k_len;
@@ -362,7 +363,7 @@ struct PageView {
       : call(c),
         map(index_map(c.plan->problem.kv_heads, c.plan->problem.head_dim, c.plan->form, c.plan->problem.page_size)),
         page_blocks(c.plan->problem.page_size / k_block),
-        code_bytes(k_block * c.plan->form.rank),
+        code_bytes(k_block * c.plan->form.row_bytes()),
         scale_bytes(c.plan->form.groups() * 4) {}
   char* page(const Span& span, int64_t b) const {
     const int32_t* row = call.page_table + span.sequence * call.plan->problem.pages;

@@ -127,6 +127,12 @@ std::string unusable_backends() {
   return s;
 }
 
+int64_t row_bytes(const Case& c) {
+  const int64_t rank = c.rank == 0 ? c.head_dim : c.rank;
+  return c.format == SALE_FP4 ? rank / 2 + (rank + 31) / 32 : rank;
+}
+int64_t block_scales(const Case& c) { return c.format == SALE_INT4 ? 4 : 1; }
+
 std::vector<std::string> backends_for(const Instance& in) {
   std::vector<std::string> names;
   for (int32_t i = 0; i < sale_backend_count(); ++i) {

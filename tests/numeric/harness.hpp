@@ -70,6 +70,10 @@ std::string last_backend();
 // Those of them that can run this problem.
 std::vector<std::string> backends_for(const Instance& in);
 
+// What an index on the CPUs has of a key in bytes, and of a block in scales.
+int64_t row_bytes(const Case& c);
+int64_t block_scales(const Case& c);
+
 // [sequence][head][tile] -> kept blocks
 using Lists = std::vector<std::vector<sale_oracle::BlockLists>>;
 Lists read_lists(const Instance& in, const sale_blocks* blocks);

@@ -290,7 +290,7 @@ std::vector<Tile> select(const Head& h, const Floats& smoothing, const Estimator
       Candidate c{static_cast<int32_t>(b), -infinity, 0, dense || b < tile.first_candidate || b >= tile.last_candidate};
       if (!c.kept && !local) {
         for (int64_t i = t * tile_rows; i <= h.last_row(t); ++i)
-          e.format == SALE_INT8 ? vote.int8_row(i, c) : vote.int4_row(i, c);
+          e.format == SALE_INT4 ? vote.int4_row(i, c) : vote.int8_row(i, c);
         tile.candidates.push_back(c);
       }
       if (c.kept) tile.kept.push_back(c.block);

@@ -444,16 +444,19 @@ struct Select {
 
   static void scan(const HeadGroup& h, const Scratch& w, int64_t lanes, int64_t first, int64_t last) {
     const int64_t rank = h.shape.rank, width = Scan::width(h.shape.rank), bytes = k_block * width;
+    const bool fp4 = h.shape.format == SALE_FP4;
     for (int64_t j = first * k_block; j < last * k_block; ++j) {
       int8_t* row = w.chunk + (j - first * k_block) * width;
-      bias_bytes(row, h.index.codes + j * rank, rank);
+      const int8_t* codes = h.index.codes + j * h.shape.row_bytes;
+      if (fp4) unpack_fp4(codes, h.shape.rank, row);
+      bias_bytes(row, fp4 ? row : codes, rank);
       if (width > rank) std::memset(row + rank, 0, static_cast<size_t>(width - rank));
     }
     for (int64_t u = 0; u < lanes; ++u) {
       const Lane& lane = w.lanes[u];
       const int64_t end = lane.last < last ? lane.last : last;
       if (first >= end) continue;
-      if (h.shape.format == SALE_INT8) {
+      if (h.shape.format != SALE_INT4) {
         vote_int8(h, lane, w.chunk, first, end - first);
         continue;
       }
