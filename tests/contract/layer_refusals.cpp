@@ -101,7 +101,7 @@ void with_projections(Good& g, std::vector<float>& matrix, int32_t rank) {
 
 TEST(Layer, Form) {
   std::vector<float> matrix, other;
-  for (const int f : {0, 5, 16, -4})
+  for (const int f : {0, 6, 16, -4})
     refuse_layer("format " + std::to_string(f), "format", [&](Good& g) { std::memcpy(&g.layer.format, &f, sizeof f); });
   for (const int32_t r : {-16, 8, 24, 80, 1, INT32_MAX, INT32_MIN})
     refuse_layer("rank " + std::to_string(r), "rank", [&](Good& g) { g.layer.rank = r; });
