@@ -49,16 +49,8 @@ vllm)
   path=$(unpacked "$engine" '*.so' '*/third_party/*' '*/vllm-rs*'):$(packages vllm "${common[@]}")
   ;;
 sglang)
-  path=$(unpacked "$engine"):$(packages sglang "${common[@]}" "${sglang[@]}")
-  # Its kernels must import. They link the driver's library: one that has its names is enough where nothing is called.
-  kernels=$(unpacked sglang-kernel==0.4.5 '*/flash_ops*' '*/flashmla_ops*' '*/infllm_ops*' '*/sm90/*')
-  if [ ! -e "$folder/driver/libcuda.so.1" ]; then
-    mkdir -p "$folder/driver"
-    nm -D --undefined-only "$kernels"/sgl_kernel/sm100/*.so | grep -oE '\bcu[A-Z][A-Za-z0-9_]*' | sort -u |
-      sed 's/.*/int &(void) { return 100; }/' >"$folder/driver/names.c"
-    cc -shared -fPIC -Wl,-soname,libcuda.so.1 -o "$folder/driver/libcuda.so.1" "$folder/driver/names.c"
-  fi
-  path=$path:$kernels
+  # Of its kernels the Python part: the compiled one is of another torch (python/tests/serving/standin/sglang_on_cpu).
+  path=$(unpacked "$engine"):$(packages sglang "${common[@]}" "${sglang[@]}"):$(unpacked sglang-kernel==0.4.5 '*.so')
   ;;
 *)
   echo "engines: $engine: vllm==VERSION and sglang==VERSION are known" >&2
