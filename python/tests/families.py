@@ -1,12 +1,15 @@
 """Small random models of every family that the installed transformers can make from a shrunken configuration."""
 
 import inspect
+import os
 
 import torch
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
+# Whether more is tried, slowly, to make and run models: their inputs are guessed, their axes of positions shrunken.
+WIDE = bool(os.environ.get("SALE_FAMILY_WIDE"))
 # What a configuration's numbers are shrunken to, by name: small enough to be quick, head dimensions that SALE takes.
 SIZES = {
     "hidden_size": 64, "d_model": 64, "n_embd": 64, "embed_dim": 64, "dim": 64, "embedding_size": 64, "hidden_dim": 64,
@@ -41,7 +44,7 @@ def shrink(config):
             changes[name] = [said[name][0], said[name][-1]]
     for name in ("rope_parameters", "rope_scaling"):
         rope = said.get(name)
-        if isinstance(rope, dict) and isinstance(rope.get("mrope_section"), list):
+        if WIDE and isinstance(rope, dict) and isinstance(rope.get("mrope_section"), list):
             changes[name] = {**rope, "mrope_section": sections(rope["mrope_section"], rope.get("partial_rotary_factor") or 1)}
     own = {n: v for n, v in said.items() if n not in changes and n not in parts and n in accepted(type(config))}
     return type(config)(**{**own, **changes, **parts})
@@ -134,14 +137,14 @@ def other_inputs(model):
         yield {"input_values": torch.randn(2, 1, 16000)}
 
 
-def run(model) -> tuple[dict, torch.Tensor]:
-    """Inputs that the model takes, and what it makes of them."""
+def run(model, wide: bool = True) -> tuple[dict, torch.Tensor]:
+    """Inputs that the model takes, guessed if need be and `wide`, and what it makes of them."""
     with torch.no_grad():
         try:
             given = inputs(model)
             return given, first_tensor(model(**given))
         except Exception as first:
-            for given in other_inputs(model):
+            for given in other_inputs(model) if wide else ():
                 try:
                     return given, first_tensor(model(**given))
                 except Exception:

@@ -1,6 +1,7 @@
 """attn_implementation="sale" beside eager, in a small random model of every family that the installed transformers can
 make and run: what is not refused by name is the same. The families named here are run always and in more ways; of the
-others as many as SALE_FAMILY_SECONDS allow (default 60), every run others."""
+others as many as SALE_FAMILY_SECONDS allow (default 60), every run others. All there are, with guessed inputs where the
+plain ones do not do: SALE_FAMILY_WIDE=1 SALE_FAMILY_SECONDS=3600 SALE_FAMILY_PARAMETERS=1e8."""
 
 import os
 import random
@@ -42,7 +43,7 @@ def built(kind):
         model = families.build(kind)
         if sum(p.numel() for p in model.parameters()) > float(os.environ.get("SALE_FAMILY_PARAMETERS", "2e7")):
             return None
-        return model, *families.run(model)
+        return model, *families.run(model, kind in NAMED or families.WIDE)
     except Exception:  # not made from such a configuration, by this version
         return None
 
