@@ -19,7 +19,8 @@ struct Estimate {
 };
 constexpr Estimate estimates[] = {{"int8", SALE_INT8, 0},     {"int4", SALE_INT4, 0},     {"int8:16", SALE_INT8, 16},
                                   {"int8:32", SALE_INT8, 32}, {"int8:64", SALE_INT8, 64}, {"int4:64", SALE_INT4, 64},
-                                  {"fp8", SALE_FP8, 0},       {"fp8:28", SALE_FP8, 28},   {"fp8:60", SALE_FP8, 60}};
+                                  {"fp4", SALE_FP4, 0},       {"fp4:64", SALE_FP4, 64},   {"fp8", SALE_FP8, 0},
+                                  {"fp8:28", SALE_FP8, 28},   {"fp8:60", SALE_FP8, 60}};
 constexpr int32_t head_dims[] = {16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256};
 constexpr sale_dtype dtypes[] = {SALE_F32, SALE_F16, SALE_BF16};
 constexpr sale_compute computes[] = {SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8, SALE_COMPUTE_FP8, SALE_COMPUTE_F16};

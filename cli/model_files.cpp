@@ -44,7 +44,7 @@ void add_sparse_options(CLI::App& command, SparseArguments& a, const char* calib
   command.add_option("--tau", a.tau, "threshold for every head, instead of the calibration's; 0 = dense")
       ->check(CLI::Range(0.0, 1e6));
   command.add_option("--estimator", a.estimator,
-                     "int8, int4, fp8, int8:RANK or fp8:RANK; a rank must be the calibration's");
+                     "int8, int4, fp4, fp8, int8:RANK, fp4:RANK or fp8:RANK; a rank must be the calibration's");
   command
       .add_option("--compute", a.compute, "products of attention: exact, int8 (CPUs, sm80), fp8 (GPUs) or f16 (sm80)")
       ->check(CLI::IsMember({"exact", "int8", "fp8", "f16"}))
@@ -101,7 +101,8 @@ void resolve(const SparseArguments& a, const ModelIdentity& model, Sparse& to) {
       refuse("--estimator: {} is not what {} was made for, {}", a.estimator, a.calibration,
              print_estimator(c.format, c.rank, c.model.head_dim));
     // All coordinates need nothing of the file but its thresholds.
-    if (all) c.format = estimator->format, c.rank = rank, c.q_projections.clear(), c.k_projections.clear();
+    if (all)
+      c.format = estimator->format, c.rank = rank, c.q_projections.clear(), c.k_projections.clear(), c.scales.clear();
   }
   to.calibration = std::move(c);
   s.calibration = &*to.calibration;

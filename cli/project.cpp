@@ -28,7 +28,7 @@ int run(Arguments& a, const std::string& command_line) {
   const std::vector<CalibrationPrompt> prompts = make_prompts(a, m);
   const sale_model model = m.identity.c();
   sale_calibrator_options o = calibrator_options(a, model, static_cast<int64_t>(prompts.size()));
-  o.format = fp8 ? SALE_FP8 : SALE_INT8, o.rank = a.rank;
+  o.format = parse_estimator("--estimator", a.estimator).format, o.rank = a.rank;
   o.command = command_line.c_str();
   o.note = "Projections only: one threshold for every head. sale calibrate --calibration finds thresholds for them.";
   Calibrator calibrator(o);
@@ -60,8 +60,8 @@ void add_project(CLI::App& program, Action& action) {
       program.add_subcommand("project", "Compute the projections of a reduced estimate from calibration text");
   auto a = std::make_shared<Arguments>();
   add_prompt_options(*command, *a);
-  command->add_option("--estimator", a->estimator, "format of the codes, int8 or fp8")
-      ->check(CLI::IsMember({"int8", "fp8"}))
+  command->add_option("--estimator", a->estimator, "format of the codes, int8, fp4 or fp8")
+      ->check(CLI::IsMember({"int8", "fp4", "fp8"}))
       ->capture_default_str();
   command
       ->add_option("--rank", a->rank,

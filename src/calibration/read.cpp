@@ -26,9 +26,8 @@ void read_model(Fields f, Contents& m) {
 
 void read_estimator(Fields f, Contents& c) {
   const std::string format = f.text("format", 16);
-  if (format != "int4" && format != "int8" && format != "fp8")
-    refuse(f.path("format"), " is ", in_quotes(format), "; 'int4', 'int8' and 'fp8' are known");
-  c.format = format == "int4" ? SALE_INT4 : format == "int8" ? SALE_INT8 : SALE_FP8;
+  if (sale_format_from_name(format.c_str(), &c.format) != SALE_OK || format != format_name(c.format))
+    refuse(f.path("format"), " is ", in_quotes(format), "; 'int4', 'fp4', 'int8' and 'fp8' are known");
   const int64_t rank = f.integer("rank", 1, c.head_dim);
   f.finish();
   check_rank(c.format, rank, c.head_dim, f.path("rank"));
@@ -124,9 +123,7 @@ void check_rank(sale_format format, int64_t rank, int32_t head_dim, const std::s
   if (format == SALE_FP8 && rank > 60) refuse(what, " is ", rank, "; fp8 takes up to 60, or head_dim, ", head_dim);
 }
 
-const char* format_name(sale_format format) {
-  return format == SALE_INT4 ? "int4" : format == SALE_INT8 ? "int8" : "fp8";
-}
+const char* format_name(sale_format format) { return sale_format_name(format); }
 
 uint64_t fingerprint(std::string_view bytes) {
   return sale_fingerprint(SALE_FINGERPRINT_START, bytes.data(), bytes.size());

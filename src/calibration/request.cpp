@@ -80,8 +80,8 @@ Request request_of(const sale_calibrator_options& o) {
   check_range("device", o.device, SALE_HOST, 1023);
   check_range("threads", o.threads, 0, 1024);
   s.device = o.device, s.backend = words(o.backend), s.threads = o.threads;
-  require(o.format == SALE_INT4 || o.format == SALE_INT8 || o.format == SALE_FP8,
-          "options.format: ", static_cast<int>(o.format), " is not SALE_INT4, SALE_INT8 or SALE_FP8");
+  require(*format_name(o.format) != 0, "options.format: ", static_cast<int>(o.format),
+          " is not SALE_INT4, SALE_FP4, SALE_INT8 or SALE_FP8");
   s.format = o.format, s.rank = o.rank == 0 ? s.shape.head_dim : o.rank;
   check_rank(s.format, s.rank, s.shape.head_dim, "options.rank");
   take_projections(o, s);
@@ -93,8 +93,10 @@ Request request_of(const sale_calibrator_options& o) {
   check_range("n_goals", o.n_goals, 0, 64);
   require(o.n_goals == 0 || o.goals != nullptr, "options.goals: null, but n_goals is ", o.n_goals);
   for (int64_t i = 0; i < o.n_goals; ++i) check_goal(o.goals[i], i, o.n_goals), r.goals.push_back(o.goals[i]);
-  require(o.n_goals > 0 || (s.rank < s.shape.head_dim && s.q_projections.empty()),
-          "options.goals: none, and no projections to make either");
+  check_range("smoothing", o.smoothing, 0, 1);
+  require(o.reserved == 0, "options.reserved: ", o.reserved, " is not 0");
+  r.smoothing = o.smoothing != 0;
+  require(o.n_goals > 0 || r.projects(), "options.goals: none, and no projections to make either");
   if (o.prompts != 0) check_range("prompts", o.prompts, 1, 1000), r.prompts = o.prompts;
   if (o.rows != 0) check_range("rows", o.rows, 4, 4096), r.sampling.rows = o.rows;
   check_range("local_heads", o.local_heads, 0, 1);

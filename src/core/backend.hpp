@@ -90,7 +90,7 @@ struct Backend {
 };
 
 extern const Backend portable_backend, neon_backend, avx2_backend, avx512_backend, amx_backend, sm80_backend,
-    sm90_backend;
+    sm90_backend, sm100_backend;
 
 int backend_count();
 const Backend& backend(int i);

@@ -6,7 +6,7 @@
 namespace sale {
 namespace {
 
-const Backend* const in_order[] = {&sm90_backend, &sm80_backend,
+const Backend* const in_order[] = {&sm90_backend, &sm80_backend,    &sm100_backend,
 #if defined(__x86_64__)
                                    &amx_backend,  &avx512_backend,  &avx2_backend,
 #endif

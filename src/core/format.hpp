@@ -9,7 +9,7 @@ struct FormatFacts {
   sale_format format;
   const char* name;  // in problem lines and calibration files
 };
-constexpr FormatFacts all_formats[] = {{SALE_INT4, "int4"}, {SALE_INT8, "int8"}, {SALE_FP8, "fp8"}};
+constexpr FormatFacts all_formats[] = {{SALE_INT4, "int4"}, {SALE_FP4, "fp4"}, {SALE_INT8, "int8"}, {SALE_FP8, "fp8"}};
 
 constexpr const char* format_name(sale_format f) {
   for (const FormatFacts& each : all_formats)

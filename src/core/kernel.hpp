@@ -21,13 +21,14 @@ constexpr int64_t mean_blocks = Sight::mean_blocks, mean_keys = mean_blocks * k_
 struct Shape {
   sale_dtype dtype;
   int32_t head_dim, group, rank;  // rank: coordinates scanned
+  int32_t row_bytes;              // of a coded key
   sale_format format;
   sale_compute compute;
   int32_t sink, local;
   float scale;
 };
 
-// The low-bit side of one kv head: codes [keys rounded up to 32, rank], scales [blocks, 4 or 1], smoothing [head_dim].
+// The low-bit side of one kv head: codes [keys rounded up to 32, row_bytes], scales [blocks, 4 or 1], smoothing [head_dim].
 struct IndexView {
   int8_t* codes;
   float* scales;
@@ -56,6 +57,12 @@ struct HeadGroup : Sight {
   const float* reference;  // or null: keys are a part of a sequence's; row r of head g at reference[g * lse_head + r]
   const void *k_means, *v_means;  // compensation: [k_len / mean_keys rounded up, head_dim], the tensors' type; or null
 
+  // Whether codes of the keys are looked at at all.
+  SALE_BOTH bool scanned() const {
+    for (int32_t g = 0; !dense && g < shape.group; ++g)
+      if (is_scanned(thresholds[g])) return true;
+    return false;
+  }
   int64_t visible_keys(int64_t row) const { return end_key(row); }
   int64_t rows(int64_t tile) const { return end_row(tile, q_block) - first_row(tile, q_block); }
   int64_t visible_blocks(int64_t tile) const { return end_block(tile, q_block); }

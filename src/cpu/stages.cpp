@@ -7,143 +7,12 @@
 #include <cstring>
 #include <new>
 
-#include "core/objects.hpp"
 #include "cpu/common/load.hpp"
-#include "cpu/workers.hpp"
+#include "cpu/parts.hpp"
 
 namespace sale {
+namespace cpu {
 namespace {
-
-// One unit of work: a kv head of a sequence and a group of neighbouring query tiles, with all their query heads.
-struct Item {
-  int32_t sequence, kv_head;
-  int64_t tile_begin, tile_end;
-};
-
-// What a plan needs here. Offsets in the workspace, bytes.
-struct CpuPlan {
-  const Kernels* kernels;
-  std::vector<Item> items;  // longest first
-  int64_t tiles_per_item;
-  size_t q_means_at;                          // INT4: [batch, q_heads, head_dim]
-  size_t k_means_at;                          // INT8 products: [batch, kv_heads, head_dim]
-  std::vector<size_t> bias_at;                // INT4: per sequence [q_heads, keys rounded up to 32]
-  size_t k_block_means_at, v_block_means_at;  // compensation: [batch, kv_heads, means, head_dim]
-  int64_t means;                              // of the longest sequence
-  size_t audited_at;                          // [batch, kv_heads, audit x group] AuditedRow
-  size_t scratch_at, scratch_per_thread;
-  // Pages put in order: K and V [kv_heads, gathered_keys, head_dim], a sequence's keys from gathered_of on.
-  size_t gathered_k_at, gathered_v_at;
-  int64_t gathered_keys;
-  std::vector<int64_t> gathered_of;
-};
-const CpuPlan& state(const Plan& plan) { return *static_cast<const CpuPlan*>(plan.state.get()); }
-
-// What a layer needs.
-struct CpuLayer {
-  const Kernels* kernels;
-  std::shared_ptr<Workers> workers;
-};
-const CpuLayer& state(const Layer& layer) { return *static_cast<const CpuLayer*>(layer.state.get()); }
-Workers& workers(const Call& call) { return *state(*call.layer).workers; }
-
-Shape shape_of(const Plan& p) {
-  return {p.problem.dtype, p.problem.head_dim, p.group, p.form.rank, p.form.format, p.compute, p.sink, p.local,
-          p.scale};
-}
-
-const char* at(const void* base, sale_dtype dtype, int64_t elements) {
-  return static_cast<const char*>(base) + elements * element_bytes(dtype);
-}
-
-// One kv head of one sequence, or a range of its key blocks.
-struct Span {
-  int32_t sequence, kv_head;
-  int64_t begin, end;
-};
-
-// Ranges of up to `step` key blocks of every head of the sequences that are not dense.
-template <class F>
-void each_span(const Call& call, int64_t step, F&& f) {
-  const Plan& plan = *call.plan;
-  int64_t total = 0;
-  for (const Sequence& s : plan.sequences)
-    if (!s.dense) total += ceil_div(ceil_div(s.sight.k_len, k_block), step) * plan.problem.kv_heads;
-  workers(call).run(total, [&](int64_t i, int) {
-    for (int32_t b = 0; b < plan.problem.batch; ++b) {
-      const Sequence& s = plan.sequences[static_cast<size_t>(b)];
-      if (s.dense) continue;
-      const int64_t blocks = ceil_div(s.sight.k_len, k_block), ranges = ceil_div(blocks, step);
-      const int64_t here = ranges * plan.problem.kv_heads;
-      if (i >= here) {
-        i -= here;
-        continue;
-      }
-      const int64_t begin = i % ranges * step;
-      f(Span{b, static_cast<int32_t>(i / ranges), begin, std::min(begin + step, blocks)});
-      return;
-    }
-  });
-}
-
-constexpr int64_t span_blocks = 64;
-
-size_t aligned(int64_t bytes) { return static_cast<size_t>(round_up(bytes, area_alignment)); }
-
-// ---- key index -----------------------------------------------------------------------------------------------------
-
-// Codes [kv_heads, keys rounded up to 32, rank], scales [kv_heads, blocks, groups], smoothing [kv_heads, head_dim].
-IndexMap index_map(int32_t kv_heads, int32_t head_dim, const Form& e, int64_t keys) {
-  const int64_t blocks = ceil_div(keys, k_block);
-  IndexMap m{};
-  m.head_codes = aligned(blocks * k_block * e.rank);
-  m.head_scales = aligned(blocks * e.groups() * 4);
-  m.codes_at = 0;
-  m.scales_at = m.head_codes * static_cast<size_t>(kv_heads);
-  m.smoothing_at = m.scales_at + m.head_scales * static_cast<size_t>(kv_heads);
-  m.total = m.smoothing_at + aligned(int64_t{kv_heads} * head_dim * 4);
-  return m;
-}
-
-IndexView view_of(char* base, const IndexMap& m, const Layer& layer, int32_t kv_head) {
-  const size_t h = static_cast<size_t>(kv_head);
-  const int64_t d = layer.head_dim;
-  IndexView view{};
-  view.codes = reinterpret_cast<int8_t*>(base + m.codes_at + m.head_codes * h);
-  view.scales = reinterpret_cast<float*>(base + m.scales_at + m.head_scales * h);
-  view.smoothing =
-      (layer.smoothing.empty() ? reinterpret_cast<const float*>(base + m.smoothing_at) : layer.smoothing.data()) +
-      kv_head * d;
-  if (layer.form.projected) view.projection = layer.k_projection.data() + kv_head * d * layer.form.rank;
-  return view;
-}
-IndexView view_of(const sale_index& index, int32_t kv_head) {
-  return view_of(index.part(0), index.map, *index.layer, kv_head);
-}
-
-// Rows of one head where they lie: one after the other, or in pages.
-struct Rows {
-  const void* base;
-  sale_dtype dtype;
-  int64_t token;
-  int64_t page_size = 0, page = 0;  // 0: not paged; the stride between pages
-  const int32_t* pages = nullptr;
-
-  int64_t at(int64_t r) const {
-    return page_size == 0 ? r * token : pages[r / page_size] * page + r % page_size * token;
-  }
-};
-
-// Mean over `n` rows, in double, ascending.
-void mean_rows(const Rows& rows, int64_t n, int32_t head_dim, float* to) {
-  double sum[256] = {};
-  float row[256];
-  for (int64_t r = 0; r < n; ++r) {
-    load_row(rows.base, rows.dtype, rows.at(r), head_dim, row);
-    for (int32_t c = 0; c < head_dim; ++c) sum[c] += static_cast<double>(row[c]);
-  }
-  for (int32_t c = 0; c < head_dim; ++c) to[c] = static_cast<float>(sum[c] / static_cast<double>(n));
-}
 
 void open_layer(Layer& layer, const sale_layer& from) {
   layer.state = std::make_shared<CpuLayer>(CpuLayer{&layer.backend->kernels(machine()), workers_of(from)});
@@ -153,64 +22,9 @@ int32_t count_workers(const Layer& layer) { return state(layer).workers->threads
 size_t index_scratch(int32_t, int32_t) { return 0; }
 void open_index(sale_index&) {}
 
-// Rows [begin, end) copied together.
-void gather(const Rows& from, int64_t begin, int64_t end, int32_t head_dim, void* to) {
-  const size_t row = static_cast<size_t>(head_dim * element_bytes(from.dtype));
-  auto* next = static_cast<char*>(to);
-  for (int64_t r = begin; r < end; ++r, next += row) std::memcpy(next, at(from.base, from.dtype, from.at(r)), row);
-}
-
-void update(sale_index& index, const IndexUpdate& u) {
-  const Layer& layer = *index.layer;
-  const int32_t d = layer.head_dim;
-  Workers& pool = *state(layer).workers;
-  HeadGroup h{};
-  h.shape.dtype = layer.dtype;
-  h.shape.head_dim = d;
-  h.shape.group = 1;
-  h.shape.rank = layer.form.rank;
-  h.shape.format = layer.form.format;
-  h.k_token = u.strides.token;
-  h.k_len = u.k_len;
-  const auto rows = [&](int64_t i) {
-    return Rows{at(u.k, layer.dtype, i * u.strides.head),
-                layer.dtype,
-                u.strides.token,
-                index.page_size,
-                u.strides.batch,
-                u.pages};
-  };
-  const auto head = [&](int64_t i) {
-    HeadGroup one = h;
-    one.k = rows(i).base;
-    one.index = view_of(index, static_cast<int32_t>(i));
-    return one;
-  };
-  if (!index.smoothed)
-    pool.run(layer.kv_heads,
-             [&](int64_t i, int) { mean_rows(rows(i), u.k_len, d, const_cast<float*>(head(i).index.smoothing)); });
-  const int64_t first = index.length / k_block, blocks = ceil_div(u.k_len, k_block);
-  const int64_t ranges = ceil_div(blocks - first, span_blocks);
-  pool.run(ranges * layer.kv_heads, [&](int64_t i, int) {
-    const int64_t begin = first + i % ranges * span_blocks, end = std::min(begin + span_blocks, blocks);
-    HeadGroup one = head(i / ranges);
-    if (index.page_size == 0) return state(layer).kernels->index(one, begin, end);
-    // A block at a time, put together from its pages.
-    alignas(64) char block[k_block * 256 * 4];
-    one.k_token = d;
-    for (int64_t b = begin; b < end; ++b) {
-      gather(rows(i / ranges), b * k_block, std::min((b + 1) * k_block, u.k_len), d, block);
-      one.k = at(block, layer.dtype, -b * k_block * d);
-      state(layer).kernels->index(one, b, b + 1);
-    }
-  });
-}
-
-void codes(const sale_index& index, int32_t head, const int8_t** c, const float** scales, const float** smoothing) {
-  const IndexView view = view_of(index, head);
-  if (c != nullptr) *c = view.codes;
-  if (scales != nullptr) *scales = view.scales;
-  if (smoothing != nullptr) *smoothing = view.smoothing;
+Shape shape_of(const Plan& p) {
+  return {p.problem.dtype, p.problem.head_dim, p.group, p.form.rank, p.form.row_bytes(),
+          p.form.format,   p.compute,          p.sink,  p.local,     p.scale};
 }
 
 // ---- plan ----------------------------------------------------------------------------------------------------------
@@ -287,6 +101,8 @@ std::string explain_plan(const Plan& plan, const Layer&) {
 
 // ---- run -----------------------------------------------------------------------------------------------------------
 
+}  // namespace
+
 HeadGroup head_group(const Call& call, int32_t sequence, int32_t kv_head) {
   const Plan& p = *call.plan;
   const Layer& layer = *call.layer;
@@ -337,7 +153,7 @@ HeadGroup head_group(const Call& call, int32_t sequence, int32_t kv_head) {
     h.v_means = at(call.workspace + mine.v_block_means_at, x.dtype, first);
   }
   if (p.compute == SALE_COMPUTE_INT8) h.k_mean = floats(mine.k_means_at) + (sequence * x.kv_heads + kv_head) * d;
-  if (s.dense) return h;
+  if (s.dense && !s.indexed) return h;
   h.index = call.indexes != nullptr ? view_of(*call.indexes[sequence], kv_head)
                                     : view_of(call.workspace + s.index_at,
                                               index_map(x.kv_heads, x.head_dim, p.form, s.sight.k_len), layer, kv_head);
@@ -345,22 +161,11 @@ HeadGroup head_group(const Call& call, int32_t sequence, int32_t kv_head) {
   return h;
 }
 
+namespace {
+
 char* scratch(const Call& call, int thread) {
   const CpuPlan& mine = state(*call.plan);
   return call.workspace + mine.scratch_at + mine.scratch_per_thread * static_cast<size_t>(thread);
-}
-
-void make_index(const Call& call) {
-  const Plan& plan = *call.plan;
-  const int32_t d = plan.problem.head_dim;
-  if (call.layer->smoothing.empty())
-    each_span(call, int64_t{1} << 40, [&](const Span& span) {
-      const HeadGroup h = head_group(call, span.sequence, span.kv_head);
-      mean_rows({h.k, h.shape.dtype, h.k_token}, h.k_len, d, const_cast<float*>(h.index.smoothing));
-    });
-  each_span(call, span_blocks, [&](const Span& span) {
-    state(plan).kernels->index(head_group(call, span.sequence, span.kv_head), span.begin, span.end);
-  });
 }
 
 // What INT8 products need besides.
@@ -395,7 +200,7 @@ void make_means_of(const void* from, void* to, const Shape& shape, int64_t token
 
 // What compensation needs besides.
 void make_block_means(const Call& call) {
-  each_span(call, span_blocks, [&](const Span& span) {
+  each_span(call, span_blocks, sparse, [&](const Span& span) {
     const HeadGroup h = head_group(call, span.sequence, span.kv_head);
     const int64_t begin = span.begin / mean_blocks, end = ceil_div(span.end, mean_blocks);
     make_means_of(h.k, const_cast<void*>(h.k_means), h.shape, h.k_token, h.k_len, begin, end);
@@ -407,14 +212,16 @@ void select_blocks(const Call& call) {
   const Plan& plan = *call.plan;
   const int32_t d = plan.problem.head_dim;
   if (plan.form.format == SALE_INT4) {
-    each_span(call, int64_t{1} << 40, [&](const Span& span) {
+    each_span(call, int64_t{1} << 40, sparse, [&](const Span& span) {
       const HeadGroup h = head_group(call, span.sequence, span.kv_head);
+      if (!h.scanned()) return;
       for (int32_t g = 0; g < plan.group; ++g)
         mean_rows({at(h.q, h.shape.dtype, g * h.q_head), h.shape.dtype, h.q_token}, h.q_len, d,
                   const_cast<float*>(h.q_mean) + g * d);
     });
-    each_span(call, span_blocks, [&](const Span& span) {
-      state(plan).kernels->bias(head_group(call, span.sequence, span.kv_head), span.begin, span.end);
+    each_span(call, span_blocks, sparse, [&](const Span& span) {
+      const HeadGroup h = head_group(call, span.sequence, span.kv_head);
+      if (h.scanned()) state(plan).kernels->bias(h, span.begin, span.end);
     });
   }
   workers(call).run(static_cast<int64_t>(state(plan).items.size()), [&](int64_t i, int thread) {
@@ -485,32 +292,6 @@ void count(const Call& call, int64_t first, int64_t n, int64_t* kept) {
   }
 }
 
-// Pages put in order.
-void begin(const Call& call) {
-  const Plan& plan = *call.plan;
-  const sale_problem& x = plan.problem;
-  if (x.page_size == 0) return;
-  const CpuPlan& mine = state(plan);
-  const int64_t heads = x.kv_heads, d = x.head_dim;
-  int64_t ranges = 0;
-  for (const Sequence& s : plan.sequences) ranges = std::max(ranges, ceil_div(s.sight.k_len, span_blocks * k_block));
-  workers(call).run(x.batch * heads * ranges, [&](int64_t i, int) {
-    const int64_t b = i / (heads * ranges), head = i / ranges % heads;
-    const Sequence& s = plan.sequences[static_cast<size_t>(b)];
-    const int64_t from = i % ranges * span_blocks * k_block,
-                  end = std::min(from + span_blocks * k_block, s.sight.k_len);
-    const int64_t to = (head * mine.gathered_keys + mine.gathered_of[static_cast<size_t>(b)] + from) * d;
-    const auto put = [&](const void* base, const sale_strides& by, size_t area) {
-      if (base == nullptr || from >= end) return;
-      gather(
-          {at(base, x.dtype, head * by.head), x.dtype, by.token, x.page_size, by.batch, call.page_table + b * x.pages},
-          from, end, x.head_dim, const_cast<char*>(at(call.workspace + area, x.dtype, to)));
-    };
-    put(call.k, call.strides.k, mine.gathered_k_at);
-    put(call.v, call.strides.v, mine.gathered_v_at);
-  });
-}
-
 void tables(Plan&, Areas&) {}
 void prepare(const Plan&, char*, void*) {}
 void check(const Call&) {}
@@ -529,10 +310,14 @@ void check_address(const char*, const void*, int32_t) {}
 constexpr Space host{allocate, copy, copy, check_address};
 
 }  // namespace
+}  // namespace cpu
 
-const Stages cpu_stages{q_block, host,       open_layer,    count_workers, index_map,    index_scratch, open_index,
-                        update,  codes,      tables,        make_state,    explain_plan, check,         prepare,
-                        begin,   make_index, select_blocks, attend_blocks, wait,         audit,         count};
+constinit const Stages cpu_stages = []() constexpr {
+  using namespace cpu;
+  return Stages{q_block,     host,       open_layer,    count_workers, index_map,    index_scratch, open_index,
+                update,      codes,      tables,        make_state,    explain_plan, check,         prepare,
+                order_pages, make_index, select_blocks, attend_blocks, wait,         audit,         count};
+}();
 
 std::string cpu_why_not_layer(const Layer& layer) {
   if (layer.device != SALE_HOST)

@@ -252,12 +252,12 @@ TEST(Allocation, SizesBeyondAnyMemory) {
     g.heads(s.heads, s.heads, s.d);
     g.problem.q_len = g.problem.k_len = s.tokens;
     g.problem.q = g.problem.k = g.problem.v = g.problem.out = {s.d * s.tokens * s.heads, s.d * s.tokens, s.d};
-    for (const sale_format f : {SALE_INT8, SALE_INT4}) {
+    for (const sale_format f : {SALE_INT8, SALE_INT4, SALE_FP4}) {
       g.layer.format = f;
       const int status = status_within_3_gb(g);
       EXPECT_TRUE(status == SALE_OK || status == SALE_INVALID_ARGUMENT || status == SALE_UNSUPPORTED ||
                   status == SALE_OUT_OF_MEMORY)
-          << s.what << ", INT" << static_cast<int>(f) << ": "
+          << s.what << ", " << sale_format_name(f) << ": "
           << (status == 100 ? "a workspace size that wrapped around" : std::to_string(status));
     }
   }

@@ -149,7 +149,10 @@ TEST(Devices, WhatTheyServe) {
     if (!fp8) computes = {SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8, SALE_COMPUTE_F16};
     for (const sale_compute compute : computes)
       for (const int32_t compensate : {0, 1})
-        for (const Format& f : {Format{SALE_INT4, "SALE_INT4"}, {SALE_INT8, "SALE_INT8"}, {SALE_FP8, "SALE_FP8"}}) {
+        for (const Format& f : {Format{SALE_INT4, "SALE_INT4"},
+                                {SALE_FP4, "SALE_FP4"},
+                                {SALE_INT8, "SALE_INT8"},
+                                {SALE_FP8, "SALE_FP8"}}) {
           g.options.compute = compute, g.options.compensate = compensate, g.layer.format = f.format;
           if ((facts.formats >> f.format & 1) != 0)
             EXPECT_EQ(why_not(), "") << compute << compensate << f.name;

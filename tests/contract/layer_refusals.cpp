@@ -101,7 +101,7 @@ void with_projections(Good& g, std::vector<float>& matrix, int32_t rank) {
 
 TEST(Layer, Form) {
   std::vector<float> matrix, other;
-  for (const int f : {0, 5, 16, -4})
+  for (const int f : {0, 6, 16, -4})
     refuse_layer("format " + std::to_string(f), "format", [&](Good& g) { std::memcpy(&g.layer.format, &f, sizeof f); });
   for (const int32_t r : {-16, 8, 24, 80, 1, INT32_MAX, INT32_MIN})
     refuse_layer("rank " + std::to_string(r), "rank", [&](Good& g) { g.layer.rank = r; });
@@ -146,7 +146,7 @@ TEST(Layer, SmoothingAndScales) {
       g.layer.smoothing = vectors.data();
     });
   vectors.assign(128, 0.5f);
-  for (const sale_format f : {SALE_INT4, SALE_INT8})
+  for (const sale_format f : {SALE_INT4, SALE_FP4, SALE_INT8})
     refuse_layer(std::string("key_scales of ") + sale_format_name(f), "key_scales", [&](Good& g) {
       g.layer.format = f;
       g.layer.smoothing = vectors.data();
@@ -260,15 +260,16 @@ TEST(Index, CallersMemory) {
 }
 
 TEST(Formats, Names) {
-  for (const sale_format f : {SALE_INT4, SALE_INT8, SALE_FP8}) {
+  for (const sale_format f : {SALE_INT4, SALE_FP4, SALE_INT8, SALE_FP8}) {
     sale_format back{};
     EXPECT_EQ(sale_format_from_name(sale_format_name(f), &back), SALE_OK) << sale_last_error();
     EXPECT_EQ(back, f);
   }
-  for (const int n : {0, 5, -1}) EXPECT_STREQ(sale_format_name(static_cast<sale_format>(n)), "");
+  for (const int n : {0, 6, -1}) EXPECT_STREQ(sale_format_name(static_cast<sale_format>(n)), "");
   sale_format untouched = SALE_FP8;
-  for (const char* name : {"", "int", "INT8", "int8 ", "fp4"}) {
-    refused(std::string("format name '") + name + "'", sale_format_from_name(name, &untouched), bad, "int4, int8, fp8");
+  for (const char* name : {"", "int", "INT8", "int8 ", "fp5"}) {
+    refused(std::string("format name '") + name + "'", sale_format_from_name(name, &untouched), bad,
+            "int4, fp4, int8, fp8");
     EXPECT_EQ(untouched, SALE_FP8);
   }
   refused("format name null", sale_format_from_name(nullptr, &untouched), bad, "name");
@@ -310,7 +311,7 @@ TEST(Backends, Facts) {
     Good g;
     g.problem.device = g.layer.device = facts.on_device != 0 ? 0 : SALE_HOST;
     const auto runs = [&] { return *sale_backend_why_not_problem(i, &g.problem, &g.layer, &g.options) == '\0'; };
-    for (const sale_format f : {SALE_INT4, SALE_INT8, SALE_FP8}) {
+    for (const sale_format f : {SALE_INT4, SALE_FP4, SALE_INT8, SALE_FP8}) {
       g.layer.format = f;
       EXPECT_EQ(runs(), (facts.formats >> f & 1) != 0) << name << ", " << sale_format_name(f);
       g.layer.rank = 16;

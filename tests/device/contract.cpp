@@ -150,7 +150,7 @@ TEST(Refusals, OfCalls) {
 TEST(Choice, IsMadeForTheDevice) {
   int major = 0;
   cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), "cudaDeviceGetAttribute");
-  const char* const first_choice = major == 9 ? "sm90" : major == 8 ? "sm80" : nullptr;
+  const char* const first_choice = major >= 10 ? "sm100" : major == 9 ? "sm90" : "sm80";
   for (const sale_format format : {SALE_INT8, SALE_INT4}) {
     sale_layer l = sale_layer_init(2, 1, 128, SALE_BF16);
     l.device = 0;
@@ -158,7 +158,7 @@ TEST(Choice, IsMadeForTheDevice) {
     sale_estimator* made = nullptr;
     const sale_status status = sale_estimator_create(&l, &made);
     const Estimator layer(made);
-    if (first_choice != nullptr && (format == SALE_INT8 || major == 8)) {
+    if (format == SALE_INT8 || major == 8) {
       ASSERT_EQ(status, SALE_OK) << sale_last_error();
       EXPECT_EQ(std::string(sale_estimator_backend(layer.get())), first_choice);
       EXPECT_EQ(std::string(sale_backend_name(sale_backend_for(0))), first_choice);

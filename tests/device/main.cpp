@@ -18,8 +18,10 @@ bool read_arguments(int argc, char** argv) {
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string flag = argv[i], value = argv[i + 1];
     if (flag == "--backend") {
-      if (value != "sm90" && value != "sm80") return false;
-      if (value == "sm80") the_backend = {"sm80", 64};
+      if (value == "sm80" || value == "sm100")
+        the_backend = {value == "sm80" ? "sm80" : "sm100", 64};
+      else if (value != "sm90")
+        return false;
     } else if (flag == "--cases") {
       the_flags.cases = std::atoll(value.c_str());
     } else if (flag == "--seed") {

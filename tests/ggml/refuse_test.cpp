@@ -116,7 +116,7 @@ TEST(Load, WrongSettings) {
       {"SALE_GGML_TAU=-1", "SALE_GGML_TAU"},
       {"SALE_GGML_TAU=nan", "SALE_GGML_TAU"},
       {"SALE_GGML_TAU=much", "SALE_GGML_TAU: \"much\""},
-      {"SALE_GGML_ESTIMATOR=int2", "\"int8\" or \"int4\""},
+      {"SALE_GGML_ESTIMATOR=int2", "\"int8\", \"int4\" or \"fp4\""},
       {"SALE_GGML_COMPUTE=1", "SALE_GGML_COMPUTE"},
       {"SALE_GGML_DENSE_BELOW=1.5", "whole number"},
       {"SALE_GGML_MIN_ROWS=1", "SALE_GGML_MIN_ROWS"},

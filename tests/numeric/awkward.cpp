@@ -243,13 +243,14 @@ TEST(Awkward, EveryKindOfData) {
   Tally total;
   const int64_t kinds = static_cast<int64_t>(sale_case::Data::inf_v) + 1;
   const std::string failures = in_parallel(
-      kinds * 12,
+      kinds * 18,
       [&](int64_t i) {
         Case c = plain_case(static_cast<sale_dtype>(i / kinds % 3));
         c.q_len = c.k_len = 400;
         c.data = static_cast<sale_case::Data>(i % kinds);
-        c.format = i / kinds / 3 % 2 == 0 ? SALE_INT8 : SALE_INT4;
-        c.compute = i / kinds / 6 == 0 ? SALE_COMPUTE_EXACT : SALE_COMPUTE_INT8;
+        constexpr sale_format formats[]{SALE_INT8, SALE_INT4, SALE_FP4};
+        c.format = formats[i / kinds / 3 % 3];
+        c.compute = i / kinds / 9 == 0 ? SALE_COMPUTE_EXACT : SALE_COMPUTE_INT8;
         c.seed = static_cast<uint64_t>(i);
         return c;
       },

@@ -55,8 +55,9 @@ Case small_case(int64_t i) {
   c.sink = c.local = 32;
   c.dense_below = 0;
   c.dtype = static_cast<sale_dtype>(i % 3);
-  c.format = i % 2 == 0 ? SALE_INT8 : SALE_INT4;
-  if (c.format == SALE_INT8 && random.one_in(3)) c.rank = 16;
+  constexpr sale_format formats[]{SALE_INT8, SALE_INT4, SALE_FP4};
+  c.format = formats[i / 3 % 3];
+  if (c.format != SALE_INT4 && random.one_in(3)) c.rank = 16;
   c.data = random.one_in(2) ? sale_case::Data::normal : sale_case::Data::real_like;
   c.threads = 1;
   c.seed = static_cast<uint64_t>(i);

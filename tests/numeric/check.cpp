@@ -44,6 +44,15 @@ void check_codes(const Instance& in, int64_t b, int64_t kv, const sale_index* in
     if (!same_float(expected.scales[i], scales[i]))
       throw Failed(
           text(who, ": key scale ", i, " of kv head ", kv, " is ", scales[i], ", expected ", expected.scales[i]));
+  if (in.c.format == SALE_FP4) {
+    const auto rows = sale_oracle::fp4_rows(keys, k_len, in.c.head_dim, mean, e);
+    const size_t row = rows.size() / static_cast<size_t>(k_len);
+    for (size_t i = 0; i < rows.size(); ++i)
+      if (rows[i] != codes[i])
+        throw Failed(text(who, ": byte ", i % row, " of sequence ", b, " kv head ", kv, " key ", i / row, " is ",
+                          int{codes[i]}, ", expected ", int{rows[i]}));
+    return;
+  }
   for (size_t i = 0; i < expected.codes.size(); ++i)
     if (expected.codes[i] != codes[i])
       throw Failed(text(who, ": code of sequence ", b, " kv head ", kv, " key ", static_cast<int64_t>(i) / e.rank,

@@ -21,9 +21,8 @@ Codes read(const Instance& in, const Index& index, int32_t head, int64_t keys) {
   const int8_t* codes;
   const float *scales, *smoothing;
   ok(sale_index_codes(index.get(), head, &codes, &scales, &smoothing), "sale_index_codes");
-  const int64_t rank = in.c.rank == 0 ? in.c.head_dim : in.c.rank, groups = in.c.format == SALE_INT4 ? 4 : 1;
-  return {{codes, codes + keys * rank},
-          {scales, scales + (keys + 31) / 32 * groups},
+  return {{codes, codes + keys * row_bytes(in.c)},
+          {scales, scales + (keys + 31) / 32 * block_scales(in.c)},
           {smoothing, smoothing + in.c.head_dim}};
 }
 

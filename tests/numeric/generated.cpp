@@ -41,7 +41,7 @@ TEST(Generated, EveryLength) {
         c.dense_below = 0;
         c.sink = c.local = 32;
         c.taus = {0.05f};
-        c.format = i % 3 == 0 ? SALE_INT4 : SALE_INT8;
+        c.format = i % 3 == 0 ? SALE_INT4 : i % 3 == 1 ? SALE_FP4 : SALE_INT8;
         c.dtype = static_cast<sale_dtype>(i % 3);
         c.compute = i % 5 == 0 ? SALE_COMPUTE_INT8 : SALE_COMPUTE_EXACT;
         c.seed = static_cast<uint64_t>(i);
@@ -67,7 +67,7 @@ TEST(Generated, EveryChunkLength) {
         c.taus = {0.02f};
         c.q_heads = c.kv_heads * 2;
         c.dtype = i % 2 == 0 ? SALE_BF16 : SALE_F16;
-        c.format = i % 4 == 0 ? SALE_INT4 : SALE_INT8;
+        c.format = i % 4 == 0 ? SALE_INT4 : i % 4 == 1 ? SALE_FP4 : SALE_INT8;
         c.seed = static_cast<uint64_t>(i) + 1000;
         return c;
       },
@@ -85,10 +85,10 @@ TEST(Generated, EveryHeadDimension) {
     sale_dtype dtype;
     sale_compute compute;
   };
-  constexpr Kind kinds[]{{SALE_INT8, false, SALE_BF16, SALE_COMPUTE_EXACT},
-                         {SALE_INT4, false, SALE_F16, SALE_COMPUTE_EXACT},
-                         {SALE_INT8, true, SALE_F32, SALE_COMPUTE_EXACT},
-                         {SALE_INT8, false, SALE_BF16, SALE_COMPUTE_INT8}};
+  constexpr Kind kinds[]{
+      {SALE_INT8, false, SALE_BF16, SALE_COMPUTE_EXACT}, {SALE_INT4, false, SALE_F16, SALE_COMPUTE_EXACT},
+      {SALE_FP4, false, SALE_BF16, SALE_COMPUTE_EXACT},  {SALE_FP4, true, SALE_F16, SALE_COMPUTE_EXACT},
+      {SALE_INT8, true, SALE_F32, SALE_COMPUTE_EXACT},   {SALE_INT8, false, SALE_BF16, SALE_COMPUTE_INT8}};
   constexpr int64_t dims = 16;  // 16, 32 .. 256
   const auto make = [&](int64_t i) {
     const Kind& kind = kinds[i / dims];
@@ -124,6 +124,8 @@ TEST(Generated, LongAndAwkwardLengths) {
                             "q=1 k=5000 d=128",
                             "q=2k k=2k d=64 type=bf16 tau=0.02",
                             "q=65 k=12k d=64 estimator=int4",
+                            "q=65 k=12k d=64 estimator=fp4",
+                            "q=100 k=9000 d=128 qheads=4 kvheads=1 estimator=fp4:48 type=f32",
                             "q=100 k=9000 d=128 qheads=4 kvheads=1 estimator=int8:32 type=f32"};
   Tally total;
   const std::string failures = in_parallel(

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <numeric>
 #include <thread>
 
 #include "case/random.hpp"
@@ -15,40 +14,18 @@ namespace {
 
 using sale_case::Random;
 
-Tally none() { return {}; }
-
-void on_random_cases(uint64_t first_seed, int64_t n, const std::function<void(Case&)>& adjust,
-                     const std::function<void(Instance&, const std::string&)>& check) {
-  Tally ignored;
-  const std::string failures = in_parallel(
-      n,
-      [&](int64_t i) {
-        Case c = sale_case::random_case(first_seed + static_cast<uint64_t>(i), {900, 8'000'000});
-        adjust(c);
-        return c;
-      },
-      [&](const Case& c) {
-        Instance in(c);
-        for (const std::string& backend : backends_for(in)) check(in, backend);
-        return none();
-      },
-      ignored);
-  EXPECT_TRUE(failures.empty()) << failures;
+void on_each_case(uint64_t first_seed, int64_t n, const std::function<void(Case&)>& adjust,
+                  const std::function<void(Instance&, const std::string&)>& check) {
+  EXPECT_EQ(on_random_cases(first_seed, n, adjust, check), "");
 }
 
 void unchanged(Case&) {}
-
-std::vector<std::byte> outputs(const Instance& in) {
-  std::vector<std::byte> all(in.out.memory->begin(), in.out.memory->begin() + in.out.memory->size());
-  all.insert(all.end(), in.lse->begin(), in.lse->begin() + in.lse->size());
-  return all;
-}
 
 // ---- one plan, many layers -----------------------------------------------------------------------------------------
 
 // INT8, INT4, a projection, other thresholds, other regions, and a layer of dense heads.
 TEST(Lifetimes, OnePlanServesLayersOfEveryForm) {
-  on_random_cases(400'000, 40, unchanged, [](Instance& in, const std::string& backend) {
+  on_each_case(400'000, 40, unchanged, [](Instance& in, const std::string& backend) {
     const auto projection = sale_case::random_projections(7, in.c.kv_heads, in.c.head_dim, 16);
     const float tau = 0.03f, zero = 0;
     std::vector<sale_layer> layers(6, with_backend(in.layer, backend));
@@ -95,7 +72,7 @@ TEST(Lifetimes, OnePlanServesLayersOfEveryForm) {
 
 // Strides given with a call are as good as a plan's: the plan here has those of other tensors.
 TEST(Lifetimes, StridesOfACall) {
-  on_random_cases(
+  on_each_case(
       410'000, 60,
       [](Case& c) { c.layout = c.layout == sale_case::Layout::packed ? sale_case::Layout::padded : c.layout; },
       [](Instance& in, const std::string& backend) {
@@ -127,7 +104,7 @@ TEST(Lifetimes, StridesOfACall) {
 }
 
 TEST(Lifetimes, PreparedCalls) {
-  on_random_cases(420'000, 30, unchanged, [](Instance& in, const std::string& backend) {
+  on_each_case(420'000, 30, unchanged, [](Instance& in, const std::string& backend) {
     const Step step(in.problem, with_backend(in.layer, backend), in.options);
     in.clear_outputs();
     step.run(in.call());
@@ -143,81 +120,7 @@ TEST(Lifetimes, PreparedCalls) {
   });
 }
 
-// ---- pages ----------------------------------------------------------------------------------------------------------
-
-// Keys and values in shuffled pages: the bits of the same ones in order, with the call's own index and with given ones.
-TEST(Lifetimes, PagesAreTheKeysInOrder) {
-  const auto adjust = [](Case& c) {
-    if (c.layout == sale_case::Layout::packed || c.layout == sale_case::Layout::fused)
-      c.layout = sale_case::Layout::bhld;
-  };
-  on_random_cases(430'000, 60, adjust, [](Instance& in, const std::string& backend) {
-    const Result whole = run(in, backend);
-    Random random(in.c.seed);
-    const int32_t size = static_cast<int32_t>(16 * random.between(1, 5));
-    int64_t longest = 1;
-    for (const auto& s : in.sequences) longest = std::max(longest, s.k_len);
-    const int64_t each = (longest + size - 1) / size, pages = in.c.batch * each;
-    std::vector<int32_t> table(static_cast<size_t>(pages));
-    std::iota(table.begin(), table.end(), 0);
-    for (size_t i = table.size(); i > 1; --i)
-      std::swap(table[i - 1], table[static_cast<size_t>(random.below(static_cast<int64_t>(i)))]);
-    const int64_t row = in.c.head_dim * sale_case::bytes_of(in.c.dtype), page = size * in.c.kv_heads * row;
-    const sale_case::Memory k(static_cast<size_t>(pages * page), 0xff, 64), v(k.size(), 0xff, 64);
-    const sale_strides strides{size * in.c.kv_heads * in.c.head_dim, int64_t{in.c.head_dim},
-                               int64_t{in.c.kv_heads} * in.c.head_dim};
-    for (int64_t b = 0; b < in.c.batch; ++b)
-      for (int64_t h = 0; h < in.c.kv_heads; ++h)
-        for (int64_t j = 0; j < in.sequences[static_cast<size_t>(b)].k_len; ++j) {
-          const int64_t at =
-              table[static_cast<size_t>(b * each + j / size)] * page + j % size * in.c.kv_heads * row + h * row;
-          std::memcpy(k.begin() + at, in.k.row(b, h, j), static_cast<size_t>(row));
-          std::memcpy(v.begin() + at, in.v.row(b, h, j), static_cast<size_t>(row));
-        }
-    sale_problem p = in.problem;
-    p.page_size = size, p.pages = each;
-    p.k = p.v = strides;
-    for (const bool with_index : {false, true}) {
-      const Step step(p, with_backend(in.layer, backend), in.options, with_index);
-      std::vector<Index> indexes;
-      std::vector<const sale_index*> handles;
-      for (int64_t b = 0; with_index && b < in.c.batch; ++b) {
-        const int64_t keys = in.sequences[static_cast<size_t>(b)].k_len;
-        indexes.push_back(make_index(step.layer, keys, size));
-        handles.push_back(indexes.back().get());
-        ok(sale_index_update(indexes.back().get(), k.begin(), strides, keys, table.data() + b * each, nullptr),
-           "sale_index_update");
-      }
-      sale_call call = in.call();
-      call.k = k.begin(), call.v = v.begin();
-      call.page_table = table.data();
-      call.indexes = with_index ? handles.data() : nullptr;
-      in.clear_outputs();
-      step.run(call);
-      expect(in.outputs_intact(), "a paged run wrote outside out's or lse's rows");
-      expect(std::memcmp(in.out.memory->begin(), whole.out.data(), whole.out.size()) == 0 &&
-                 std::memcmp(in.lse->begin(), whole.lse.data(), whole.lse.size()) == 0,
-             backend + (with_index ? ": paged, with indexes" : ": paged") + ", gives other bits");
-    }
-  });
-}
-
 // ---- fixed smoothing ------------------------------------------------------------------------------------------------
-
-// Vectors near the means of the first sequence's keys, as calibrated ones are.
-std::vector<float> give_smoothing(Instance& in) {
-  Random random(in.c.seed + 9);
-  std::vector<float> vectors;
-  for (int64_t h = 0; h < in.c.kv_heads; ++h)
-    for (float x : sale_oracle::mean(in.k.head(0, h), in.sequences[0].k_len, in.c.head_dim))
-      vectors.push_back(x + 0.1f * random.normal());
-  in.layer.smoothing = vectors.data();
-  return vectors;
-}
-
-void regular(Case& c) {
-  if (c.data >= sale_case::Data::huge) c.data = sale_case::Data::real_like;
-}
 
 TEST(Smoothing, OfTheLayerAgreesWithTheOracle) {
   Tally total;
@@ -241,7 +144,7 @@ TEST(Smoothing, OfTheLayerAgreesWithTheOracle) {
 // With it a block's codes are a function of its keys: any split of the updates, any beginning, in the caller's memory
 // or the library's.
 TEST(Smoothing, AnySplitOfUpdatesGivesTheSameCodes) {
-  on_random_cases(450'000, 60, regular, [](Instance& in, const std::string& backend) {
+  on_each_case(450'000, 60, regular, [](Instance& in, const std::string& backend) {
     const std::vector<float> smoothing = give_smoothing(in);
     const Estimator estimator = make_estimator(with_backend(in.layer, backend));
     const int64_t keys = in.sequences[0].k_len;
@@ -268,14 +171,14 @@ TEST(Smoothing, AnySplitOfUpdatesGivesTheSameCodes) {
       n = random.between(0, n);
       ok(sale_index_truncate(split.get(), n), "sale_index_truncate");
     }
-    const int64_t rank = in.c.rank == 0 ? in.c.head_dim : in.c.rank, groups = in.c.format == SALE_INT4 ? 4 : 1;
+    const int64_t code_bytes = keys * row_bytes(in.c), scale_bytes = (keys + 31) / 32 * block_scales(in.c) * 4;
     for (int32_t h = 0; h < in.c.kv_heads; ++h) {
       const int8_t *a, *b;
       const float *sa, *sb, *va, *vb;
       ok(sale_index_codes(whole.get(), h, &a, &sa, &va), "sale_index_codes");
       ok(sale_index_codes(split.get(), h, &b, &sb, &vb), "sale_index_codes");
-      expect(std::memcmp(a, b, static_cast<size_t>(keys * rank)) == 0, backend + ": codes differ");
-      expect(std::memcmp(sa, sb, static_cast<size_t>((keys + 31) / 32 * groups) * 4) == 0, backend + ": scales differ");
+      expect(std::memcmp(a, b, static_cast<size_t>(code_bytes)) == 0, backend + ": codes differ");
+      expect(std::memcmp(sa, sb, static_cast<size_t>(scale_bytes)) == 0, backend + ": scales differ");
       const size_t bytes = static_cast<size_t>(in.c.head_dim) * 4;
       expect(std::memcmp(va, smoothing.data() + h * in.c.head_dim, bytes) == 0 && std::memcmp(vb, va, bytes) == 0,
              backend + ": the smoothing vector is not the layer's");
@@ -309,7 +212,7 @@ struct Callers {
 };
 
 TEST(ParallelFor, GivesTheSameBits) {
-  on_random_cases(460'000, 30, unchanged, [](Instance& in, const std::string& backend) {
+  on_each_case(460'000, 30, unchanged, [](Instance& in, const std::string& backend) {
     const sale_layer kept = in.layer;
     const Result own = run(in, backend);
     for (const int32_t n : {1, 3}) {

@@ -83,7 +83,7 @@ void check(Axis axis, int64_t reach, const Case& c, const std::string& backend) 
   const int8_t *codes, *expected;
   ok(sale_index_codes(index.get(), 0, &codes, nullptr, nullptr), "sale_index_codes");
   ok(sale_index_codes(near.indexes[0].get(), 0, &expected, nullptr, nullptr), "sale_index_codes");
-  expect(std::memcmp(codes, expected, static_cast<size_t>(c.k_len * c.head_dim)) == 0, "codes differ");
+  expect(std::memcmp(codes, expected, static_cast<size_t>(c.k_len * row_bytes(c))) == 0, "codes differ");
 }
 
 class Offsets : public testing::TestWithParam<std::tuple<Axis, int, sale_dtype, sale_compute>> {};

@@ -111,9 +111,8 @@ std::optional<int64_t> tokens(Text t) { return number(t, INT64_MAX); }
 
 bool read_estimator(Text t, Case& c) {
   const size_t colon = t.find(':');
-  const Text format = t.substr(0, colon);
-  if (format != "int8" && format != "int4" && format != "fp8") return false;
-  c.format = format == "int8" ? SALE_INT8 : format == "int4" ? SALE_INT4 : SALE_FP8;
+  const std::string format(t.substr(0, colon));
+  if (sale_format_from_name(format.c_str(), &c.format) != SALE_OK || format != sale_format_name(c.format)) return false;
   c.rank = 0;
   if (colon == Text::npos) return true;
   const auto rank = number(t.substr(colon + 1), INT32_MAX);
@@ -121,7 +120,7 @@ bool read_estimator(Text t, Case& c) {
 }
 
 std::string estimator_text(const Case& c) {
-  std::string s = c.format == SALE_INT8 ? "int8" : c.format == SALE_INT4 ? "int4" : "fp8";
+  std::string s = sale_format_name(c.format);
   if (c.rank != 0) s.append(":").append(std::to_string(c.rank));
   return s;
 }
@@ -188,7 +187,7 @@ const std::vector<Word>& words() {
       {"taus", "one number >= 0 per query head, with commas between",
        [](Text t, Case& c) { return list(t, c.taus, real); },
        [](const Case& c) { return c.taus.size() > 1 ? joined(c.taus, shortest) : ""; }},
-      {"estimator", "int8, int4, fp8, int8:RANK, int4:RANK or fp8:RANK", read_estimator, estimator_text},
+      {"estimator", "int8, int4, fp4 or fp8, also with :RANK", read_estimator, estimator_text},
       {"compute", join(computes), [](Text t, Case& c) { return choose(t, computes, c.compute); },
        [](const Case& c) { return std::string(computes[static_cast<size_t>(c.compute)]); }},
       {"compensate", "0, 1", [](Text t, Case& c) { return flag(t, c.compensate); },

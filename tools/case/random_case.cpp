@@ -80,11 +80,13 @@ void estimate(Random& random, Case& c) {
   c.taus = {pick(random, taus)};
   if (c.q_heads > 1 && random.one_in(3)) {
     c.taus.clear();
-    for (int32_t h = 0; h < c.q_heads; ++h) c.taus.push_back(random.one_in(4) ? 0.0f : pick(random, taus));
+    for (int32_t h = 0; h < c.q_heads; ++h)
+      c.taus.push_back(random.one_in(4) ? 0.0f : random.one_in(6) ? SALE_TAU_LOCAL : pick(random, taus));
   } else if (random.one_in(20)) {
     c.taus = {0.0f};
   }
-  c.format = random.below(100) < 35 ? SALE_INT4 : SALE_INT8;
+  const int64_t format = random.below(100);
+  c.format = format < 30 ? SALE_INT4 : format < 55 ? SALE_FP4 : SALE_INT8;
   if (c.head_dim > 16 && random.one_in(3)) c.rank = static_cast<int32_t>(16 * random.between(1, c.head_dim / 16));
   if (random.one_in(5)) c.scale = 0.05f + 0.2f * random.uniform();
 }

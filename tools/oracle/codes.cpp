@@ -1,5 +1,6 @@
 // Sections 1 and 2 of docs/numerics.md: smoothing, projections, codes.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -89,7 +90,89 @@ Codes encode(const Floats& y, int64_t n, int64_t r, int64_t groups, float qmax, 
   return c;
 }
 
+// FP4. A row's numbers in units of the scale, and its exponents.
+struct Fp4Row {
+  std::vector<int> codes, exponents;  // codes: place in `doubled`, negative ones with 8 added
+  std::vector<int8_t> numbers;
+};
+constexpr std::array<int, 8> doubled{0, 1, 2, 3, 4, 6, 8, 12};
+constexpr int64_t fp4_group = 32;
+constexpr float fp4_levels = 96.0f;
+
+int nearest_code(double magnitude) {
+  int best = 0;
+  for (int code = 1; code < 8; ++code) {
+    const double here = std::fabs(magnitude - doubled[static_cast<size_t>(code)]);
+    const double there = std::fabs(magnitude - doubled[static_cast<size_t>(best)]);
+    if (here < there || (here == there && code % 2 == 0)) best = code;
+  }
+  return best;
+}
+
+// factor: units of the scale in 1.
+Fp4Row fp4_row(const float* y, int64_t r, float factor) {
+  Fp4Row row;
+  for (int64_t first = 0; first < r; first += fp4_group) {
+    const int64_t end = std::min(r, first + fp4_group);
+    std::vector<float> x;
+    float most = 0;
+    for (int64_t c = first; c < end; ++c) {
+      x.push_back(y[c] * factor);
+      most = std::max(most, std::fabs(x.back()));
+    }
+    int exponent = 0;
+    while (exponent < 3 && most > static_cast<float>(12 << exponent)) ++exponent;
+    row.exponents.push_back(exponent);
+    for (const float e : x) {
+      const int code = nearest_code(std::ldexp(std::fabs(double{e}), -exponent));
+      const int number = doubled[static_cast<size_t>(code)] << exponent;
+      row.codes.push_back(e < 0 && code != 0 ? code + 8 : code);
+      row.numbers.push_back(static_cast<int8_t>(e < 0 ? -number : number));
+    }
+  }
+  return row;
+}
+
+// Rows [0, n) of y coded, a scale for every `rows` of them.
+struct Fp4 {
+  std::vector<Fp4Row> rows;
+  Floats scales;
+};
+Fp4 encode_fp4(const Floats& y, int64_t n, int64_t r, int64_t rows) {
+  Fp4 all;
+  for (int64_t first = 0; first < n; first += rows) {
+    const int64_t end = std::min(n, first + rows);
+    Group group;
+    for (int64_t i = first; i < end; ++i) group.see(y.data() + i * r, r);
+    all.scales.push_back(group.scale(fp4_levels));
+    const bool zero = !group.finite || group.largest < 0x1p-100f;
+    const Floats none(static_cast<size_t>(r), 0.0f);
+    for (int64_t i = first; i < end; ++i)
+      all.rows.push_back(zero ? fp4_row(none.data(), r, 1.0f)
+                              : fp4_row(y.data() + i * r, r, fp4_levels / group.largest));
+  }
+  return all;
+}
+
+Codes codes_of(const Fp4& all) {
+  Codes c;
+  c.scales = all.scales;
+  for (const Fp4Row& row : all.rows) c.codes.insert(c.codes.end(), row.numbers.begin(), row.numbers.end());
+  return c;
+}
+
 }  // namespace
+
+std::vector<int8_t> fp4_rows(const Floats& k, int64_t k_len, int64_t d, const Floats& smoothing, const Estimator& e) {
+  const Floats y = transform(k, k_len, d, smoothing.data(), e.k_projection, e.rank);
+  std::vector<int8_t> bytes;
+  for (const Fp4Row& row : encode_fp4(y, k_len, e.rank, block_keys).rows) {
+    for (size_t c = 0; c < row.codes.size(); c += 2)
+      bytes.push_back(static_cast<int8_t>(row.codes[c] | row.codes[c + 1] << 4));
+    for (const int exponent : row.exponents) bytes.push_back(static_cast<int8_t>(exponent));
+  }
+  return bytes;
+}
 
 int64_t Head::last_row(int64_t tile) const { return std::min(q_len, (tile + 1) * tile_rows) - 1; }
 int64_t Head::visible_keys(int64_t row) const { return std::min(k_len, row + q_offset + 1); }
@@ -114,12 +197,13 @@ Floats mean(const Floats& x, int64_t rows, int64_t d) {
 Codes key_codes(const Floats& k, int64_t k_len, int64_t d, const Floats& smoothing, const Estimator& e) {
   const Floats y = transform(k, k_len, d, smoothing.data(), e.k_projection, e.rank);
   const int64_t blocks = (k_len + block_keys - 1) / block_keys;
+  if (e.format == SALE_FP4) return codes_of(encode_fp4(y, k_len, e.rank, block_keys));
   if (e.format == SALE_INT8) return encode(y, k_len, e.rank, blocks, 127.0f, [](int64_t j) { return j / block_keys; });
   return encode(y, k_len, e.rank, blocks * 4, 7.0f, [](int64_t j) { return j / block_keys * 4 + j % 8 / 2; });
 }
 
 Codes query_codes(const Floats& q, int64_t q_len, int64_t d, const Floats& smoothing, const Estimator& e) {
-  if (e.format == SALE_INT8) {
+  if (e.format != SALE_INT4) {
     const Floats x = transform(q, q_len, d, nullptr, e.q_projection, e.rank);
     return encode(x, q_len, e.rank, (q_len + tile_rows - 1) / tile_rows, 127.0f,
                   [](int64_t i) { return i / tile_rows; });

@@ -43,6 +43,13 @@ SALE_INLINE f32x16 from_f16(const uint16_t* from) {
   return r;
 }
 
+SALE_INLINE void look_up(const int8_t* codes, const int8_t* table, int8_t* to) {
+  const __m128i two = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)), low = _mm_set1_epi8(15);
+  const __m128i one = _mm_unpacklo_epi8(_mm_and_si128(two, low), _mm_and_si128(_mm_srli_epi16(two, 4), low));
+  const __m128i numbers = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_shuffle_epi8(numbers, one));
+}
+
 struct DotI8 {
   using Acc = i32x16;
   using Word = uint32_t;

@@ -2,6 +2,7 @@
 // multiply-add (-ffp-contract=off): these are the operations whose bits every backend must reproduce.
 #pragma once
 
+#include "cpu/common/fp4.hpp"
 #include "cpu/common/load.hpp"
 #include "cpu/common/transpose.hpp"
 
@@ -103,7 +104,31 @@ SALE_INLINE void smooth(const HeadGroup& h, int64_t key, int64_t keys, float* to
 
 SALE_INLINE bool in_group(int64_t key, int group) { return key % 8 / 2 == group; }
 
-// Codes and scales of one block of `keys` coded coordinates y [keys, rank].
+// Two codes a byte, then an exponent for every group.
+SALE_INLINE void code_row_fp4(const float* y, int32_t rank, const Quantizer& z, int8_t* to) {
+  int8_t codes[256];
+  for (int32_t first = 0; first < rank; first += fp4_group) {
+    const int32_t n = rank - first < fp4_group ? rank - first : fp4_group;
+    Range range;
+    Range::include(range, y + first, n);
+    const int exponent = fp4_exponent(range.value() * z.inverse);
+    const f32x16 down = splat(fp4_down[exponent]);
+    for (int32_t c = first; c < first + n; c += 16) narrow(e2m1_of((load(y + c) * splat(z.inverse)) * down), codes + c);
+    to[rank / 2 + first / fp4_group] = static_cast<int8_t>(exponent);
+  }
+  for (int32_t i = 0; i < rank / 2; ++i) to[i] = static_cast<int8_t>(codes[2 * i] | codes[2 * i + 1] << 4);
+}
+
+// Codes and scale of one block of `keys` coded coordinates y [keys, rank].
+static void code_block_fp4(const float* y, int64_t keys, int32_t rank, int32_t row_bytes, int8_t* codes, float* scale) {
+  std::memset(codes, 0, static_cast<size_t>(k_block * row_bytes));
+  Range range;
+  Range::include(range, y, keys * rank);
+  const Quantizer z(range.value(), fp4_levels);
+  *scale = z.scale;
+  if (!z.usable) return;
+  for (int64_t j = 0; j < keys; ++j) code_row_fp4(y + j * rank, rank, z, codes + j * row_bytes);
+}
 static void code_block(sale_format format, const float* y, int64_t keys, int32_t rank, int8_t* codes, float* scales) {
   const int groups = format == SALE_INT4 ? 4 : 1;
   for (int g = 0; g < groups; ++g) {
@@ -130,7 +155,11 @@ static void code_block(sale_format format, const float* y, int64_t keys, int32_t
       project(x, keys, d, h.index.projection, rank, y);
       coded = y;
     }
-    code_block(h.shape.format, coded, keys, rank, h.index.codes + key * rank, h.index.scales + b * groups);
+    int8_t* codes = h.index.codes + key * h.shape.row_bytes;
+    if (h.shape.format == SALE_FP4)
+      code_block_fp4(coded, keys, rank, h.shape.row_bytes, codes, h.index.scales + b);
+    else
+      code_block(h.shape.format, coded, keys, rank, codes, h.index.scales + b * groups);
   }
 }
 

@@ -142,6 +142,12 @@ SALE_INLINE void narrow(const i32x16& a, int8_t* to) {
   store(v, a);
   for (int i = 0; i < 16; ++i) to[i] = static_cast<int8_t>(v[i]);
 }
+SALE_INLINE void look_up(const int8_t* codes, const int8_t* table, int8_t* to) {
+  for (int i = 0; i < 8; ++i) {
+    to[2 * i] = table[codes[i] & 15];
+    to[2 * i + 1] = table[codes[i] >> 4 & 15];
+  }
+}
 SALE_INLINE void transpose_16x16(const uint32_t* const rows[16], int64_t word, uint32_t* to) {
   for (int w = 0; w < 16; ++w)
     for (int r = 0; r < 16; ++r) to[w * 16 + r] = rows[r][word + w];

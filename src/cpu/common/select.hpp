@@ -406,9 +406,10 @@ struct Select {
     lane.first = h.sink_blocks() < visible ? h.sink_blocks() : visible;
     lane.last = h.local_block(tile) > lane.first ? h.local_block(tile) : lane.first;
     for (int64_t i = 0; i < h.row_word[tile + 1] - h.row_word[tile]; ++i) lane.bits[i] = 0;
-    if (h.dense || h.thresholds[head] == 0) lane.last = lane.first;
+    const bool dense = h.dense || h.thresholds[head] == 0;
     keep(lane.bits, 0, lane.first);
-    keep(lane.bits, lane.last, visible);
+    keep(lane.bits, dense ? lane.first : lane.last, visible);
+    if (dense || is_local(h.thresholds[head])) lane.last = lane.first;
     if (lane.first == lane.last) return;
     for (int64_t r = 0; r < lane.rows; ++r)
       load_row(h.q, h.shape.dtype, head * h.q_head + (tile * q_block + r) * h.q_token, h.shape.head_dim,
@@ -418,9 +419,7 @@ struct Select {
   }
 
   static bool needs_reference(const HeadGroup& h, int64_t tile) {
-    bool sparse = false;
-    for (int g = 0; g < h.shape.group; ++g) sparse |= h.thresholds[g] != 0;
-    return !h.dense && sparse && h.reference == nullptr && h.local_block(tile) > h.sink_blocks();
+    return h.scanned() && h.reference == nullptr && h.local_block(tile) > h.sink_blocks();
   }
 
   static void item(const HeadGroup& h, int64_t begin, int64_t end, void* scratch) {
@@ -445,16 +444,19 @@ struct Select {
 
   static void scan(const HeadGroup& h, const Scratch& w, int64_t lanes, int64_t first, int64_t last) {
     const int64_t rank = h.shape.rank, width = Scan::width(h.shape.rank), bytes = k_block * width;
+    const bool fp4 = h.shape.format == SALE_FP4;
     for (int64_t j = first * k_block; j < last * k_block; ++j) {
       int8_t* row = w.chunk + (j - first * k_block) * width;
-      bias_bytes(row, h.index.codes + j * rank, rank);
+      const int8_t* codes = h.index.codes + j * h.shape.row_bytes;
+      if (fp4) unpack_fp4(codes, h.shape.rank, row);
+      bias_bytes(row, fp4 ? row : codes, rank);
       if (width > rank) std::memset(row + rank, 0, static_cast<size_t>(width - rank));
     }
     for (int64_t u = 0; u < lanes; ++u) {
       const Lane& lane = w.lanes[u];
       const int64_t end = lane.last < last ? lane.last : last;
       if (first >= end) continue;
-      if (h.shape.format == SALE_INT8) {
+      if (h.shape.format != SALE_INT4) {
         vote_int8(h, lane, w.chunk, first, end - first);
         continue;
       }

@@ -9,6 +9,8 @@
 //   max_lane(a)                       the largest lane
 //   from_bf16, from_f16(from)         sixteen 16-bit numbers
 //   narrow(a, to)                     int32 to int8, cut off
+//   look_up(codes, table, to)         sixteen int8 of a table of sixteen, by 4-bit codes, two a byte, the lower half
+//                                     first; table aligned to 16 bytes
 //   transpose_16x16(rows, word, to)   to[w * 16 + r] = rows[r][word + w], 32-bit words
 //   DotI8                             four signed 8-bit products added to each lane. Where the instruction wants its
 //                                     first factor unsigned, the caller gives it with a_bias added (one xor with

@@ -18,7 +18,7 @@ constexpr int tile_rows = 2, tile_panels = 1;  // 8 accumulators of 16 registers
 namespace sale {
 namespace {
 
-using by_lane::from_bf16, by_lane::max_lane, by_lane::narrow, by_lane::transpose_16x16;
+using by_lane::from_bf16, by_lane::look_up, by_lane::max_lane, by_lane::narrow, by_lane::transpose_16x16;
 
 SALE_INLINE f32x16 fused(const f32x16& a, const f32x16& b, const f32x16& c) {
   f32x16 r;

@@ -8,6 +8,7 @@ constexpr int64_t most_keys = int64_t{1} << 21, most_tokens = (int64_t{1} << 31)
 std::string why_not_layer(const Layer& l) {
   if (l.device == SALE_HOST) return "the tensors are in host memory (device SALE_HOST)";
   if (l.dtype == SALE_F32) return "dtype SALE_F32: its tensor cores multiply 16-bit tensors";
+  if (l.form.format == SALE_FP4) return "format SALE_FP4 runs on CPUs only";
   if (l.head_dim != 64 && l.head_dim != 128) return text("head_dim ", l.head_dim, " is neither 64 nor 128");
   if (l.q_heads > 65535) return text("q_heads ", l.q_heads, " exceeds 65535");
   return {};

@@ -49,6 +49,10 @@ std::vector<char> q_projection(const Layer& layer) {
   return bytes;
 }
 
+// Its kernels by their PTX.
+bool is_blackwell(int32_t major, int32_t) { return major >= 10; }
+constexpr cuda::Generation blackwell{"10.0 or above", is_blackwell, "10.0 and above", is_blackwell, prepare_device};
+
 constexpr cuda::Architecture architecture{{"8.0 or above", serves, "8.x", suits, prepare_device},
                                           tile_rows,
                                           width_of,
@@ -108,7 +112,7 @@ std::string explain(const Plan& plan, const Layer&) {
   for (const cuda::Group& g : t.groups) items += g.items;
   std::string e = text("device     ", t.device.ordinal, ", ", t.device.multiprocessors,
                        " multiprocessors, compute capability ", t.device.major, ".", t.device.minor, "\n");
-  if (t.device.major != 8)
+  if (t.device.major != 8 && plan.form.format == SALE_INT4)
     e += "emulated   4-bit products run in software on this GPU: right, not fast; made for compute capability 8.x\n";
   return e + text("items      ", items, " query tiles x ", plan.problem.q_heads, " query heads in ", t.groups.size(),
                   " launches, selected ", t.slice * chunk_tiles(plan.group), " tiles at a time\n");
@@ -195,5 +199,12 @@ std::string why_no_device() {
 }
 
 std::string why_not_unasked(int32_t device) { return cuda::why_not_unasked(architecture.generation, device); }
+
+std::string why_no_blackwell() {
+  static const std::string why = cuda::why_no_device(blackwell);
+  return why;
+}
+
+std::string why_not_blackwell(int32_t device) { return cuda::why_not_unasked(blackwell, device); }
 
 }  // namespace sale::sm80

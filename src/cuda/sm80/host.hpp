@@ -1,5 +1,5 @@
-// The host side of the Ampere and Ada backend, as the backend list needs it. No CUDA headers: builds without CUDA read
-// this.
+// The host side of the Ampere and Ada backend, as the backend list needs it, and of Blackwell's, which has the same
+// kernels. No CUDA headers: builds without CUDA read this.
 #pragma once
 
 #include <string>
@@ -13,5 +13,8 @@ extern const Stages stages;
 std::string why_no_device();
 // Why a device is not what it was made for, in words; "" when it is.
 std::string why_not_unasked(int32_t device);
+// The same of devices that came after Hopper.
+std::string why_no_blackwell();
+std::string why_not_blackwell(int32_t device);
 
 }  // namespace sale::sm80
