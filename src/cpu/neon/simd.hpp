@@ -62,6 +62,12 @@ SALE_INLINE void narrow(const i32x16& a, int8_t* to) {
   vst1q_s8(to, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
 }
 
+SALE_INLINE void look_up(const int8_t* codes, const int8_t* table, int8_t* to) {
+  const uint8x8_t two = vld1_u8(reinterpret_cast<const uint8_t*>(codes));
+  const uint8x8x2_t one = vzip_u8(vand_u8(two, vdup_n_u8(15)), vshr_n_u8(two, 4));
+  vst1q_s8(to, vqtbl1q_s8(vld1q_s8(table), vcombine_u8(one.val[0], one.val[1])));
+}
+
 // Four rows and four words at a time: pairs of words, then pairs of pairs.
 SALE_INLINE void transpose_16x16(const uint32_t* const rows[16], int64_t word, uint32_t* to) {
   for (int r = 0; r < 16; r += 4)
