@@ -80,6 +80,10 @@ struct Calibration {
   // Empty when there is none.
   std::span<const float> layer_q_projection(int32_t layer) const { return slice(q_projections, layer, matrix()); }
   std::span<const float> layer_k_projection(int32_t layer) const { return slice(k_projections, layer, matrix()); }
+  std::span<const float> layer_smoothing(int32_t layer) const {
+    return slice(smoothing, layer, static_cast<size_t>(model.kv_heads) * static_cast<size_t>(model.head_dim));
+  }
+  std::span<const float> layer_scales(int32_t layer) const { return slice(scales, layer, model.kv_heads); }
 
   // What a plan or index of that layer takes; add backend, threads and compute to it.
   Options options(int32_t layer) const {
@@ -94,7 +98,7 @@ struct Calibration {
       o.estimator(format, rank, layer_q_projection(layer), layer_k_projection(layer));
     else
       o.estimator(format);
-    return o;
+    return o.smoothing(layer_smoothing(layer), layer_scales(layer));
   }
 
 private:
