@@ -2,8 +2,8 @@
 // fingerprint, and perhaps other rows first.
 #include <memory>
 
-#include "answers.hpp"
 #include "command.hpp"
+#include "lab/answers.hpp"
 #include "sale/calibration.hpp"
 
 namespace sale::cli {

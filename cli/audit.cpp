@@ -6,12 +6,13 @@
 #include <cmath>
 #include <filesystem>
 
-#include "adapter.hpp"
-#include "answers.hpp"
+#include "arguments.hpp"
 #include "command.hpp"
-#include "progress.hpp"
+#include "lab/adapter.hpp"
+#include "lab/answers.hpp"
+#include "lab/progress.hpp"
+#include "lab/text.hpp"
 #include "run_options.hpp"
-#include "text.hpp"
 
 namespace sale::cli {
 namespace {

@@ -3,64 +3,13 @@
 #include <cmath>
 #include <map>
 
+#include "arguments.hpp"
 #include "case/random.hpp"
-#include "problem_lines.hpp"
-#include "progress.hpp"
-#include "text.hpp"
+#include "lab/problem_lines.hpp"
+#include "lab/progress.hpp"
+#include "lab/text.hpp"
 
 namespace sale::cli {
-
-namespace {
-
-// A problem that is wrong in itself is so in the library's words, whatever a backend would say of it.
-void refuse_wrong_problem(const sale_case::Instance& in) {
-  sale_layer any = in.layer;
-  any.backend = nullptr;
-  sale_estimator* layer = nullptr;
-  sale_plan* plan = nullptr;
-  sale_status status = sale_estimator_create(&any, &layer);
-  if (status == SALE_OK) status = sale_plan_create(&in.problem, &in.options, &layer, 1, &plan);
-  const std::string why = status == SALE_OK ? "" : sale_last_error();
-  sale_plan_destroy(plan);
-  sale_estimator_destroy(layer);
-  if (status == SALE_INVALID_ARGUMENT) throw Error(status, why);
-}
-
-}  // namespace
-
-BackendChoice backends_for(const sale_case::Instance& in, const std::string& forced) {
-  BackendChoice choice;
-  const std::string& only = forced.empty() ? in.c.backend : forced;
-  bool known = only.empty();
-  for (int32_t i = 0; i < sale_backend_count(); ++i) {
-    const std::string name = sale_backend_name(i);
-    if (!only.empty() && only != name) continue;
-    known = true;
-    std::string why = sale_backend_why_not(i);
-    sale_problem problem = in.problem;
-    sale_layer layer = in.layer;
-    if (on_device(name)) problem.device = layer.device = device_ordinal;
-    if (why.empty() && in.c.page_size != 0) why = "page_size: problem lines with pages run in the device tests only";
-    if (why.empty()) why = sale_backend_why_not_problem(i, &problem, &layer, &in.options);
-    if (why.empty())
-      choice.usable.push_back(name);
-    else
-      choice.refused.emplace_back(name, why);
-  }
-  if (!known) refuse("--backend: '{}' is not a backend; see sale info", only);
-  refuse_wrong_problem(in);
-  if (choice.usable.empty()) {
-    std::string reasons;
-    for (const auto& [name, why] : choice.refused)
-      reasons += fmt::format("{}{}: {}", reasons.empty() ? "" : "; ", name, why);
-    throw Error(SALE_UNSUPPORTED, reasons);
-  }
-  return choice;
-}
-
-std::string backend_for(const sale_case::Instance& in, const std::string& forced) {
-  return backends_for(in, forced).usable.front();
-}
 
 namespace {
 

@@ -11,9 +11,10 @@
 #include <filesystem>
 #include <optional>
 
-#include "calibration_report.hpp"
-#include "feeder.hpp"
-#include "text.hpp"
+#include "arguments.hpp"
+#include "lab/calibration_report.hpp"
+#include "lab/feeder.hpp"
+#include "lab/text.hpp"
 
 namespace sale::cli {
 namespace {

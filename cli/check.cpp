@@ -3,9 +3,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "arguments.hpp"
+#include "lab/problem_lines.hpp"
+#include "lab/text.hpp"
 #include "oracle/oracle.hpp"
-#include "problem_lines.hpp"
-#include "text.hpp"
 
 namespace sale::cli {
 namespace {

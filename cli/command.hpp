@@ -4,23 +4,16 @@
 #include <fmt/format.h>
 #include <CLI/CLI.hpp>
 #include <functional>
-#include <stdexcept>
 #include <string>
 
+#include "lab/refuse.hpp"
 #include "sale/sale.hpp"
 
 namespace sale::cli {
 
-enum Exit { good = 0, check_failed = 1, bad_input = 2, unsupported = 3, internal_error = 4 };
+using namespace lab;
 
-// Something the caller gave is wrong; the message names it.
-struct InputError : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-template <class... Args>
-[[noreturn]] void refuse(fmt::format_string<Args...> format, Args&&... args) {
-  throw InputError(fmt::format(format, std::forward<Args>(args)...));
-}
+enum Exit { good = 0, check_failed = 1, bad_input = 2, unsupported = 3, internal_error = 4 };
 
 // A subcommand adds itself to the program and leaves its work in `action`, which runs once everything is parsed.
 using Action = std::function<int()>;
@@ -38,8 +31,5 @@ void add_replay(CLI::App& program, Action& action);
 void add_eval(CLI::App& program, Action& action);
 void add_audit(CLI::App& program, Action& action);
 void add_adopt(CLI::App& program, Action& action);
-
-constexpr const char* default_model = "models/tiny-llama-128k";
-constexpr const char* default_text = "models/text/middlemarch.txt";
 
 }  // namespace sale::cli

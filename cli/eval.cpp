@@ -1,16 +1,22 @@
-#include "eval.hpp"
+#include "lab/eval.hpp"
+#include "arguments.hpp"
 
 #include <algorithm>
 #include <set>
 
 #include "command.hpp"
-#include "journal.hpp"
-#include "progress.hpp"
+#include "lab/progress.hpp"
+#include "lab/text.hpp"
 #include "run_options.hpp"
-#include "text.hpp"
+#include "src/calibration/journal.hpp"
 
 namespace sale::cli {
 namespace {
+
+using calibration::Journal;
+
+constexpr Journal::Words journal_words{"--out", "this program's results",
+                                       [](const std::string& message) { refuse("{}", message); }};
 
 struct Arguments {
   std::string model = default_model, text = default_text, out;
@@ -181,7 +187,7 @@ int run(Arguments& a, const std::string& command_line) {
   std::error_code error;
   std::filesystem::create_directories(out, error);  // a failure shows when files are written
   Json settings = settings_of(a, m, *sides);
-  Journal journal(out / "results.jsonl", "--out", settings);
+  Journal journal(out / "results.jsonl", journal_words, settings);
   Evaluation evaluation(a, m, *sides, plan, journal);
   evaluation.run();
 

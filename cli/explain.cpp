@@ -1,109 +1,11 @@
 // sale explain: what would happen to a problem line, without doing it.
+#include "arguments.hpp"
 #include "case/instance.hpp"
 #include "command.hpp"
-#include "problem_lines.hpp"
-#include "text.hpp"
+#include "lab/problem_lines.hpp"
+#include "lab/text.hpp"
 
 namespace sale::cli {
-
-PlacedCase::PlacedCase(sale_case::Instance& in, const std::string& backend)
-    : in_(in), device_(on_device(backend)), fused_(in.c.layout == sale_case::Layout::fused), problem_(in.problem) {
-  if (!device_) return;
-  problem_.device = device_ordinal;
-  const auto copy = [](DeviceMemory& to, const sale_case::Memory& from) {
-    to.need(from.size());
-    to.put(0, from.begin(), from.size());
-  };
-  copy(q_, *in.q.memory), copy(out_, *in.out.memory), copy(lse_, *in.lse);
-  if (!fused_) copy(k_, *in.k.memory), copy(v_, *in.v.memory);
-}
-void PlacedCase::clear_outputs() {
-  in_.clear_outputs();
-  if (device_) out_.put(0, in_.out.memory->begin(), out_.size()), lse_.put(0, in_.lse->begin(), lse_.size());
-}
-void PlacedCase::fetch() {
-  if (device_) out_.get(0, in_.out.memory->begin(), out_.size()), lse_.get(0, in_.lse->begin(), lse_.size());
-}
-
-sale_call PlacedCase::call() const {
-  sale_call c = in_.call();
-  c.q = q(), c.k = k(), c.v = v(), c.out = out(), c.lse = lse();
-  return c;
-}
-
-CasePlan::CasePlan(const sale_problem& problem, sale_layer layer, sale_options options, const std::string& backend,
-                   bool dense)
-    : workspace_(problem.device != SALE_HOST) {
-  layer.device = problem.device;
-  if (!backend.empty()) layer.backend = backend.c_str();
-  if (dense) options.dense_below = INT64_MAX;
-  sale_estimator* estimator = nullptr;
-  sale::check(sale_estimator_create(&layer, &estimator));
-  estimator_.reset(estimator);
-  const sale_estimator* const one = estimator;
-  sale_plan* raw = nullptr;
-  sale::check(sale_plan_create(&problem, &options, &one, 1, &raw));
-  handle_.reset(raw);
-}
-
-sale_workspace CasePlan::needs() const {
-  sale_workspace w{};
-  w.struct_size = sizeof w;
-  sale::check(sale_plan_workspace(get(), &w));
-  return w;
-}
-
-void CasePlan::with_workspace(sale_call& call) {
-  workspace_.need(needs().total);
-  const Bytes bytes = workspace_.bytes();
-  call.workspace = bytes.data, call.workspace_bytes = bytes.size;
-}
-void CasePlan::run(sale_call call) {
-  with_workspace(call);
-  sale::check(sale_run(get(), estimator_.get(), &call));
-}
-void CasePlan::select(sale_call call, sale_blocks* to) {
-  with_workspace(call);
-  call.blocks = to;
-  sale::check(sale_select(get(), estimator_.get(), &call));
-}
-void CasePlan::attend(sale_call call, sale_blocks* from) {
-  with_workspace(call);
-  call.blocks = from;
-  sale::check(sale_attend(get(), estimator_.get(), &call));
-}
-
-Blocks blocks_for(const CasePlan& plan) {
-  sale_blocks* raw = nullptr;
-  sale::check(sale_blocks_create(plan.get(), &raw));
-  return Blocks(raw);
-}
-
-BlockList::Row row_of(const sale_blocks* blocks, sale_tile at) {
-  sale_row_counts counts{};
-  sale::check(sale_blocks_row(blocks, at, nullptr, 0, &counts));
-  BlockList::Row row{std::vector<int32_t>(static_cast<size_t>(counts.kept)), counts.visible};
-  sale::check(sale_blocks_row(blocks, at, row.kept.data(), counts.kept, &counts));
-  return row;
-}
-
-std::string joined(const std::vector<std::string>& words) {
-  std::string line;
-  for (const std::string& w : words) line += (line.empty() ? "" : " ") + w;
-  return line;
-}
-
-std::vector<std::string> lines_of(const std::vector<std::string>& words, const std::string& file) {
-  if (words.empty() == file.empty())
-    refuse("problem: give a problem line or --file with lines of them; one of the two");
-  return file.empty() ? std::vector<std::string>{joined(words)} : read_lines(file);
-}
-
-void add_line_options(CLI::App& command, std::vector<std::string>& words, std::string& file) {
-  command.add_option("problem", words, "problem line: words key=value, see below");
-  command.add_option("--file", file, "file of problem lines; # starts a comment");
-  command.footer("Problem lines are made of these words:\n" + sale_case::grammar() + "\n");
-}
 
 namespace {
 

@@ -1,8 +1,8 @@
 // sale info: machine, backends and why each can or cannot be used; the support table of the documentation.
 #include <algorithm>
 
-#include "answers.hpp"
 #include "command.hpp"
+#include "lab/answers.hpp"
 
 namespace sale::cli {
 namespace {

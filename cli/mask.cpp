@@ -1,7 +1,8 @@
 // sale mask: the kept blocks of a head as a picture, of a problem line or of a model's prompt.
-#include "problem_lines.hpp"
+#include "arguments.hpp"
+#include "lab/problem_lines.hpp"
+#include "lab/text.hpp"
 #include "run_options.hpp"
-#include "text.hpp"
 
 namespace sale::cli {
 namespace {

@@ -1,11 +1,12 @@
 // sale perplexity: what sparsity costs on a text, dense and with SALE.
 #include <cmath>
 
-#include "answers.hpp"
+#include "arguments.hpp"
 #include "command.hpp"
-#include "progress.hpp"
+#include "lab/answers.hpp"
+#include "lab/progress.hpp"
+#include "lab/text.hpp"
 #include "run_options.hpp"
-#include "text.hpp"
 
 namespace sale::cli {
 namespace {

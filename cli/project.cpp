@@ -1,6 +1,7 @@
 // sale project: projections for a reduced estimate, offline, once per model.
-#include "feeder.hpp"
-#include "text.hpp"
+#include "arguments.hpp"
+#include "lab/feeder.hpp"
+#include "lab/text.hpp"
 
 namespace sale::cli {
 namespace {

@@ -2,14 +2,15 @@
 #include <algorithm>
 #include <cmath>
 
-#include "answers.hpp"
-#include "capture.hpp"
+#include "arguments.hpp"
 #include "command.hpp"
+#include "lab/answers.hpp"
+#include "lab/capture.hpp"
+#include "lab/progress.hpp"
+#include "lab/session.hpp"
+#include "lab/text.hpp"
 #include "lm/bf16.hpp"
-#include "progress.hpp"
 #include "run_options.hpp"
-#include "session.hpp"
-#include "text.hpp"
 
 namespace sale::cli {
 namespace {

@@ -1,8 +1,9 @@
 // sale run: one prompt through a model.
-#include "answers.hpp"
+#include "arguments.hpp"
 #include "command.hpp"
+#include "lab/answers.hpp"
+#include "lab/text.hpp"
 #include "run_options.hpp"
-#include "text.hpp"
 
 namespace sale::cli {
 

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "command.hpp"
-#include "session.hpp"
+#include "lab/session.hpp"
 
 namespace sale::cli {
 

@@ -87,7 +87,7 @@ tidy() {  # files, or the library
 }
 tidy_all() {
   local files
-  mapfile -t files < <(git ls-files 'src/core/*.cpp' 'src/calibration/*.cpp' src/cpu/thread_pool.cpp 'tools/case/*.cpp' 'lm/*.cpp' 'cli/*.cpp')
+  mapfile -t files < <(git ls-files 'src/core/*.cpp' 'src/calibration/*.cpp' src/cpu/thread_pool.cpp 'tools/case/*.cpp' 'lm/*.cpp' 'lab/*.cpp' 'cli/*.cpp')
   tidy "${files[@]}"
 }
 
@@ -214,12 +214,17 @@ package() {
   done
 }
 
+# What docs/add-a-backend.md says a new backend touches: a toy is added to a copy of the sources, and judged there.
+toy() {
+  tests/package/toy.py "$build/toy"
+}
+
 # The Python package on numpy alone, by Debian's interpreter, calling the library that the package stage built. torch has a
 # stage of its own.
 python() {
   subproject
   SALE_LIBRARY=$build/package/sub/sale/src/libsale.so PYTHONPATH=$root/python /usr/bin/python3 -m pytest -q \
-    -p no:cacheprovider --junitxml "$reports/python/numpy.xml" python/tests/test_{numpy,calibrator,state,arguments,steps}.py
+    -p no:cacheprovider --junitxml "$reports/python/numpy.xml" python/tests/test_{numpy,calibrator,state,arguments,steps,audit}.py
 }
 
 # An environment from PyPI with what python/tests/requirements.txt names: some 6 GB, minutes to make, and so kept outside
@@ -387,7 +392,7 @@ judge() {  # seconds, processor seconds
 
 reports=$build/reports
 rm -rf "$reports"
-all=(format cuda kernels tidy release symbols emulated address thread fuzz package python torch arm64 docs demo)
+all=(format cuda kernels tidy release symbols emulated address thread fuzz package toy python torch arm64 docs demo)
 stages=("$@")
 [ ${#stages[@]} -gt 0 ] || stages=("${all[@]}")
 mkdir -p "$build"

@@ -12,10 +12,10 @@
 #include "bench/selectors/compensation.hpp"
 #include "bench/selectors/selector.hpp"
 #include "cli/command.hpp"
-#include "cli/eval.hpp"
-#include "cli/quality.hpp"
 #include "cli/run_options.hpp"
-#include "cli/text.hpp"
+#include "lab/eval.hpp"
+#include "lab/quality.hpp"
+#include "lab/text.hpp"
 #include "lm/workers.hpp"
 
 namespace sale::bench {

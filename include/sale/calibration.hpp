@@ -80,9 +80,8 @@ struct Calibration {
   // Empty when there is none.
   std::span<const float> layer_q_projection(int32_t layer) const { return slice(q_projections, layer, matrix()); }
   std::span<const float> layer_k_projection(int32_t layer) const { return slice(k_projections, layer, matrix()); }
-
   std::span<const float> layer_smoothing(int32_t layer) const {
-    return slice(smoothing, layer, model.kv_heads * model.head_dim);
+    return slice(smoothing, layer, static_cast<size_t>(model.kv_heads) * static_cast<size_t>(model.head_dim));
   }
   std::span<const float> layer_scales(int32_t layer) const { return slice(scales, layer, model.kv_heads); }
 
@@ -99,8 +98,7 @@ struct Calibration {
       o.estimator(format, rank, layer_q_projection(layer), layer_k_projection(layer));
     else
       o.estimator(format);
-    if (!smoothing.empty()) o.smoothing(layer_smoothing(layer), layer_scales(layer));
-    return o;
+    return o.smoothing(layer_smoothing(layer), layer_scales(layer));
   }
 
 private:

@@ -53,6 +53,9 @@ int64_t extent(const sale_strides& s, int64_t heads, int64_t tokens, int64_t dim
   return (heads - 1) * s.head + (tokens - 1) * s.token + dim;
 }
 
+constexpr Journal::Words progress_words{"progress", "a calibrator's progress",
+                                        [](const std::string& message) { refuse(message); }};
+
 void check_tensor(const char* name, const void* data, const sale_strides& s, int32_t dim) {
   require(data != nullptr, "layer.", name, ": null");
   constexpr int64_t most = int64_t{1} << 40;
@@ -79,7 +82,7 @@ Calibrator::Calibrator(Request request) : request_(std::move(request)) {
   if (goals_.empty()) goals_.push_back({"projections alone", 0, std::vector<float>(heads(), without_goals), {}, 0});
   if (request_.paper()) halved_.assign(heads(), halving_first);
   if (request_.progress.empty()) return;
-  journal_ = Journal(request_.progress, settings_of(request_));
+  journal_ = Journal(request_.progress, progress_words, settings_of(request_));
   try {
     for (const Json& line : journal_.lines()) absorb(line), ++resumed_;
   } catch (const Json::exception&) {

@@ -220,6 +220,18 @@ TEST(Calibration, OptionsOfLayers) {
   EXPECT_NO_THROW(c.options(1).layer(sale::Problem(1, 4, 2, 1, 1, 32, SALE_F32)));
   EXPECT_THROW(c.options(2), sale::Error);
   EXPECT_THROW(c.options(-1), sale::Error);
+  // What keys are smoothed by belongs to it.
+  auto smoothed = c;
+  smoothed.smoothing.resize(2 * 2 * 32);
+  for (size_t i = 0; i < smoothed.smoothing.size(); ++i) smoothed.smoothing[i] = static_cast<float>(i);
+  smoothed.scales = {1, 2, 3, 4};
+  const sale::Problem problem(1, 4, 2, 1, 1, 32, SALE_F32);
+  const sale::Options of_layer = smoothed.options(1), plain = c.options(1);
+  const sale_layer layer = of_layer.layer(problem);
+  ASSERT_TRUE(layer.smoothing != nullptr && layer.key_scales != nullptr);
+  EXPECT_EQ(layer.smoothing[3], 67.0f);
+  EXPECT_EQ(layer.key_scales[1], 4.0f);
+  EXPECT_EQ(plain.layer(problem).smoothing, nullptr);
 }
 
 TEST(Calibration, EveryFieldIsNeeded) {
