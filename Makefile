@@ -5,7 +5,7 @@ ARGS ?=
 # What `make bench` calls the machine it measures
 NAME ?= $(shell uname -n)
 
-.PHONY: all demo test bench tidy format clean llamacpp demo-llamacpp test-llamacpp
+.PHONY: all demo test bench tidy format clean wheels package llamacpp demo-llamacpp test-llamacpp
 
 all:
 	@scripts/setup.sh build
@@ -44,6 +44,14 @@ demo-llamacpp: llamacpp
 # What needs llama.cpp, and so is not in `make test`.
 test-llamacpp: llamacpp
 	@scripts/test-llamacpp.sh
+
+# Wheels for x86-64 and arm64 in build/packages/wheels, from the source distribution; the Debian and Conan packages.
+wheels:
+	@scripts/setup.sh package
+	@scripts/package.sh wheels
+package:
+	@scripts/setup.sh package
+	@scripts/package.sh
 
 format:
 	@git ls-files '*.cpp' '*.hpp' '*.h' '*.cu' '*.cuh' | xargs clang-format-19 -i

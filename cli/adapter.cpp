@@ -185,13 +185,16 @@ Stats SaleAttention::run_head(const lm::AttentionCall& call, const Placement::Ca
                {0, call.out_head_stride, call.out_token_stride});
   if (placement_.device()) problem.device(device_ordinal);
   Options options = settings_.options(call.layer);
-  if (const Calibration* c = settings_.calibration; c != nullptr && c->projected()) {
+  if (const Calibration* c = settings_.calibration) {
     const auto part = [&](std::span<const float> all) {
       const size_t size = all.size() / static_cast<size_t>(call.kv_heads);
       return all.subspan(static_cast<size_t>(kv_head) * size, size);
     };
-    options.estimator(c->format, c->rank, part(c->layer_q_projection(call.layer)),
-                      part(c->layer_k_projection(call.layer)));
+    if (c->projected())
+      options.estimator(c->format, c->rank, part(c->layer_q_projection(call.layer)),
+                        part(c->layer_k_projection(call.layer)));
+    if (!c->smoothing.empty())
+      options.smoothing(part(c->layer_smoothing(call.layer)), part(c->layer_scales(call.layer)));
   }
   options.threshold(tau).audit(settings_.audit, settings_.audit_seed + static_cast<uint64_t>(call.layer));
   const Plan plan(problem, options);

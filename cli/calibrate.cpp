@@ -23,7 +23,7 @@ struct Arguments : CalibrationArguments {
   std::vector<double> budgets, errors, times;
   double paper = 0;  // theta
   int rows = 48;
-  bool local_heads = false;
+  bool local_heads = false, smoothing = false;
 };
 
 std::vector<sale_goal> goals_of(const Arguments& a) {
@@ -84,7 +84,7 @@ int run(const Arguments& a, const std::string& command_line) {
       o.q_projections = given->q_projections.data(), o.k_projections = given->k_projections.data();
   }
   o.goals = goals.data(), o.n_goals = static_cast<int64_t>(goals.size());
-  o.rows = a.rows, o.local_heads = a.local_heads ? 1 : 0;
+  o.rows = a.rows, o.local_heads = a.local_heads ? 1 : 0, o.smoothing = a.smoothing ? 1 : 0;
   o.progress = progress.c_str(), o.command = command_line.c_str(), o.note = note.c_str();
   Calibrator calibrator(o);
   show_prompts(a, m, prompts, calibrator);
@@ -104,7 +104,8 @@ std::string goal_words(const Arguments& a) {
   for (double x : a.budgets) words += fmt::format("--budget {} ", x);
   for (double x : a.errors) words += fmt::format("--error {} ", x);
   for (double x : a.times) words += fmt::format("--time {} ", x);
-  return words + fmt::format("--rows {}{}", a.rows, a.local_heads ? " --local-heads" : "");
+  return words +
+         fmt::format("--rows {}{}{}", a.rows, a.local_heads ? " --local-heads" : "", a.smoothing ? " --smoothing" : "");
 }
 
 // What was left to be chosen.
@@ -156,6 +157,8 @@ void add_calibrate(CLI::App& program, Action& action) {
       ->capture_default_str();
   command->add_flag("--local-heads", a->local_heads,
                     "heads that lose no more than the budget by it see sink and local keys alone");
+  command->add_flag("--smoothing", a->smoothing,
+                    "also the layers' own smoothing vectors (fp8: and scales), which codes in pages need");
   command->add_option("--out", a->out, "calibration file to write; its page goes beside it, as .html")->required();
   command->callback([a, command, &action] {
     action = [a, command] {

@@ -63,6 +63,7 @@ Options captured_options(const AttentionSettings& settings) {
   if (const Calibration* c = settings.calibration) {
     if (!settings.tau_over_calibration) options.thresholds(c->thresholds);
     if (c->projected()) options.estimator(c->format, c->rank, c->q_projections, c->k_projections);
+    if (!c->smoothing.empty()) options.smoothing(c->smoothing, c->scales);
   }
   return options;
 }

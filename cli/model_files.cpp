@@ -101,7 +101,8 @@ void resolve(const SparseArguments& a, const ModelIdentity& model, Sparse& to) {
       refuse("--estimator: {} is not what {} was made for, {}", a.estimator, a.calibration,
              print_estimator(c.format, c.rank, c.model.head_dim));
     // All coordinates need nothing of the file but its thresholds.
-    if (all) c.format = estimator->format, c.rank = rank, c.q_projections.clear(), c.k_projections.clear();
+    if (all)
+      c.format = estimator->format, c.rank = rank, c.q_projections.clear(), c.k_projections.clear(), c.scales.clear();
   }
   to.calibration = std::move(c);
   s.calibration = &*to.calibration;

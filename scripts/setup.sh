@@ -2,12 +2,16 @@
 # Installs what is missing on a Debian machine, or says exactly what to install and stops.
 #   scripts/setup.sh build   what `make demo` needs
 #   scripts/setup.sh test    that, and what `make test` needs
+#   scripts/setup.sh package what `make package` needs
 set -euo pipefail
 
 packages="g++ cmake ninja-build libcli11-dev libfmt-dev nlohmann-json3-dev libpcre2-dev libicu-dev libdnnl-dev libeigen3-dev libstb-dev"
 if [ "${1:-build}" = test ]; then
   packages="$packages libgtest-dev clang libclang-rt-14-dev python3 clang-format-19 clang-tidy-19 binutils ccache
-    g++-aarch64-linux-gnu qemu-user python3-numpy python3-pytest python3-venv"
+    g++-aarch64-linux-gnu qemu-user googletest python3-numpy python3-pytest python3-venv"
+fi
+if [ "${1:-build}" = package ]; then
+  packages="$packages dpkg-dev fakeroot git unzip python3 python3-venv g++-aarch64-linux-gnu qemu-user"
 fi
 
 if ! command -v dpkg-query >/dev/null; then

@@ -34,17 +34,11 @@
 #ifndef SALE_CALIBRATION_H
 #define SALE_CALIBRATION_H
 
-#include <float.h>
-
 #include "sale/sale.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-/* The threshold of a local head, for sale_options as well: no estimate reaches it, so sink and local keys are all that
- * is kept. */
-#define SALE_TAU_LOCAL FLT_MAX
 
 /* ---- fingerprints -------------------------------------------------------------------------------------------- */
 
@@ -157,8 +151,8 @@ SALE_API sale_status sale_calibration_print(const sale_calibration* calibration,
  * It goes over options.prompts prompts in each of its passes; the same ones again where they can be run again, others
  * where they cannot:
  *
- *     SALE_PASS_PROJECT   second moments of keys and queries, for projections: when rank is below head_dim and no
- *                         projections were given
+ *     SALE_PASS_PROJECT   moments of keys and queries, for projections and smoothing: when rank is below head_dim and no
+ *                         projections were given, or smoothing is asked for
  *     SALE_PASS_MEASURE   every head's error and kept blocks at a ladder of thresholds, on sampled rows, and what
  *                         attention over them costs; then one choice for each goal
  *     SALE_PASS_CHECK     the same at exactly what was chosen
@@ -213,9 +207,26 @@ typedef struct sale_calibrator_options {
                            local keys alone become local */
   const char* progress; /* file; NULL: none is kept */
   const char *command, *date, *note; /* for the file; date NULL: today. A progress file is of one command */
+  int32_t smoothing;                 /* 1: also the layers' own smoothing vectors, means over all prompts' keys, and
+                                        for SALE_FP8 scales; thresholds are measured with them. Codes are then functions of
+                                        the keys alone, as index pages need */
+  int32_t reserved;                  /* 0 */
 } sale_calibrator_options;
 
-SALE_API sale_calibrator_options sale_calibrator_options_init(void);
+static inline sale_calibrator_options sale_calibrator_options_init(void) {
+  sale_calibrator_options o = SALE_ZEROS;
+  o.struct_size = sizeof o;
+  o.dtype = SALE_BF16;
+  o.device = SALE_HOST;
+  o.format = SALE_INT8;
+  o.sink = 32;
+  o.local = 128;
+  o.dense_below = 1024;
+  o.prompts = 1;
+  o.rows = 48;
+  o.seed = 1;
+  return o;
+}
 
 /* Causal attention of one layer, or of a part of its rows: the last q_len of k_len tokens; strides in elements, batch
  * is not used. Parts of a prompt (chunked prefill) follow each other; their queries are kept until the last one. */

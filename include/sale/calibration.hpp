@@ -81,6 +81,11 @@ struct Calibration {
   std::span<const float> layer_q_projection(int32_t layer) const { return slice(q_projections, layer, matrix()); }
   std::span<const float> layer_k_projection(int32_t layer) const { return slice(k_projections, layer, matrix()); }
 
+  std::span<const float> layer_smoothing(int32_t layer) const {
+    return slice(smoothing, layer, model.kv_heads * model.head_dim);
+  }
+  std::span<const float> layer_scales(int32_t layer) const { return slice(scales, layer, model.kv_heads); }
+
   // What a plan or index of that layer takes; add backend, threads and compute to it.
   Options options(int32_t layer) const {
     if (layer < 0 || layer >= model.layers)
@@ -94,6 +99,7 @@ struct Calibration {
       o.estimator(format, rank, layer_q_projection(layer), layer_k_projection(layer));
     else
       o.estimator(format);
+    if (!smoothing.empty()) o.smoothing(layer_smoothing(layer), layer_scales(layer));
     return o;
   }
 

@@ -30,6 +30,7 @@
 #ifndef SALE_SALE_H
 #define SALE_SALE_H
 
+#include <float.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -44,6 +45,15 @@
 #define SALE_VERSION_MAJOR 0
 #define SALE_VERSION_MINOR 1
 #define SALE_VERSION_PATCH 0
+
+/* What is inline is compiled with each of its callers: the structs it makes are of the caller's header. */
+#ifdef __cplusplus
+#define SALE_ZEROS \
+  {                \
+  }
+#else
+#define SALE_ZEROS {0}
+#endif
 
 /* Enumerations hold any int, so that a wrong value is an argument to refuse and not undefined behaviour. */
 #ifdef __cplusplus
@@ -121,11 +131,35 @@ typedef struct sale_problem {
   int64_t pages;                              /* entries of the table per sequence; 0 when not paged */
   int32_t part;                               /* 1: the keys are a part of a sequence's; else 0 */
   int32_t reserved;                           /* 0 */
+  const int64_t* k_coded; /* with SALE_INDEX_PAGES: NULL or [batch], 0 .. k_len each: first keys whose codes are in the
+                             pages already. NULL: those before the first row, min(q_offset, k_len) */
 } sale_problem;
 
 /* A problem of one sequence, its tensors contiguous [batch, heads, tokens, head_dim] in host memory. */
-SALE_API sale_problem sale_problem_init(int32_t q_heads, int32_t kv_heads, int32_t head_dim, sale_dtype dtype,
-                                        int64_t q_len, int64_t k_len);
+static inline sale_problem sale_problem_init(int32_t q_heads, int32_t kv_heads, int32_t head_dim, sale_dtype dtype,
+                                             int64_t q_len, int64_t k_len) {
+  sale_problem p = SALE_ZEROS;
+  /* Sizes are unchecked until a plan is made: unsigned products wrap. */
+  const uint64_t d = (uint64_t)head_dim, q_head = (uint64_t)q_len * d, k_head = (uint64_t)k_len * d;
+  p.struct_size = sizeof p;
+  p.batch = 1;
+  p.q_heads = q_heads;
+  p.kv_heads = kv_heads;
+  p.head_dim = head_dim;
+  p.dtype = dtype;
+  p.q_len = q_len;
+  p.k_len = k_len;
+  p.q_offset = SALE_AUTO;
+  p.device = SALE_HOST;
+  p.q.batch = (int64_t)(q_head * (uint64_t)q_heads);
+  p.q.head = (int64_t)q_head;
+  p.k.batch = (int64_t)(k_head * (uint64_t)kv_heads);
+  p.k.head = (int64_t)k_head;
+  p.q.token = p.k.token = head_dim;
+  p.out = p.q;
+  p.v = p.k;
+  return p;
+}
 
 /* ---- layer --------------------------------------------------------------------------------------------------- */
 
@@ -147,13 +181,17 @@ SALE_API sale_status sale_format_from_name(const char* name, sale_format* format
 typedef void (*sale_parallel_for)(void* context, int64_t items, void (*item)(void* data, int64_t i, int32_t thread),
                                   void* data);
 
+/* The threshold of a local head: sink and local keys are all that is kept, whatever the others hold; it is not scanned,
+ * and keys that local and dense heads alone read are coded only into indexes and pages that are kept. */
+#define SALE_TAU_LOCAL FLT_MAX
+
 /* What belongs to a layer of a model. Arrays are host memory, copied by sale_estimator_create. */
 typedef struct sale_layer {
   size_t struct_size;                  /* sizeof(sale_layer) */
   int32_t q_heads, kv_heads, head_dim; /* as in sale_problem */
   sale_dtype dtype;
   int32_t device;            /* as in sale_problem */
-  const float* thresholds;   /* tau >= 0 per query head [n_thresholds]; 0 = dense head */
+  const float* thresholds;   /* tau >= 0 per query head [n_thresholds]; 0 = dense head, SALE_TAU_LOCAL = local head */
   int64_t n_thresholds;      /* 1 (all heads) or q_heads */
   sale_format format;        /* of the estimate */
   int32_t rank;              /* coordinates scanned: 0 or head_dim = all, without projection (the paper); else, with
@@ -176,7 +214,22 @@ typedef struct sale_layer {
 } sale_layer;
 
 /* tau = 0.004 for every head, INT8 over all coordinates, sink 32, local 128, host memory. */
-SALE_API sale_layer sale_layer_init(int32_t q_heads, int32_t kv_heads, int32_t head_dim, sale_dtype dtype);
+static inline sale_layer sale_layer_init(int32_t q_heads, int32_t kv_heads, int32_t head_dim, sale_dtype dtype) {
+  static const float threshold = 0.004f;
+  sale_layer l = SALE_ZEROS;
+  l.struct_size = sizeof l;
+  l.q_heads = q_heads;
+  l.kv_heads = kv_heads;
+  l.head_dim = head_dim;
+  l.dtype = dtype;
+  l.device = SALE_HOST;
+  l.thresholds = &threshold;
+  l.n_thresholds = 1;
+  l.format = SALE_INT8;
+  l.sink = 32;
+  l.local = 128;
+  return l;
+}
 
 typedef struct sale_estimator sale_estimator;
 
@@ -200,6 +253,13 @@ typedef enum sale_compute SALE_INT {
                              value coordinate; sm80, sm100 */
 } sale_compute;
 
+/* Where a step's calls find the codes of its keys. */
+typedef enum sale_index_source SALE_INT {
+  SALE_INDEX_OF_CALL = 0, /* each call makes its own in the workspace and forgets it */
+  SALE_INDEX_GIVEN = 1,   /* calls bring one sale_index per sequence */
+  SALE_INDEX_PAGES = 2    /* calls bring pages of codes, which stand beside those of the keys: sale_index_pages */
+} sale_index_source;
+
 /* How a step is to be done. */
 typedef struct sale_options {
   size_t struct_size;  /* sizeof(sale_options) */
@@ -210,13 +270,18 @@ typedef struct sale_options {
                           place of those that were dropped; lse counts them. GPUs; CPUs with exact products */
   int32_t audit;       /* rows of every sequence and query head computed again over all keys they see, 0 .. 65536; more
                           than there are: all. sale_stats.audits has what was found */
-  int32_t with_index;  /* 1: calls bring one key index per sequence; 0: each call makes its own in the workspace and
-                          forgets it */
+  int32_t with_index;  /* a sale_index_source */
   uint64_t audit_seed; /* chooses the rows: one in each of `audit` equal parts, docs/numerics.md section 8 */
 } sale_options;
 
 /* Dense below SALE_AUTO, exact products, nothing else. */
-SALE_API sale_options sale_options_init(void);
+static inline sale_options sale_options_init(void) {
+  sale_options o = SALE_ZEROS;
+  o.struct_size = sizeof o;
+  o.dense_below = SALE_AUTO;
+  o.compute = SALE_COMPUTE_EXACT;
+  return o;
+}
 
 typedef struct sale_plan sale_plan;
 
@@ -226,7 +291,7 @@ typedef struct sale_workspace {
   size_t struct_size; /* sizeof(sale_workspace) */
   size_t total;
   size_t tables;    /* devices: what the plan knows of tiles and rows */
-  size_t key_index; /* 0 for sequences that come with an index of their own */
+  size_t key_index; /* 0 for sequences that come with an index of their own; from pages codes are put in order here */
   size_t selection; /* one bit per candidate block, rounded up to 64 per row of blocks */
   size_t scratch;   /* CPUs: per thread, independent of the lengths; INT4 adds 4 bytes per key and query head. Devices:
                        coded queries, at most some 256 MB; compensation adds 1 / 256 of the bytes of K and V, 8-bit
@@ -285,6 +350,26 @@ SALE_API size_t sale_index_bytes(const sale_index* index);
  * counts as a writer. */
 SALE_API sale_status sale_index_codes(const sale_index* index, int32_t head, const int8_t** codes, const float** scales,
                                       const float** smoothing);
+
+/* Codes in pages, beside paged keys: codes of the keys of page p of a cache are in page p here, at memory + p *
+ * page_bytes, and one page table serves both. They are a function of the page's keys alone, so that whoever shares a page
+ * of keys (a common prefix, a fork, a request that was preempted and comes back) shares its codes; nothing else is kept
+ * anywhere, so that pages may be copied, moved and forgotten like those of the cache.
+ * For that the layer gives smoothing (and key_scales for SALE_FP8) and pages hold whole blocks: page_size is a multiple of
+ * 32. Layers of dense heads alone need no pages and their calls may leave them out.
+ * sale_run and sale_select put the codes of keys from k_coded (see sale_problem) on into the pages, all of the block that
+ * k_coded stands in, whether or not the sequence is long enough to be scanned; earlier ones they read. Two calls may write
+ * one page at a time when they write the same keys. */
+typedef struct sale_index_pages {
+  size_t struct_size; /* sizeof(sale_index_pages) */
+  void* memory;       /* of the layer's device, aligned to 64 bytes */
+  int64_t page_bytes; /* from page to page: a multiple of 64, at least sale_index_page_bytes */
+  int64_t pages;      /* how many there are; numbers in page_table are below */
+} sale_index_pages;
+
+/* Bytes of a page of `page_size` keys; 0 when there are none such: the layer gives no smoothing (or key_scales), or
+ * page_size is no multiple of 32. */
+SALE_API size_t sale_index_page_bytes(const sale_estimator* estimator, int32_t page_size);
 
 /* ---- block list ---------------------------------------------------------------------------------------------- */
 
@@ -368,7 +453,7 @@ typedef struct sale_call {
   /* For parts, else NULL: [batch, q_heads, longest q_len] like lse: the natural logarithm of the sum of exp of each row's
    * scaled scores over the sink and local keys of the whole sequence. */
   const float* reference;
-  /* [batch] for a plan made with_index, each as long as its sequence's k_len and of this estimator or one that codes
+  /* [batch] for a plan of SALE_INDEX_GIVEN, each as long as its sequence's k_len and of this estimator or one that codes
    * keys alike; else NULL. */
   const sale_index* const* indexes;
   sale_blocks* blocks;    /* written by sale_select, read by sale_attend; unused by sale_run */
@@ -379,9 +464,14 @@ typedef struct sale_call {
   /* 1: sale_plan_prepare was called for this workspace on this stream, and nothing but calls with this plan has written to
    * it since. 0: the call does it itself. */
   int32_t prepared;
-  int32_t reserved; /* 0 */
+  int32_t reserved;                    /* 0 */
+  const sale_index_pages* index_pages; /* for a plan of SALE_INDEX_PAGES, in sale_run and sale_select; else NULL */
 } sale_call;
-SALE_API sale_call sale_call_init(void);
+static inline sale_call sale_call_init(void) {
+  sale_call c = SALE_ZEROS;
+  c.struct_size = sizeof c;
+  return c;
+}
 
 /* Puts what the plan knows into a workspace: once a step instead of once a layer, for calls with `prepared`. Nothing to do
  * in host memory. */

@@ -26,6 +26,7 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -87,12 +88,13 @@ public:
   Problem& part(bool on = true) { return problem_.part = on, *this; }
   Problem& q_starts(std::span<const int64_t> n) { return keep(q_starts_, n, "q_starts"); }
   Problem& k_starts(std::span<const int64_t> n) { return keep(k_starts_, n, "k_starts"); }
+  Problem& k_coded(std::span<const int64_t> n) { return keep(k_coded_, n, "k_coded"); }
 
   // For the C functions; valid while this problem lives and is not changed.
   sale_problem c() const {
     sale_problem p = problem_;
     p.q_lens = at(q_lens_), p.k_lens = at(k_lens_), p.q_offsets = at(q_offsets_);
-    p.q_starts = at(q_starts_), p.k_starts = at(k_starts_);
+    p.q_starts = at(q_starts_), p.k_starts = at(k_starts_), p.k_coded = at(k_coded_);
     return p;
   }
 
@@ -108,7 +110,7 @@ private:
     return *this;
   }
   sale_problem problem_;
-  Array q_lens_, k_lens_, q_offsets_, q_starts_, k_starts_;
+  Array q_lens_, k_lens_, q_offsets_, q_starts_, k_starts_, k_coded_;
 };
 
 // ---- how it is to be done --------------------------------------------------------------------------------------
@@ -214,8 +216,9 @@ public:
   }
   std::string backend() const { return sale_estimator_backend(get()); }
   int64_t q_block() const { return sale_estimator_q_block(get()); }
-  // Bytes of an index in caller's memory.
+  // Bytes of an index in caller's memory, and of a page of codes; 0 when there is none, see sale.h.
   size_t index_memory(int64_t capacity) const { return sale_index_memory(get(), capacity); }
+  size_t index_page_bytes(int32_t page_size) const { return sale_index_page_bytes(get(), page_size); }
   sale_estimator* get() const noexcept { return handle_.get(); }
 
 private:
@@ -357,16 +360,25 @@ private:
 struct Tensors {
   const void *q = nullptr, *k = nullptr, *v = nullptr;
   void* out = nullptr;
-  float* lse = nullptr;                 // NULL, or [batch, q_heads, longest q_len]
-  const int32_t* page_table = nullptr;  // of paged keys
-  const float* reference = nullptr;     // of parts
+  float* lse = nullptr;                                        // NULL, or [batch, q_heads, longest q_len]
+  const int32_t* page_table = nullptr;                         // of paged keys
+  const float* reference = nullptr;                            // of parts
+  std::optional<sale_index_pages> index_pages = std::nullopt;  // of plans made with Keys::coded_in_pages
 };
+// `pages` pages of `page_bytes`, one after the other.
+inline sale_index_pages index_pages(void* memory, size_t page_bytes, int64_t pages) {
+  return {sizeof(sale_index_pages), memory, static_cast<int64_t>(page_bytes), pages};
+}
 // One per sequence: {index.get(), ...}.
 using Indexes = std::span<const sale_index* const>;
 
 class Plan {
 public:
-  enum class Keys { indexed_each_run, have_an_index };
+  enum class Keys {
+    indexed_each_run = SALE_INDEX_OF_CALL,
+    have_an_index = SALE_INDEX_GIVEN,
+    coded_in_pages = SALE_INDEX_PAGES
+  };
   // With an estimator of its own, from the options: for those who have one layer.
   Plan(const Problem& problem, const Options& options, Keys keys = Keys::indexed_each_run)
       : own_(std::make_shared<const Estimator>(problem, options)) {
@@ -445,11 +457,11 @@ private:
             Keys keys) {
     const sale_problem p = problem.c();
     sale_options o = options.c();
-    o.with_index = keys == Keys::have_an_index;
+    o.with_index = static_cast<int32_t>(keys);
     sale_plan* raw = nullptr;
     check(sale_plan_create(&p, &o, estimators.data(), static_cast<int64_t>(estimators.size()), &raw));
     handle_.reset(raw);
-    indexes_ = o.with_index != 0 ? static_cast<size_t>(p.batch) : 0;
+    indexes_ = keys == Keys::have_an_index ? static_cast<size_t>(p.batch) : 0;
     heads_ = static_cast<size_t>(p.batch) * static_cast<size_t>(p.q_heads);
     audits_ = o.audit > 0;
   }
@@ -491,6 +503,7 @@ private:
                  void* stream) const {
     sale_call c = fields(t, workspace, fill, stream);
     c.indexes = list(indexes), c.blocks = blocks;
+    c.index_pages = t.index_pages.has_value() ? &*t.index_pages : nullptr;
     return c;
   }
   const sale_index* const* list(Indexes indexes) const {

@@ -10,7 +10,7 @@ import os
 
 import numpy as np
 
-INT32, INT64 = 2**31 - 1, 2**62
+INT32, INT64, UINT64 = 2**31 - 1, 2**62, 2**64 - 1
 
 
 def described(x) -> str:

@@ -45,6 +45,7 @@ class Problem(_Sized):
         ("q", Strides), ("k", Strides), ("v", Strides), ("out", Strides),
         ("q_lens", _int64s), ("k_lens", _int64s), ("q_offsets", _int64s), ("q_starts", _int64s), ("k_starts", _int64s),
         ("device", c_int32), ("page_size", c_int32), ("pages", c_int64), ("part", c_int32),
+        ("reserved", c_int32), ("k_coded", _int64s),
     ]  # fmt: skip
 
 
@@ -101,8 +102,12 @@ class Call(_Sized):
         ("q_strides", c_void_p), ("k_strides", c_void_p), ("v_strides", c_void_p), ("out_strides", c_void_p),
         ("page_table", c_void_p), ("reference", c_void_p), ("indexes", c_void_p), ("blocks", c_void_p),
         ("workspace", c_void_p), ("workspace_bytes", c_size_t), ("stats", c_void_p), ("stream", c_void_p),
-        ("prepared", c_int32),
+        ("prepared", c_int32), ("reserved", c_int32), ("index_pages", c_void_p),
     ]  # fmt: skip
+
+
+class IndexPages(_Sized):
+    _fields_ = [("struct_size", c_size_t), ("memory", c_void_p), ("page_bytes", c_int64), ("pages", c_int64)]
 
 
 class BackendFacts(_Sized):
@@ -122,6 +127,7 @@ _PROTOTYPES = {  # name: (result, arguments)
     "sale_version": (c_char_p, []),
     "sale_machine": (c_char_p, []),
     "sale_format_name": (c_char_p, [c_int]),
+    "sale_index_page_bytes": (c_size_t, [_handle, c_int32]),
     "sale_backend_count": (c_int32, []),
     "sale_backend_name": (c_char_p, [c_int32]),
     "sale_backend_why_not": (c_char_p, [c_int32]),
@@ -135,6 +141,7 @@ _PROTOTYPES = {  # name: (result, arguments)
     "sale_plan_destroy": (None, [_handle]),
     "sale_plan_workspace": (c_int, [_handle, POINTER(Workspace)]),
     "sale_plan_explain": (c_char_p, [_handle]),
+    "sale_plan_prepare": (c_int, [_handle, c_void_p, c_size_t, c_void_p]),
     "sale_index_memory": (c_size_t, [_handle, c_int64]),
     "sale_index_create": (c_int, [_handle, POINTER(IndexOptions), POINTER(_handle)]),
     "sale_index_destroy": (None, [_handle]),

@@ -9,12 +9,13 @@ import pathlib
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
-from . import transformers as adapter
+from ._prompts import make_prompt
 from ._torch import ordinal_of
+from ._transformers_options import dimensions_of, folder_of, model_fingerprint
 from .calibration import Calibration
 from .calibrator import Calibrator
-from .eval.needle import make_prompt
 from .options import Options
 
 
@@ -34,7 +35,7 @@ class _Watching:
     def run(self, model, ids) -> None:
         before = model.config._attn_implementation
         AttentionInterface.register(self.NAME, self)
-        AttentionMaskInterface.register(self.NAME, adapter.sdpa_mask)
+        AttentionMaskInterface.register(self.NAME, sdpa_mask)
         model.set_attn_implementation(self.NAME)
         try:
             model(ids, use_cache=False, logits_to_keep=1)
@@ -79,6 +80,7 @@ def calibrate(
     rows: int = 48,
     seed: int = 1,
     local_heads: bool = False,
+    smoothing: bool = False,
     progress: str | os.PathLike | None = None,
     report=None,
 ) -> Calibration:
@@ -93,25 +95,26 @@ def calibrate(
     error        instead: the largest relative L1 error of any head's output
     rows         sampled of every head and prompt
     local_heads  heads that lose no more than the budget by it see sink and local keys alone
+    smoothing    also the layers' own smoothing vectors (and, on Hopper, scales), which codes in pages need
     progress     file by which an interrupted calibration goes on; removed in the end
     report       called with a sale.calibrator.State after every prompt
 
     ValueError: a rank that the format does not take, a text too short, prompts too short, a progress file of other work.
     """
     device = model.device
-    d = adapter._dimensions(model.config)
+    d = dimensions_of(model.config)
     form = "fp8" if Options().format_on(ordinal_of(device)) == "fp8" else "int8"
     rank = min(d["head_dim"], 60 if form == "fp8" else 64) if rank is None else rank
     words = pathlib.Path(text).read_text() if text is not None else ""
     made = _prompts(tokenizer, words, tokens, prompts, seed)
     name = model.config._name_or_path
-    folder = adapter.folder_of(name)
+    folder = folder_of(name)
     goal = ("budget", budget) if error is None else ("error", error)
     calibrator = Calibrator(
         **d, goals=[goal], name=pathlib.Path(name).name if pathlib.Path(name).is_dir() else name,
-        fingerprint=(adapter.model_fingerprint(folder) if folder else None), dtype=str(model.dtype).removeprefix("torch."),
+        fingerprint=(model_fingerprint(folder) if folder else None), dtype=str(model.dtype).removeprefix("torch."),
         device=None if device.type == "cpu" else ordinal_of(device), format=form, rank=rank, prompts=prompts, rows=rows,
-        seed=seed, local_heads=local_heads, progress=progress,
+        seed=seed, local_heads=local_heads, smoothing=smoothing, progress=progress,
         command=f"sale.transformers.calibrate(tokens={tokens}, prompts={prompts}, rank={rank}, {goal[0]}={goal[1]}, "
                 f"rows={rows}, seed={seed})",
     )  # fmt: skip

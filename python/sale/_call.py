@@ -44,10 +44,15 @@ def _place(x: View) -> str:
     return f"{_TYPES[x.dtype]} {'in host memory' if x.device == _c.HOST else f'on CUDA device {x.device}'}"
 
 
+AUDIT = np.dtype([("rows", "i8"), ("error", "f8"), ("size", "f8"), ("mass", "f8"), ("least_mass", "f8")])
+
+
 @dataclasses.dataclass(frozen=True)
 class Stats:
     """What one call did. Seconds of its stages; kept and visible blocks of all heads together; `heads`:
-    [batch, q_heads, 2] int64, the same by head."""
+    [batch, q_heads, 2] int64, the same by head. Where the options ask for an audit also `audits`, [batch, q_heads] of
+    AUDIT's fields: sums over audited rows of the difference from dense attention, of its size, and of the attention that
+    lies in kept blocks (sale_head_audit in include/sale/sale.h)."""
 
     index_s: float
     select_s: float
@@ -56,6 +61,8 @@ class Stats:
     visible_blocks: int
     heads: np.ndarray
     backend: str
+    audit_s: float = 0.0
+    audits: np.ndarray | None = None
 
     @property
     def density(self) -> float:
@@ -66,6 +73,38 @@ class Stats:
     def head_density(self) -> np.ndarray:
         """[batch, q_heads]."""
         return self.heads[..., 0] / np.maximum(self.heads[..., 1], 1)
+
+    @property
+    def relative_l1(self) -> np.ndarray:
+        """[batch, q_heads]: the audited rows' error over their size; 0 without rows. ValueError without an audit."""
+        found = self._audited()
+        return found["error"] / np.where(found["size"] == 0, 1, found["size"])
+
+    @property
+    def retained_mass(self) -> np.ndarray:
+        """[batch, q_heads]: mean share of the audited rows' attention in kept blocks; 1 without rows. ValueError without
+        an audit."""
+        found = self._audited()
+        return np.where(found["rows"] == 0, 1.0, found["mass"] / np.maximum(found["rows"], 1))
+
+    def _audited(self) -> np.ndarray:
+        if self.audits is None:
+            raise ValueError("audit: the options of this call did not ask for one")
+        return self.audits
+
+
+def no_audits(*shape: int) -> np.ndarray:
+    """Of no rows."""
+    made = np.zeros(shape, AUDIT)
+    made["least_mass"] = 1
+    return made
+
+
+def add_audits(to: np.ndarray, at, found: np.ndarray) -> None:
+    """Adds what was found to the audits at places, which may repeat."""
+    for name in ("rows", "error", "size", "mass"):
+        np.add.at(to[name], at, found[name])
+    np.minimum.at(to["least_mass"], at, found["least_mass"])
 
 
 def axes_of(name: str, x: View, order: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -293,6 +332,11 @@ def _carry_out(function, api, q, step: Step, views: Views, estimator: Estimator,
 def run(api, q, k, v, options: Options, said: Said, indexes=(), with_lse: bool = False, with_stats: bool = False,
         estimator: Estimator | None = None):  # fmt: skip
     """(out, lse or None, Stats or None). estimator: of these options and heads; None: the one that is kept for them."""
+    if options.audit and not with_stats:
+        raise ValueError(
+            f"audit: options ask to audit {options.audit} rows of each head, and what is found is in statistics; ask for them "
+            "with return_stats=True"
+        )
     if said.spans is not None:
         rows = api.spans("attn_mask", said.spans)
         if said.spans.shape[-1] > _pieces.HEAD and not _pieces.are_ranges(rows):
@@ -303,18 +347,26 @@ def run(api, q, k, v, options: Options, said: Said, indexes=(), with_lse: bool =
     if estimator is None:
         estimator = estimator_for(options, step.heads, api.capturing(q))
     rows = api.floats(q, step.rows_shape) if with_lse else None
-    stats = heads = None
+    stats = heads = audits = None
     if with_stats:
         if api.capturing(q):
             raise ValueError("return_stats: statistics wait for the device, which a graph being captured cannot do")
         heads = np.empty((*step.rows_shape[:2], 2), np.int64)
         stats = _c.Stats.make(heads=heads.ctypes.data)
+        if options.audit:
+            audits = no_audits(*step.rows_shape[:2])
+            stats.audits = audits.ctypes.data
     _carry_out(_run, api, q, step, views, estimator, indexes, views.out[0], None if rows is None else api.address(rows),
                None, stats)  # fmt: skip
     for b in step.idle:
         out[b] = 0
+        if stats is not None:
+            heads[b] = 0
+        if audits is not None:
+            audits[b] = no_audits(1)
     made = None if stats is None else Stats(
-        stats.index_s, stats.select_s, stats.attend_s, stats.kept_blocks, stats.visible_blocks, heads, estimator.backend
+        stats.index_s, stats.select_s, stats.attend_s, *heads.sum((0, 1)).tolist(), heads, estimator.backend, stats.audit_s,
+        audits,
     )  # fmt: skip
     return out, None if rows is None else _lse(api, q, rows, step, said), made
 
@@ -331,7 +383,8 @@ def _run_in_pieces(api, q, k, v, options, said, offset, indexes, with_lse, with_
     out = api.zeros_like(q)
     lse = api.floats(q, q.shape[:3], -float("inf")) if with_lse else None
     heads = np.zeros((q.shape[0], q.shape[1], 2), np.int64)
-    stats = Stats(0.0, 0.0, 0.0, 0, 0, heads, "none") if with_stats else None
+    audits = no_audits(*q.shape[:2]) if options.audit else None
+    stats = Stats(0.0, 0.0, 0.0, 0, 0, heads, "none", 0.0, audits) if with_stats else None
     found = api.gathered(said.spans, offset, q.shape[2], said.causal)
     if found is None:
         return out, lse, stats
@@ -344,7 +397,9 @@ def _run_in_pieces(api, q, k, v, options, said, offset, indexes, with_lse, with_
         lse[q_batch, :, q_at] = some_lse.swapaxes(0, 1)
     if with_stats:
         np.add.at(heads, owner, made.heads)
-        stats = dataclasses.replace(made, heads=heads)
+        if audits is not None:
+            add_audits(audits, owner, made.audits)
+        stats = dataclasses.replace(made, heads=heads, audits=audits)
     return out, lse, stats
 
 

@@ -57,8 +57,8 @@ class Estimator:
         # Estimators that share plans: of one form, on the same threads, for steps done alike. Text, which keeps its hash.
         dense = not any(options.thresholds)
         alike = (self.backend, form, options.rank, options.threads, dense, options.sink, options.local, self.dense_below,
-                 options.compute, options.compensate)  # fmt: skip
-        self.kinds = (repr(alike), repr((*alike, "index")))  # without and with an index
+                 options.compute, options.compensate, options.audit, options.audit_seed)  # fmt: skip
+        self.kinds = (repr(alike), repr((*alike, "index")), repr((*alike, "pages")))  # by sale_index_source
 
     def __del__(self) -> None:
         if self.handle is not None:
@@ -67,11 +67,12 @@ class Estimator:
     def __reduce_ex__(self, protocol):
         raise TypeError("an estimator can be neither copied nor pickled")
 
-    def step(self, with_index: bool) -> _c.Options:
+    def step(self, source: int) -> _c.Options:
         """How steps of this layer are done."""
         o = self.options
         return _c.Options.make(dense_below=self.dense_below, compute=_c.COMPUTES[o.compute],
-                               compensate=int(o.compensate), with_index=int(with_index))  # fmt: skip
+                               compensate=int(o.compensate), audit=o.audit, with_index=int(source),
+                               audit_seed=o.audit_seed)  # fmt: skip
 
 
 _estimators = Kept(512, 128 << 20)

@@ -40,7 +40,7 @@ def view(name: str, x) -> View:
 
 def empty_like(x):
     made = np.empty_like(x)  # in x's order of axes, which of one head repeated puts the heads last
-    return made if made.strides[-1] == made.itemsize else np.empty(x.shape, x.dtype)
+    return made if made.strides[-1:] == (made.itemsize,) else np.empty(x.shape, x.dtype)
 
 
 def zeros_like(x):

@@ -44,6 +44,7 @@ class Layout(NamedTuple):
     page_size: int = 0
     pages: int = 0
     part: int = 0
+    k_coded: tuple[int, ...] | None = None
 
     @property
     def rows(self) -> int:
@@ -64,7 +65,7 @@ class Layout(NamedTuple):
             setattr(p, name, getattr(self, name))
         for name in ("q", "k", "v", "out"):
             setattr(p, name, _c.Strides(*getattr(self, name)))
-        for name in ("q_lens", "k_lens", "q_offsets", "q_starts", "k_starts"):
+        for name in ("q_lens", "k_lens", "q_offsets", "q_starts", "k_starts", "k_coded"):
             numbers = getattr(self, name)
             if numbers is not None:
                 setattr(p, name, (ctypes.c_int64 * len(numbers))(*numbers))
@@ -76,9 +77,9 @@ class Plan:
 
     handle = None
 
-    def __init__(self, layout: Layout, estimator: Estimator, with_index: bool) -> None:
+    def __init__(self, layout: Layout, estimator: Estimator, source: int) -> None:
         self._destroy = _c.lib.sale_plan_destroy
-        problem, options = layout.c(), estimator.step(with_index)
+        problem, options = layout.c(), estimator.step(source)
         self.handle = _c.created(_c.lib.sale_plan_create, ctypes.byref(problem), ctypes.byref(options),
                                  ctypes.byref(estimator.handle), 1)  # fmt: skip
         workspace = _c.Workspace.make()
@@ -109,12 +110,13 @@ class Step:
         self.rows_shape = (layout.batch, layout.heads.q_heads, layout.rows)
         self._plans: dict[str, Plan] = {}
 
-    def plan(self, estimator: Estimator, with_index: bool) -> Plan:
-        """Made here if there is none yet: host memory only, and no waiting."""
-        kind = estimator.kinds[with_index]
+    def plan(self, estimator: Estimator, source: int) -> Plan:
+        """Made here if there is none yet: host memory only, and no waiting. source: where codes of keys are found, a
+        sale_index_source."""
+        kind = estimator.kinds[source]
         plan = self._plans.get(kind)
         if plan is None:
-            plan = Plan(self.layout, estimator, with_index)
+            plan = Plan(self.layout, estimator, source)
             if len(self._plans) >= _MOST_KINDS:
                 self._plans = {}
             self._plans[kind] = plan

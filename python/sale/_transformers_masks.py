@@ -20,9 +20,18 @@ def mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_function
     """What transformers asks for. Its arguments are those of transformers.masking_utils.sdpa_mask."""
     packed = None if mask_function is causal_mask_function else _packed(mask_function)
     if mask_function is not causal_mask_function and packed is None:
+        # No mask means plain causal attention where models are compiled, and that everything is visible where they are
+        # not, whatever sdpa would take it for: see transformers._is_causal.
+        compiling = torch.compiler.is_compiling()
+        if compiling:
+            kwargs["allow_is_bidirectional_skip"] = False
         made = sdpa_mask(batch_size, q_length, kv_length, q_offset=q_offset, kv_offset=kv_offset,
                          mask_function=mask_function, attention_mask=attention_mask, **kwargs)  # fmt: skip
-        return made if made is None or torch.compiler.is_compiling() else made.as_subclass(Bools)
+        if made is not None and not compiling:
+            return made.as_subclass(Bools)
+        if made is not None or compiling or not kwargs.get("allow_is_causal_skip", True):
+            return made
+        # A window or a chunk that holds all keys: plain causal, made below.
     device = kwargs.get("device", "cpu")
     offset = q_offset - kv_offset
     moving = isinstance(q_offset, torch.Tensor)

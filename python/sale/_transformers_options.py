@@ -66,7 +66,7 @@ def _text_config(config):
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def _dimensions(config) -> dict:
+def dimensions_of(config) -> dict:
     config = _text_config(config)
     heads = config.num_attention_heads
     return {
@@ -131,7 +131,7 @@ def found_here(module, query: torch.Tensor, device: int) -> Options:
 def _of_module(module, query: torch.Tensor) -> tuple[tuple | None, str]:
     config = getattr(module, "config", None)
     try:
-        d = _dimensions(config)
+        d = dimensions_of(config)
     except AttributeError:
         return None, ""
     return (d["layers"], d["q_heads"], d["kv_heads"], query.shape[-1]), getattr(config, "_name_or_path", "")
@@ -170,11 +170,11 @@ def _share(module) -> tuple[int, int]:
 
 def slice_of(module, options: Options, heads_here: int | None = None) -> Options:
     """This process's part of the options of all heads. heads_here: query heads it has, where that is known."""
-    if len(options.thresholds) == 1 and options.q_projection is None:
+    if not options.by_head:
         return options
     rank, n = _share(module)
     try:
-        d = _dimensions(module.config)
+        d = dimensions_of(module.config)
     except AttributeError:
         return options  # the library compares the thresholds with the heads
     heads = d["q_heads"]

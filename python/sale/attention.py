@@ -6,8 +6,6 @@ import functools
 import os
 from collections.abc import Sequence
 
-import numpy as np
-
 from . import _c, _call
 from ._arguments import INT32, INT64, described, flag, instance, integer, number, path
 from ._call import Said, Stats
@@ -34,9 +32,6 @@ def _read_again(name: str) -> Calibration:
 
 @functools.lru_cache(maxsize=4096)
 def _of_layer(calibration: Calibration, layer: int) -> Options:
-    for array in (calibration.thresholds, calibration.q_projections, calibration.k_projections):
-        if isinstance(array, np.ndarray):
-            array.flags.writeable = False  # what is remembered here must stay what the calibration says
     return dense_below_as_it_pays(calibration.options(layer))
 
 

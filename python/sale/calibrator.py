@@ -15,9 +15,10 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-
 from . import _c
 from . import _calibration_c as _cc
+from ._arguments import INT32, INT64, UINT64, described, flag, integer, number, path, word
+from ._arguments import text as text_of
 from ._tensors import api_of
 from .calibration import Calibration, _floats, _hexadecimal, _pointer
 
@@ -35,6 +36,19 @@ class State(NamedTuple):
     resumed: int
 
 
+def _goals(goals) -> ctypes.Array:
+    if not isinstance(goals, (list, tuple)) or not all(isinstance(g, (list, tuple)) and len(g) == 2 for g in goals):
+        raise TypeError(f"goals: {described(goals)}; a list of pairs of a word and a number is needed")
+    made = [_cc.Goal(_cc.GOALS[word("goals", kind, tuple(_cc.GOALS))], number("goals", value)) for kind, value in goals]
+    return (_cc.Goal * len(made))(*made)
+
+
+def _projections(projections, shape: tuple[int, ...]):
+    if not isinstance(projections, (list, tuple)) or len(projections) != 2:
+        raise TypeError(f"projections: {described(projections)}; a pair of arrays is needed")
+    return [_floats("projections", p, *shape) for p in projections]
+
+
 class Calibrator:
     """Finds thresholds for a model's heads, and projections where `rank` is below the head dimension.
 
@@ -42,9 +56,10 @@ class Calibrator:
     dtype        of the tensors that are fed; device: where index and selection are computed, a CUDA ordinal or None
     projections  (q, k), [layers, kv_heads, head_dim, rank] each, made before
     prompts      of each pass; rows: sampled of every head and prompt
+    smoothing    also the layers' own smoothing vectors ("fp8": and scales), which codes in pages need
     progress     file by which interrupted work goes on
 
-    ValueError names what is wrong; NotImplementedError: nothing here can run it.
+    Copying and pickling are refused. ValueError names what is wrong; NotImplementedError: nothing here can run it.
     """
 
     def __init__(
@@ -52,28 +67,28 @@ class Calibrator:
         name: str = "", fingerprint: str | None = None, dtype: str = "bfloat16", device: int | None = None,
         backend: str | None = None, threads: int = 0, format: str = "int8", rank: int = 0, projections=None,
         prompts: int = 1, rows: int = 48, seed: int = 1, local_heads: bool = False,
-        progress: str | os.PathLike | None = None, command: str = "", date: str | None = None, note: str = "",
+        smoothing: bool = False, progress: str | os.PathLike | None = None, command: str = "", date: str | None = None, note: str = "",
     ) -> None:  # fmt: skip
-        for what, value, allowed in (("dtype", dtype, _DTYPES), ("format", format, _c.FORMATS)):
-            if value not in allowed:
-                raise ValueError(f"{what}: {value!r} is not one of {', '.join(map(repr, allowed))}")
-        for goal, _ in goals:
-            if goal not in _cc.GOALS:
-                raise ValueError(f"goals: {goal!r} is not one of {', '.join(map(repr, _cc.GOALS))}")
+        word("dtype", dtype, tuple(_DTYPES)), word("format", format, tuple(_c.FORMATS)), text_of("name", name)
+        sizes = {"layers": layers, "q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim}
         model = _cc.Model(
-            ctypes.sizeof(_cc.Model), name.encode(), layers, q_heads, kv_heads, head_dim,
+            ctypes.sizeof(_cc.Model), name.encode(), *(integer(n, x, 1, INT32) for n, x in sizes.items()),
             0 if fingerprint is None else _hexadecimal(fingerprint),
         )  # fmt: skip
-        shape = (layers, kv_heads, head_dim, rank)
-        q, k = (None, None) if projections is None else (_floats("projections", p, *shape) for p in projections)
-        wanted = (_cc.Goal * len(goals))(*(_cc.Goal(_cc.GOALS[goal], value) for goal, value in goals))
+        integer("rank", rank, 0, head_dim)
+        wanted = _goals(goals)
+        texts = {"command": command, "note": note, "backend": backend, "date": date}
+        given = {name: text_of(name, x).encode() for name, x in texts.items() if x is not None or name in ("command", "note")}
+        q, k = (None, None) if projections is None else _projections(projections, (layers, kv_heads, head_dim, rank))
         options = _cc.CalibratorOptions(
             struct_size=ctypes.sizeof(_cc.CalibratorOptions), model=ctypes.pointer(model), dtype=_DTYPES[dtype],
-            device=_c.HOST if device is None else device, backend=None if backend is None else backend.encode(),
-            threads=threads, format=_c.FORMATS[format], rank=rank, q_projections=_pointer(q), k_projections=_pointer(k),
-            goals=wanted, n_goals=len(goals), prompts=prompts, rows=rows, seed=seed, local_heads=int(local_heads),
-            progress=None if progress is None else os.fsencode(progress), command=command.encode(),
-            date=None if date is None else date.encode(), note=note.encode(),
+            device=_c.HOST if device is None else integer("device", device, 0, INT32),
+            threads=integer("threads", threads, 0, INT32), format=_c.FORMATS[format], rank=rank, q_projections=_pointer(q),
+            k_projections=_pointer(k), goals=wanted, n_goals=len(wanted), prompts=integer("prompts", prompts, 1, INT32),
+            rows=integer("rows", rows, 1, INT32), seed=integer("seed", seed, 0, UINT64),
+            local_heads=flag("local_heads", local_heads),
+            smoothing=flag("smoothing", smoothing),
+            progress=None if progress is None else os.fsencode(path("progress", progress)), **given,
         )  # fmt: skip
         self._dtype, self._shape, self._made = _DTYPES[dtype], (q_heads, kv_heads, head_dim), None
         self._made = _c.created(_c.lib.sale_calibrator_create, ctypes.byref(options))
@@ -82,6 +97,10 @@ class Calibrator:
         if getattr(self, "_made", None) is not None:
             _c.lib.sale_calibrator_destroy(self._made)
 
+    def __reduce_ex__(self, protocol):
+        """Of copies and pickles, which would share or lose what was measured."""
+        raise TypeError("a Calibrator can be neither copied nor pickled; let progress=FILE carry its work")
+
     def state(self) -> State:
         s = _cc.CalibratorState(struct_size=ctypes.sizeof(_cc.CalibratorState))
         _c.check(_c.lib.sale_calibrator_get(self._made, ctypes.byref(s)))
@@ -89,13 +108,16 @@ class Calibrator:
 
     def begin(self, text: str, tokens: int) -> None:
         """A prompt; `text` says what it is, for the file."""
-        _c.check(_c.lib.sale_calibrator_begin(self._made, text.encode(), tokens))
+        what = text_of("text", text).encode()
+        _c.check(_c.lib.sale_calibrator_begin(self._made, what, integer("tokens", tokens, 1, INT64)))
 
     def feed(self, layer: int, q, k, v, *, scale: float = 0.0) -> None:
         """Causal attention of one layer: q [1, q_heads, rows, head_dim], k and v [1, kv_heads, keys, head_dim], the rows
         at the end of the keys: the whole prompt, or its parts one after the other. On a device this waits for the
         current stream."""
-        fed = _cc.CalibratorLayer(struct_size=ctypes.sizeof(_cc.CalibratorLayer), layer=layer, scale=scale)
+        fed = _cc.CalibratorLayer(
+            struct_size=ctypes.sizeof(_cc.CalibratorLayer), layer=integer("layer", layer, 0, INT32), scale=number("scale", scale)
+        )
         views = {}
         for name, x in (("q", q), ("k", k), ("v", v)):
             view = views[name] = api_of(name, x).view(name, x)
@@ -131,7 +153,7 @@ class Calibrator:
 
     def result(self, goal: int = 0) -> Calibration:
         """What was found for a goal, when all is done."""
-        handle = _c.created(lambda to: _c.lib.sale_calibrator_result(self._made, goal, to))
+        handle = _c.created(lambda to: _c.lib.sale_calibrator_result(self._made, integer("goal", goal, 0, INT32), to))
         try:
             return Calibration._of(handle)
         finally:

@@ -120,6 +120,14 @@ class KeyIndex:
         strides = _c.Strides(*axes_of("k", view, order))
         _c.check(_c.lib.sale_index_update(self.handle, view.data, strides, tokens, row, api.stream(k)))
 
+    def set_smoothing(self, smoothing) -> None:
+        """There is no such call: what is taken from keys belongs to the layer, and all of an index's codes are made with
+        it. TypeError, saying where it is given."""
+        raise TypeError(
+            "smoothing: not set on an index; give sale.Options(smoothing=..., key_scales=...) to the KeyIndex when it is made "
+            "and to attention"
+        )
+
     def _row(self, pages, tokens: int, there: int) -> int:
         shape, strides, address = api_of("pages", pages).table("pages", pages)
         needed = -(-tokens // self.page_size)

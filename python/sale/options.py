@@ -11,11 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import _c
-from ._arguments import INT32, INT64, flag, integer, numbers, text, word
+from ._arguments import INT32, INT64, UINT64, flag, integer, numbers, text, word
 from ._backends import Facts, facts_on
 
 DENSE = 2**62  # dense_below of attention that is dense whatever the length
 SHORT = 1024  # what calibrators write
+MOST_AUDITED = 65536  # rows, as in sale_options
 
 
 def _array(name: str, value, form: str) -> np.ndarray | None:
@@ -68,6 +69,9 @@ class Options:
     backend       a name of `sale.backends()`, or None: the fastest that can
     threads       of CPU backends; 0: one per CPU
     compensate    mean keys and values stand in for dropped blocks (GPUs; CPUs with exact products)
+    audit         rows of every sequence and query head, 0 .. 65536, that are computed again over all keys they see; more
+                  than there are: all. What was found is in Stats, so attention must be asked for it (return_stats=True)
+    audit_seed    chooses the rows: one in each of `audit` equal parts (docs/numerics.md, 8)
 
     Copies and pickles of it are equal to it, in this process and in others. Raises ValueError, TypeError where a value
     cannot be right whatever the tensors; the rest is checked with them.
@@ -86,6 +90,8 @@ class Options:
     compensate: bool = False
     smoothing: np.ndarray | None = None
     key_scales: np.ndarray | None = None
+    audit: int = 0
+    audit_seed: int = 0
 
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
@@ -108,6 +114,8 @@ class Options:
             )
         for name in ("sink", "local", "threads"):
             put(name, integer(name, getattr(self, name), 0, INT32))
+        put("audit", integer("audit", self.audit, 0, MOST_AUDITED))
+        put("audit_seed", integer("audit_seed", self.audit_seed, 0, UINT64))
         if not (isinstance(self.dense_below, str) and self.dense_below == "auto"):
             put("dense_below", integer("dense_below", self.dense_below, 0, INT64))
         if self.backend is not None:
@@ -141,6 +149,11 @@ class Options:
         """Coordinates scanned; 0: all, without a projection."""
         return 0 if self.q_projection is None else self.q_projection.shape[2]
 
+    @property
+    def by_head(self) -> bool:
+        """Whether anything in it differs from head to head."""
+        return len(self.thresholds) > 1 or any(getattr(self, name) is not None for name in _ARRAYS)
+
     def replace(self, **changes) -> Options:
         """The same with some fields changed."""
         return dataclasses.replace(self, **changes)
@@ -167,11 +180,13 @@ class Options:
         return self.replace(**changes) if changes else self
 
     def format_on(self, device: int) -> str:
-        """The format on a device; "auto" is what its backend scans fastest."""
+        """The format on a device (a CUDA ordinal; -1: host memory); "auto" is what its backend scans fastest."""
+        integer("device", device, _c.HOST, INT32)
         return self.format if self.format != "auto" else facts_on(device, self.backend).format
 
     def dense_below_on(self, device: int) -> int:
         """The length on a device; "auto" is where sparse attention begins to pay."""
+        integer("device", device, _c.HOST, INT32)
         return pays_from(facts_on(device, self.backend), self.rank) if self.dense_below == "auto" else self.dense_below
 
 

@@ -42,6 +42,15 @@ def _checked(q, k, v, options, group) -> tuple[torch.Tensor, torch.Tensor, torch
     return q, k, v, Options() if options is None else instance("options", options, Options, "sale.Options")
 
 
+def _no_statistics(options: Options, arguments: dict) -> None:
+    """Refused before anything is sent: no process would wait for one that has left."""
+    for name in ("return_lse", "return_stats"):
+        if flag(name, arguments.get(name, False)):
+            raise NotImplementedError(f"{name}: not with parts of a sequence in several processes")
+    if options.audit:
+        raise NotImplementedError("audit: not with parts of a sequence in several processes; `gather` can")
+
+
 class _Transfer:
     """Tensors on their way to and from other processes of the group, by rank; `wait` before touching either."""
 
@@ -71,9 +80,10 @@ def ulysses(q, k, v, *, options: Options | None = None, group=None, **arguments)
     """Sparse causal attention of this process's rows, by exchanging heads for tokens and back.
 
     options: of all heads, as a single process would use them; each process takes its slice. arguments: as of
-    sale.attention, but for forms other than the padded one. ValueError when the heads cannot be divided: kv heads fewer
+    sale.attention, but for forms other than the padded one and what it returns besides. ValueError when the heads cannot be divided: kv heads fewer
     than processes are repeated, when they divide them."""
     q, k, v, options = _checked(q, k, v, options, group)
+    _no_statistics(options, arguments)
     rank, n = _world(group)
     q_heads, kv_heads = q.shape[1], k.shape[1]
     if q_heads % n or (kv_heads % n and n % kv_heads):
@@ -195,6 +205,7 @@ def ring(q, k, v, *, options: Options | None = None, scale: float | None = None,
     ValueError: shards that are no multiple of the rows of the backend's tiles (64; on Hopper 128), or shorter than sink and
     local keys together. Process r has r + 1 shards to attend to, so the last one sets the time."""
     q, k, v, options = _checked(q, k, v, options, group)
+    _no_statistics(options, {})
     rank, n = _world(group)
     flag("return_lse", return_lse)
     view = _torch.view("q", q)

@@ -15,23 +15,24 @@ import os
 import sys
 import warnings
 
+import numpy as np
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask  # noqa: F401
 
-from . import _torch, _transformers_masks
+from . import _call, _torch, _transformers_masks
 from ._arguments import instance, path
+from ._calibrate import calibrate
 from ._call import Said
 from ._transformers_cache import before_forward, current_layer
 from ._transformers_options import (
-    _dimensions, attention_modules, find_calibration, folder_of, found_for, found_here, key_while_compiling,
+    attention_modules, dimensions_of, find_calibration, folder_of, found_for, found_here, key_while_compiling,
     model_fingerprint, of_layer, slice_of,
 )  # fmt: skip
 from .calibration import Calibration
 from .options import Options
 
-__all__ = ["NAME", "attention", "calibrate", "find_calibration", "folder_of", "mask", "model_fingerprint", "paged", "use"]
+__all__ = ["NAME", "attention", "audits", "calibrate", "find_calibration", "folder_of", "mask", "model_fingerprint", "paged", "use"]
 
 NAME = "sale"
 # Fewer rows than a query tile are decoding (or a draft to verify): every key counts for them, and a tile mostly empty
@@ -39,11 +40,12 @@ NAME = "sale"
 SHORTEST = 64
 mask = _transformers_masks.mask
 
+
 def use(model, calibration: Calibration | str | os.PathLike | None = None, *, options: Options | None = None) -> None:
     """Sets what a model's attention runs with, and its implementation to "sale".
 
     calibration  a Calibration or the path of its file; None: the one found for the model, or threshold 0.004
-    options      sale.Options for every layer, instead
+    options      sale.Options for every layer, instead. What their audit finds is summed up, see `audits`
 
     Under tensor parallelism every process takes its slice. ValueError when the calibration is for another model.
     """
@@ -57,11 +59,11 @@ def use(model, calibration: Calibration | str | os.PathLike | None = None, *, op
     elif calibration is not None:
         if not isinstance(calibration, Calibration):
             calibration = Calibration.read(path("calibration", calibration))
-        calibration.check(**_dimensions(model.config))
+        calibration.check(**dimensions_of(model.config))
     modules = attention_modules(model)
     found = None
     if options is None and calibration is None:
-        d = _dimensions(model.config)
+        d = dimensions_of(model.config)
         found = found_for(model.config._name_or_path, tuple(d.values()), _torch.ordinal_of(model.device))
     chosen = []
     for module in modules:
@@ -82,14 +84,30 @@ def _give(module, options: Options) -> None:
     if "_sale_options" not in module.__dict__:
         module.register_forward_pre_hook(before_forward, with_kwargs=True)
     module._sale_options = options
+    module._sale_audits = None
 
 
-def calibrate(model, tokenizer, path: str | os.PathLike | None = None, **settings) -> Calibration:
-    """Measures a model, returns its Calibration and, with `path`, writes it. Settings and what they mean: those of
-    sale._calibrate.calibrate (text, tokens, prompts, rank, limit, seed)."""
-    from ._calibrate import calibrate as measured
+def audits(model) -> dict[int, np.ndarray]:
+    """What was audited since `use` gave the model options that ask for it: by layer number, of every query head (of this
+    process, under tensor parallelism) the sums of sale_head_audit in include/sale/sale.h, [q_heads] of fields rows, error,
+    size, mass, least_mass. error / size is the relative L1 error, mass / rows the share of attention in kept blocks. Rows
+    left to torch's attention (decoding among them) are not audited."""
+    instance("model", model, torch.nn.Module, "a model of transformers")
+    found = ((m.layer_idx, getattr(m, "_sale_audits", None)) for m in attention_modules(model))
+    return {layer: sums.copy() for layer, sums in found if sums is not None}
 
-    return measured(model, tokenizer, path, **settings)
+
+def _attend(module, query, key, value, options: Options, said: Said, indexes=()) -> torch.Tensor:
+    """By these options; an audit's sums go to the module."""
+    if not options.audit:
+        return _torch.attention(query, key, value, options.key, said, indexes)[0]
+    query, key, value = (_torch.check(name, x) for name, x in (("query", query), ("key", key), ("value", value)))
+    out, _, stats = _call.run(_torch, query, key, value, options, said, indexes, with_stats=True)
+    if getattr(module, "_sale_audits", None) is None:
+        module._sale_audits = _call.no_audits(query.shape[1])
+    for found in stats.audits:
+        _call.add_audits(module._sale_audits, slice(None), found)
+    return out
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------
@@ -152,8 +170,12 @@ def _why_not(module, query, key, value, attention_mask, ours, is_causal, sliding
 
 
 def _is_causal(module, said: bool | None) -> bool:
-    """What sdpa goes by where there is no mask."""
-    return said if said is not None else getattr(module, "is_causal", True)
+    """Whether rows see no later keys where there is no mask. `mask` makes one for all that is causal, so without one
+    everything is visible, as for eager, whatever a module says of itself: sdpa goes by that, and is not causal alike in
+    some encoders. Compiled it is the other way round: none stands for plain causal attention, and other masks are made."""
+    if said is not None:
+        return said
+    return torch.compiler.is_compiling() and getattr(module, "is_causal", True)
 
 
 def _say(module, reason: str) -> None:
@@ -186,7 +208,8 @@ def attention(
     if isinstance(attention_mask, (_transformers_masks.Mask, _transformers_masks.Bools)):
         attention_mask = attention_mask.plain()
     ours = _transformers_masks.is_spans(attention_mask, key.shape[2])
-    if attention_mask is not None and not ours and attention_mask.dtype != torch.bool and _is_causal(module, is_causal):
+    decoder = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if attention_mask is not None and not ours and attention_mask.dtype != torch.bool and decoder:
         raise NotImplementedError(
             f"sale: attention_mask of {attention_mask.dtype} and shape {list(attention_mask.shape)}: what is added to "
             "scores is not supported, and whether it hides later keys cannot be told; give a bool mask, or use "
@@ -198,6 +221,8 @@ def attention(
     if reason is not None or query.shape[2] < SHORTEST:
         if ours:
             attention_mask, is_causal = _transformers_masks.for_sdpa(query, key, attention_mask), True
+        elif attention_mask is None:
+            is_causal = _is_causal(module, is_causal)
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal)
         if held is not None:
             held.decoded(key)
@@ -211,8 +236,13 @@ def attention(
         if held is not None:
             indexes = held.indexes(query, key, attention_mask, options)
     said = Said(0.0 if scaling is None else scaling, True, None, attention_mask)
-    options_key = key_while_compiling(module, query) if options is None else options.key
-    out, _ = _torch.attention(query, key, value, options_key, said, indexes)
+    if compiling:
+        if options is not None and options.audit:
+            raise NotImplementedError("sale: audit is not supported in compiled models; use options without")
+        options_key = key_while_compiling(module, query) if options is None else options.key
+        out, _ = _torch.attention(query, key, value, options_key, said)
+    else:
+        out = _attend(module, query, key, value, options, said, indexes)
     if held is not None:
         held.decoded(in_cache)
     return out.transpose(1, 2), None
@@ -252,14 +282,14 @@ def paged(module, query, key, value, attention_mask, scaling=None, dropout=0.0, 
         cu_seq_lens_k = cu_seq_lens_k["full_attention"]
     rows, keys = _torch.integers("cu_seq_lens_q", cu_seq_lens_q), _torch.integers("cu_seq_lens_k", cu_seq_lens_k)
     options = _options(module, query)
-    dense = options.dense()
+    dense = options.dense().replace(audit=0)
     said = Said(0.0 if scaling is None else scaling)
     out = torch.zeros_like(query)  # tokens behind the last sequence are padding
     key, value = key.transpose(0, 1)[None], value.transpose(0, 1)[None]
     for a, b, c, d in zip(rows, rows[1:], keys, keys[1:]):
         if b > a:
             mine = dense if b - a < SHORTEST else options
-            out[:, :, a:b] = _torch.attention(query[:, :, a:b], key[:, :, c:d], value[:, :, c:d], mine.key, said)[0]
+            out[:, :, a:b] = _attend(module, query[:, :, a:b], key[:, :, c:d], value[:, :, c:d], mine, said)
     return out.transpose(1, 2), None
 
 

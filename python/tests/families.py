@@ -39,8 +39,19 @@ def shrink(config):
     for name in LISTS:
         if isinstance(said.get(name), list):
             changes[name] = [said[name][0], said[name][-1]]
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = said.get(name)
+        if isinstance(rope, dict) and isinstance(rope.get("mrope_section"), list):
+            changes[name] = {**rope, "mrope_section": sections(rope["mrope_section"], rope.get("partial_rotary_factor") or 1)}
     own = {n: v for n, v in said.items() if n not in changes and n not in parts and n in accepted(type(config))}
     return type(config)(**{**own, **changes, **parts})
+
+
+def sections(of: list[int], share: float) -> list[int]:
+    """Frequencies of each axis of positions, for heads as small as those here."""
+    whole = int(SIZES["head_dim"] * share) // 2
+    made = [max(1, n * whole // sum(of)) for n in of]
+    return [*made[:-1], whole - sum(made[:-1])]
 
 
 def accepted(kind) -> set[str]:
@@ -90,6 +101,52 @@ def inputs(model) -> dict:
     if model.config.is_encoder_decoder:
         given["decoder_input_ids"] = torch.randint(5, 100, (2, 70))
     return given
+
+
+def other_inputs(model):
+    """What else a forward may want, where `inputs` was not enough: one guess after the other."""
+    takes = inspect.signature(model.forward).parameters
+    torch.manual_seed(1)
+    image = torch.randn(2, 3, 64, 64)
+    if "pixel_values" in takes and "input_ids" in takes:  # towers side by side
+        yield {"input_ids": torch.randint(5, 100, (2, 40)), "pixel_values": image}
+        yield {"input_ids": torch.randint(5, 100, (2, 40)), "pixel_values": image, "attention_mask": torch.ones(2, 40, dtype=torch.long)}
+    if "grid_thw" in takes:  # towers that take patches: of two images
+        c = model.config
+        patch = getattr(c, "patch_size", 8) ** 2 * getattr(c, "temporal_patch_size", 1)
+        channels = getattr(c, "in_channels", None) or getattr(c, "in_chans", None) or getattr(c, "num_channels", 3)
+        grid = torch.tensor([[1, 8, 8], [1, 4, 8]])
+        for first in ("hidden_states", "pixel_values"):
+            if first in takes:
+                yield {first: torch.randn(96, channels * patch), "grid_thw": grid}
+    if "pixel_values" in takes:
+        yield {"pixel_values": image}
+        yield {"pixel_values": image[:, None], "pixel_attention_mask": torch.ones(2, 1, 64, 64, dtype=torch.bool)}
+    if "input_features" in takes:
+        for shape in ((2, 200, 16), (2, 16, 200), (2, 200, 80), (2, 200, 128)):
+            yield {"input_features": torch.randn(shape)}
+            yield {"input_features": torch.randn(shape), "input_features_mask": torch.ones(shape[:2], dtype=torch.long)}
+    if "bbox" in takes:
+        yield {"input_ids": torch.randint(5, 100, (2, 40)), "bbox": torch.randint(0, 100, (2, 40, 1)).expand(2, 40, 4)}
+    if "past_values" in takes:
+        yield {"past_values": torch.randn(2, getattr(model.config, "context_length", 64), getattr(model.config, "num_input_channels", 1))}
+    if "input_values" in takes:
+        yield {"input_values": torch.randn(2, 1, 16000)}
+
+
+def run(model) -> tuple[dict, torch.Tensor]:
+    """Inputs that the model takes, and what it makes of them."""
+    with torch.no_grad():
+        try:
+            given = inputs(model)
+            return given, first_tensor(model(**given))
+        except Exception as first:
+            for given in other_inputs(model):
+                try:
+                    return given, first_tensor(model(**given))
+                except Exception:
+                    continue
+            raise first
 
 
 def first_tensor(output) -> torch.Tensor:

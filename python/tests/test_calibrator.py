@@ -92,7 +92,7 @@ def test_it_goes_on_where_it_was(tmp_path):
     ({"goals": []}, ValueError, "options.goals: none"),
     ({"rank": 12}, ValueError, "options.rank is 12"),
     ({"fingerprint": "12"}, ValueError, "16 hexadecimal digits"),
-    ({"projections": (np.zeros((2, 2, 32, 8)),) * 2, "rank": 16}, ValueError, "projections is of shape"),
+    ({"projections": (np.zeros((2, 2, 32, 8)),) * 2, "rank": 16}, ValueError, "projections: of shape"),
     ({"format": "fp8", "backend": "portable"}, NotImplementedError, "portable cannot be used"),
 ])  # fmt: skip
 def test_bad_options(change, error, message):
@@ -122,3 +122,11 @@ def test_bad_feeds():
     made.feed(0, q, k, v)
     with pytest.raises(ValueError, match="layer 1 was not fed"):
         made.end()
+
+
+def test_smoothing_vectors_are_the_layers_own():
+    plain, made = run(asked()).result(), run(asked(smoothing=True)).result()
+    assert plain.smoothing is None and made.smoothing.shape == (LAYERS, KV_HEADS, DIM) and made.scales is None
+    mean = np.mean([tensor(prompt, 1, 1) for prompt in range(2)], axis=(0, 1, 3))
+    assert np.allclose(made.smoothing[1], mean, atol=1e-5)
+    assert np.array_equal(made.options(1).smoothing, made.smoothing[1]) and plain.options(1).smoothing is None

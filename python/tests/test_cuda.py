@@ -42,7 +42,7 @@ def walking(tokens):
 
 
 def test_sparse_keeps_fewer_blocks_and_stays_close():
-    q, k, v = walking(8192)
+    q, k, v = walking(16384)
     stats = sale.stats(q, k, v, thresholds=0.001)
     assert stats.backend == "sm90" and 0 < stats.density < 0.9
     out = sale.attention(q, k, v, thresholds=0.001)
@@ -51,7 +51,7 @@ def test_sparse_keeps_fewer_blocks_and_stays_close():
 
 
 def test_selection_is_what_attention_uses():
-    q, k, v = walking(8192)
+    q, k, v = walking(16384)
     blocks = sale.select(q, k, thresholds=0.001)
     assert blocks.q_block == 128
     assert len(blocks.indices) == sale.stats(q, k, v, thresholds=0.001).kept_blocks
@@ -211,7 +211,7 @@ def shares(a, b):
 def test_one_sequence_over_devices(tmp_path, n, form, fmt):
     if torch.cuda.device_count() < n:
         pytest.skip(f"there are fewer than {n} devices")
-    q, k, v = walking(8192)
+    q, k, v = walking(16384)
     torch.save([x.cpu() for x in (q, k, v)], tmp_path / "qkv.pt")
     stats = sale.stats(q, k, v, options=options_of(fmt))
     assert 0.05 < stats.density < 0.9

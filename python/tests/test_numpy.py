@@ -172,8 +172,26 @@ def test_calibration_of_the_bundled_model(tmp_path):
     for name in ("thresholds", "smoothing", "scales", "k_projections"):
         assert np.array_equal(getattr(again, name), getattr(more, name)), name
     assert again.provenance == calibration.provenance and again.error == calibration.error
-    with pytest.raises(ValueError, match="scales is of shape"):
-        dataclasses.replace(more, scales=np.ones((8, 3))).write(tmp_path / "bad.json")
+    with pytest.raises(ValueError, match="scales: of shape"):
+        dataclasses.replace(more, scales=np.ones((8, 3)))
+
+
+def test_a_calibrations_smoothing_is_used():
+    """What a file says of smoothing and scales reaches the codes."""
+    q, k, v = tensors(900)
+    k = k + 3  # so that the vector matters
+    r = np.random.default_rng(1)
+    smoothing = k[:, :, :500].mean((0, 2)) + r.standard_normal((2, 64)).astype("f4")
+    made = sale.Calibration("m", "0" * 16, "int8", np.full((1, 4), 8.0), None, None, 2, 64, dense_below=0, smoothing=smoothing[None])
+    options = made.options(0)
+    assert np.array_equal(options.smoothing, smoothing) and options.key_scales is None
+    plain = sale.attention(q, k, v, options=SPARSE)
+    by_file = sale.attention(q, k, v, calibration=made, layer=0)
+    assert np.array_equal(by_file, sale.attention(q, k, v, options=options)) and not np.array_equal(by_file, plain)
+    scaled = dataclasses.replace(made, scales=np.ones((1, 2)))
+    with pytest.raises(ValueError, match="key_scales: given, but format is int8"):
+        sale.attention(q, k, v, calibration=scaled, layer=0)
+    assert np.array_equal(dataclasses.replace(scaled, format="fp8").options(0).key_scales, [1, 1])
 
 
 @pytest.mark.parametrize("change, message", [

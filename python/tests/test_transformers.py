@@ -55,6 +55,29 @@ def test_dense_is_sdpa(ids):
     assert (logits(model, ids, "sale", DENSE) - logits(model, ids, "sdpa")).abs().max() < 1e-4
 
 
+def test_audits_are_told_by_layer(ids):
+    model = small()
+    options = sale.Options(thresholds=8.0, dense_below=0, audit=65536)
+    plain = logits(model, ids, "sale", options.replace(audit=0))
+    assert sale.transformers.audits(model) == {}
+    assert torch.equal(logits(model, ids, "sale", options), plain)
+    once = sale.transformers.audits(model)
+    assert sorted(once) == [0, 1] and all((a["rows"] == 600).all() and a.shape == (4,) for a in once.values())
+    logits(model, ids, "sale")
+    for layer, twice in sale.transformers.audits(model).items():
+        assert (twice["rows"] == 1200).all() and (twice["error"] == 2 * once[layer]["error"]).all() and (twice["error"] > 0).all()
+        assert (twice["mass"] < twice["rows"]).all() and (twice["least_mass"] == once[layer]["least_mass"]).all()
+    generated = model.generate(ids, max_new_tokens=3, do_sample=False, prefill_chunk_size=100)  # chunks with an index, decoding
+    assert generated.shape == (2, 303)
+    assert all((a["rows"] == 1800).all() for a in sale.transformers.audits(model).values())
+    sale.transformers.use(model, options=options)
+    assert sale.transformers.audits(model) == {}
+    with pytest.raises(Exception, match="audit is not supported in compiled models"):
+        torch.compile(model, fullgraph=True, backend="eager")(ids)
+    with pytest.raises(TypeError, match="model: Odd"):
+        sale.transformers.audits(type("Odd", (), {})())
+
+
 def test_left_and_right_padding(ids):
     model = small()
     mask = torch.ones_like(ids)

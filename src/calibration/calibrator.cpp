@@ -34,7 +34,8 @@ Json settings_of(const Request& r) {
           {"prompts", r.prompts},
           {"rows", r.sampling.rows},
           {"seed", r.sampling.seed},
-          {"local_heads", r.local_heads}};
+          {"local_heads", r.local_heads},
+          {"smoothing", r.smoothing}};
 }
 
 std::string words_of(const sale_goal& g) {
@@ -64,11 +65,11 @@ void check_tensor(const char* name, const void* data, const sale_strides& s, int
 Calibrator::Calibrator(Request request) : request_(std::move(request)) {
   const Setup& s = request_.setup;
   pool_ = shared_pool(s.threads == 0 ? machine().cpus : s.threads);
-  if (s.rank < s.shape.head_dim && s.q_projections.empty()) {
+  if (request_.projects() || request_.smoothing) {
     passes_ = {SALE_PASS_PROJECT};
     moments_ = std::make_unique<Moments>(s.shape);
     Setup all = s;  // whether anything can run it is better known now
-    all.rank = s.shape.head_dim;
+    if (request_.projects()) all.rank = s.shape.head_dim;
     const Stage tried(all, std::max(s.dense_below, fewest_tokens));
   } else {
     stage_ = std::make_unique<Stage>(s, std::max(s.dense_below, fewest_tokens));
@@ -260,8 +261,13 @@ void Calibrator::absorb(const Json& line) {
 void Calibrator::finish_pass() {
   Setup& s = request_.setup;
   if (pass() == SALE_PASS_PROJECT) {
-    for (int32_t layer = 0; layer < s.shape.layers; ++layer)
+    const bool projects = request_.projects();
+    for (int32_t layer = 0; projects && layer < s.shape.layers; ++layer)
       left_out_.push_back(moments_->projections(layer, s.rank, s.q_projections, s.k_projections));
+    for (int32_t layer = 0; request_.smoothing && layer < s.shape.layers; ++layer) {
+      moments_->smoothing(layer, s.smoothing);
+      if (s.format == SALE_FP8) moments_->scales(layer, s.rank, s.k_projections, s.scales);
+    }
     stage_.reset();
   } else if (pass() == SALE_PASS_MEASURE) {
     choose();
@@ -322,6 +328,7 @@ Contents Calibrator::result(int64_t goal) const {
   c.fingerprint = request_.fingerprint, c.format = s.format, c.rank = s.rank, c.sink = s.sink, c.local = s.local;
   c.dense_below = s.dense_below, c.thresholds = g.thresholds;
   c.q_projections = s.q_projections, c.k_projections = s.k_projections;
+  c.smoothing = s.smoothing, c.scales = s.scales;
   c.prompts = texts_, c.command = request_.command, c.date = request_.date, c.note = request_.note;
   c.relative_l1_limit = g.limit;
   if (g.heads.empty()) return c;

@@ -24,8 +24,10 @@ struct Request {
   int32_t prompts = 1;
   Sampling sampling;
   bool local_heads = false;
+  bool smoothing = false;  // the layers' own
   std::string progress, command, date, note;
 
+  bool projects() const { return setup.rank < setup.shape.head_dim && setup.q_projections.empty(); }
   bool paper() const { return goals.size() == 1 && goals[0].kind == SALE_GOAL_PAPER; }
 };
 // Refuses, by the option's name, what cannot be done.

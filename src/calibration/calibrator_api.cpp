@@ -32,14 +32,6 @@ T& given(T* calibrator) {
 
 }  // namespace
 
-sale_calibrator_options sale_calibrator_options_init(void) {
-  sale_calibrator_options o{};
-  o.struct_size = sizeof o;
-  o.dtype = SALE_BF16, o.device = SALE_HOST, o.format = SALE_INT8;
-  o.sink = 32, o.local = 128, o.dense_below = 1024, o.prompts = 1, o.rows = 48, o.seed = 1;
-  return o;
-}
-
 sale_status sale_calibrator_create(const sale_calibrator_options* options, sale_calibrator** calibrator) {
   return told([&] {
     check_out(calibrator, "calibrator");

@@ -104,7 +104,8 @@ void unpack(const std::string& text, int32_t dim, std::vector<double>& square) {
 
 Moments::Moments(const Shape& shape) : shape_(shape) {
   const std::vector<double> zero(static_cast<size_t>(shape.head_dim) * static_cast<size_t>(shape.head_dim));
-  sums_.assign(static_cast<size_t>(shape.layers) * static_cast<size_t>(shape.kv_heads), Sums{zero, zero, 0, 0});
+  sums_.assign(static_cast<size_t>(shape.layers) * static_cast<size_t>(shape.kv_heads),
+               Sums{std::vector<double>(static_cast<size_t>(shape.head_dim)), zero, zero, 0, 0});
 }
 
 void Moments::see(const Layer& layer, ThreadPool& pool) {
@@ -115,8 +116,10 @@ void Moments::see(const Layer& layer, ThreadPool& pool) {
     Sums& sums = fresh[static_cast<size_t>(kv)];
     sums.keys.resize(d * d), sums.queries.resize(d * d);
     const Head keys{layer.k, s.dtype, kv, layer.tokens, s.head_dim};
-    add_products(keys, mean_of(keys), sums.keys);
+    const Eigen::RowVectorXf mean = mean_of(keys);
+    add_products(keys, mean, sums.keys);
     sums.key_count = static_cast<double>(layer.tokens);
+    for (const float x : mean) sums.mean.push_back(double{x} * sums.key_count);
     const Eigen::RowVectorXf zero = Eigen::RowVectorXf::Zero(s.head_dim);
     for (int64_t h = kv * s.group(); h < (kv + 1) * s.group(); ++h) {
       add_products({layer.q, s.dtype, h, layer.tokens, s.head_dim}, zero, sums.queries);
@@ -134,8 +137,33 @@ void Moments::add(const Moments& other) {
   for (size_t i = 0; i < sums_.size(); ++i) {
     Sums& to = sums_[i];
     const Sums& from = other.sums_[i];
+    for (size_t e = 0; e < to.mean.size(); ++e) to.mean[e] += from.mean[e];
     for (size_t e = 0; e < to.keys.size(); ++e) to.keys[e] += from.keys[e], to.queries[e] += from.queries[e];
     to.key_count += from.key_count, to.query_count += from.query_count;
+  }
+}
+
+void Moments::smoothing(int32_t layer, std::vector<float>& to) const {
+  for (int32_t kv = 0; kv < shape_.kv_heads; ++kv) {
+    const Sums& s = sums_[place(layer, kv, shape_.kv_heads)];
+    for (const double x : s.mean) to.push_back(static_cast<float>(x / s.key_count));
+  }
+}
+
+void Moments::scales(int32_t layer, int32_t rank, const std::vector<float>& k_projections,
+                     std::vector<float>& to) const {
+  constexpr double reach = 6.0 / 112, least = 1e-30;  // least: of keys that are all alike
+  const int32_t d = shape_.head_dim;
+  for (int32_t kv = 0; kv < shape_.kv_heads; ++kv) {
+    const Sums& s = sums_[place(layer, kv, shape_.kv_heads)];
+    const Eigen::MatrixXd c = ConstSquare(s.keys.data(), d, d) / s.key_count;
+    double most = c.diagonal().maxCoeff();
+    if (!k_projections.empty()) {
+      const float* at = k_projections.data() + place(layer, kv, shape_.kv_heads) * place(d, 0, rank);
+      const Eigen::MatrixXd b = Eigen::Map<const Rows>(at, d, rank).cast<double>();
+      most = (b.transpose() * c * b).diagonal().maxCoeff();
+    }
+    to.push_back(static_cast<float>(std::max(std::sqrt(std::max(most, 0.0)) * reach, least)));
   }
 }
 
@@ -162,7 +190,8 @@ double Moments::projections(int32_t layer, int32_t rank, std::vector<float>& q, 
 Json Moments::json() const {
   Json all = Json::array();
   for (const Sums& s : sums_)
-    all.push_back({packed(s.keys, shape_.head_dim), packed(s.queries, shape_.head_dim), s.key_count, s.query_count});
+    all.push_back(
+        {packed(s.keys, shape_.head_dim), packed(s.queries, shape_.head_dim), s.key_count, s.query_count, s.mean});
   return all;
 }
 
@@ -173,6 +202,9 @@ Moments Moments::of(const Shape& shape, const Json& json) {
     unpack(json.at(i).at(0).get<std::string>(), shape.head_dim, m.sums_[i].keys);
     unpack(json.at(i).at(1).get<std::string>(), shape.head_dim, m.sums_[i].queries);
     json.at(i).at(2).get_to(m.sums_[i].key_count), json.at(i).at(3).get_to(m.sums_[i].query_count);
+    json.at(i).at(4).get_to(m.sums_[i].mean);
+    require(m.sums_[i].mean.size() == static_cast<size_t>(shape.head_dim), "progress: a mean of ",
+            m.sums_[i].mean.size(), " coordinates; it is not of this model");
   }
   return m;
 }

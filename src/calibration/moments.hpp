@@ -1,4 +1,4 @@
-// Projections for a reduced estimate, from keys and queries as a model makes them.
+// Projections for a reduced estimate, and what keys are smoothed and scaled by, from keys and queries as a model makes them.
 //
 // Wanted: A and B [d, r] with q.k~ close to (A'q).(B'k~), close in the mean over the queries and keys that occur. With
 // Ck = E[k~ k~'], k~ = k - mean k, and Cq = E[q q'] that mean squared error is |Cq^1/2 (I - A B') Ck^1/2|_F^2, smallest
@@ -22,6 +22,12 @@ public:
   void see(const Layer& layer, ThreadPool& pool);
   void add(const Moments& other);
 
+  // [kv_heads, head_dim] of one layer, appended: the mean of all keys.
+  void smoothing(int32_t layer, std::vector<float>& to) const;
+  // [kv_heads] of one layer, appended: FP8's scales for coordinates that these projections make (empty: all as they
+  // are). e4m3 reaches 4 x 112; 112 stands for six times the root mean square of the largest coordinate, so that what a
+  // code cannot hold is 24 of them away.
+  void scales(int32_t layer, int32_t rank, const std::vector<float>& k_projections, std::vector<float>& to) const;
   // [kv_heads, head_dim, rank] of one layer, appended to q and k. Returns the share of the scores' energy left out.
   double projections(int32_t layer, int32_t rank, std::vector<float>& q, std::vector<float>& k) const;
 
@@ -30,6 +36,7 @@ public:
 
 private:
   struct Sums {
+    std::vector<double> mean;           // [d], a sum
     std::vector<double> keys, queries;  // [d, d]
     double key_count = 0, query_count = 0;
   };

@@ -23,12 +23,13 @@ Options Stage::options(int32_t layer) const {
   Options o;
   o.sink(setup_.sink).local(setup_.local).dense_below(setup_.dense_below).backend(setup_.backend);
   o.threads(setup_.threads);
-  if (setup_.q_projections.empty()) return o.estimator(setup_.format);
-  const size_t n = static_cast<size_t>(s.kv_heads) * static_cast<size_t>(s.head_dim) * static_cast<size_t>(setup_.rank);
-  const auto part = [&](const std::vector<float>& all) {
-    return std::span(all).subspan(static_cast<size_t>(layer) * n, n);
+  const auto of_layer = [&](const std::vector<float>& all) {
+    const size_t each = all.size() / static_cast<size_t>(s.layers);
+    return std::span(all).subspan(static_cast<size_t>(layer) * each, each);
   };
-  return o.estimator(setup_.format, setup_.rank, part(setup_.q_projections), part(setup_.k_projections));
+  if (!setup_.smoothing.empty()) o.smoothing(of_layer(setup_.smoothing), of_layer(setup_.scales));
+  if (setup_.q_projections.empty()) return o.estimator(setup_.format);
+  return o.estimator(setup_.format, setup_.rank, of_layer(setup_.q_projections), of_layer(setup_.k_projections));
 }
 
 Tensor Stage::bring(const Tensor& from, int32_t heads, int64_t tokens, Memory::Block& to) {

@@ -21,6 +21,7 @@ struct Setup {
   int32_t sink = 32, local = 128;
   int64_t dense_below = 1024;
   std::vector<float> q_projections, k_projections;  // [layers, kv_heads, head_dim, rank], or empty
+  std::vector<float> smoothing, scales;  // [layers, kv_heads, head_dim], FP8: [layers, kv_heads]; or empty: of the keys
 };
 
 class Stage {

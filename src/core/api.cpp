@@ -68,11 +68,11 @@ void check_stream(const Plan& plan, const void* stream) {
 }
 
 void check_indexes(const Plan& plan, const Layer& layer, const sale_index* const* indexes) {
-  if (!plan.with_index) {
+  if (plan.index != SALE_INDEX_GIVEN) {
     require(indexes == nullptr, "indexes: given, but the plan was made without; pass NULL");
     return;
   }
-  require(indexes != nullptr, "indexes: null, but the plan was made with_index");
+  require(indexes != nullptr, "indexes: null, but the plan was made with SALE_INDEX_GIVEN");
   for (int32_t b = 0; b < plan.problem.batch; ++b) {
     const Sequence& s = plan.sequences[static_cast<size_t>(b)];
     const sale_index* i = indexes[b];
@@ -91,6 +91,39 @@ void check_indexes(const Plan& plan, const Layer& layer, const sale_index* const
     require(i->length == s.sight.k_len || s.dense, "indexes[", b, "]: holds ", i->length, " keys, the sequence has ",
             s.sight.k_len);
   }
+}
+
+// The pages of codes a call brings; none where it needs none. They may stand between those of the keys.
+sale_index_pages check_pages(const Plan& plan, const Layer& layer, const sale_index_pages* given,
+                             std::initializer_list<Extent> keys, std::initializer_list<Extent> others) {
+  if (!plan.paged_index() || (layer.dense && given == nullptr)) {
+    require(given == nullptr, "index_pages: given, but the plan was not made with SALE_INDEX_PAGES; pass NULL");
+    return {};
+  }
+  require(given != nullptr, "index_pages: null, but the plan was made with SALE_INDEX_PAGES");
+  const sale_index_pages pages = sized(given, "index_pages");
+  if (layer.dense) return {};
+  require(layer.codes_by_key(), "estimator: gives no smoothing (or key_scales), which index_pages need");
+  const sale_problem& p = plan.problem;
+  const int64_t least =
+      static_cast<int64_t>(layer.stages().index_map(p.kv_heads, p.head_dim, plan.form, p.page_size).page());
+  require(pages.memory != nullptr, "index_pages.memory: null");
+  require(reinterpret_cast<uintptr_t>(pages.memory) % 64 == 0, "index_pages.memory: not aligned to 64 bytes");
+  require(pages.page_bytes >= least && pages.page_bytes % 64 == 0, "index_pages.page_bytes: ", pages.page_bytes,
+          " is not a multiple of 64 from ", least, " on, what a page of ", p.page_size, " keys takes");
+  require(pages.pages >= 1 && pages.pages <= INT32_MAX, "index_pages.pages: ", pages.pages, " is not in 1 .. 2^31 - 1");
+  // As much as an address space holds; what overlaps nothing within it is at least not beyond it.
+  constexpr int64_t most = int64_t{1} << 48;
+  const Checked bytes = Checked(pages.page_bytes) * Checked(pages.pages);
+  require(bytes.ok() && bytes.value() <= most, "index_pages.page_bytes: ", pages.page_bytes, " for ", pages.pages,
+          " pages, more than 2^48 bytes");
+  const auto begin = reinterpret_cast<uintptr_t>(pages.memory);
+  for (const Extent& other : keys)
+    check_apart({"index_pages.memory", begin, begin + static_cast<uintptr_t>(least)}, other);
+  for (const Extent& other : others)
+    check_apart({"index_pages.memory", begin, begin + static_cast<uintptr_t>(bytes.value())}, other);
+  layer.stages().space.check("index_pages.memory", pages.memory, p.device);
+  return pages;
 }
 
 // Nothing is audited for nobody.
@@ -142,12 +175,13 @@ Call make_call(const sale_plan* plan, const sale_estimator* estimator, const sal
   const Extent space = check_workspace(p, plan->total, c.workspace, c.workspace_bytes);
   check_apart(space, q);
   check_apart(space, k);
-  Extent written[2] = {space, space};  // out and lse, where they are
+  Extent written[2] = {space, space}, values = k;  // out and lse, and v, where they are
   if (use != Use::select) {
     const Extent v = extent("v", c.v, call.strides.v, p, x.kv_heads, true);
     written[0] = extent("out", c.out, call.strides.out, p, x.q_heads, false);
     for (const Extent& other : {q, k, v, space}) check_apart(written[0], other);
     check_apart(space, v);
+    values = v;
     if (c.lse != nullptr) {
       written[1] = rows_extent("lse", p, c.lse);
       for (const Extent& other : {q, k, v, space, written[0]}) check_apart(written[1], other);
@@ -170,9 +204,13 @@ Call make_call(const sale_plan* plan, const sale_estimator* estimator, const sal
     require(c.page_table == nullptr, "page_table: given, but page_size is 0");
   }
   if (use == Use::attend) {
-    require(c.indexes == nullptr || p.with_index, "indexes: given, but the plan was made without; pass NULL");
+    require(c.indexes == nullptr || p.index == SALE_INDEX_GIVEN,
+            "indexes: given, but the plan was made without; pass NULL");
+    require(c.index_pages == nullptr || p.paged_index(),
+            "index_pages: given, but the plan was not made with SALE_INDEX_PAGES; pass NULL");
   } else {
     check_indexes(p, layer, c.indexes);
+    call.pages = check_pages(p, layer, c.index_pages, {k, values}, {q, space, written[0], written[1]});
   }
   check_stream(p, c.stream);
   require(c.prepared == 0 || c.prepared == 1, "prepared: ", c.prepared, " is neither 0 nor 1");
@@ -181,7 +219,7 @@ Call make_call(const sale_plan* plan, const sale_estimator* estimator, const sal
   call.k = c.k;
   call.page_table = c.page_table;
   call.reference = c.reference;
-  call.indexes = p.with_index && use != Use::attend ? c.indexes : nullptr;
+  call.indexes = p.index == SALE_INDEX_GIVEN && use != Use::attend ? c.indexes : nullptr;
   call.workspace = static_cast<char*>(c.workspace);
   call.bits = reinterpret_cast<uint64_t*>(call.workspace + p.workspace.bits_at);
   call.stream = c.stream;
@@ -247,39 +285,7 @@ void count_blocks(const Call& call, sale_stats& stats) {
 
 }  // namespace
 
-// ---- problem, options, plan ----------------------------------------------------------------------------------------
-
-sale_problem sale_problem_init(int32_t q_heads, int32_t kv_heads, int32_t head_dim, sale_dtype dtype, int64_t q_len,
-                               int64_t k_len) {
-  sale_problem p{};
-  p.struct_size = sizeof p;
-  p.batch = 1;
-  p.q_heads = q_heads;
-  p.kv_heads = kv_heads;
-  p.head_dim = head_dim;
-  p.dtype = dtype;
-  p.q_len = q_len;
-  p.k_len = k_len;
-  p.q_offset = SALE_AUTO;
-  p.device = SALE_HOST;
-  // Sizes are the caller's, unchecked until a plan is made: wrap rather than overflow.
-  const auto strides = [&](int64_t heads, int64_t tokens) {
-    const uint64_t head = static_cast<uint64_t>(tokens) * static_cast<uint64_t>(head_dim);
-    return sale_strides{static_cast<int64_t>(head * static_cast<uint64_t>(heads)), static_cast<int64_t>(head),
-                        head_dim};
-  };
-  p.q = p.out = strides(q_heads, q_len);
-  p.k = p.v = strides(kv_heads, k_len);
-  return p;
-}
-
-sale_options sale_options_init(void) {
-  sale_options o{};
-  o.struct_size = sizeof o;
-  o.dense_below = SALE_AUTO;
-  o.compute = SALE_COMPUTE_EXACT;
-  return o;
-}
+// ---- plan ----------------------------------------------------------------------------------------
 
 sale_status sale_plan_create(const sale_problem* problem, const sale_options* options,
                              const sale_estimator* const* estimators, int64_t n_estimators, sale_plan** plan) {
@@ -341,12 +347,6 @@ sale_status sale_plan_prepare(const sale_plan* plan, void* workspace, size_t wor
 
 // ---- calls ---------------------------------------------------------------------------------------------------------
 
-sale_call sale_call_init(void) {
-  sale_call c{};
-  c.struct_size = sizeof c;
-  return c;
-}
-
 namespace {
 
 // A call from beginning to end; what is not wanted of select and attend is left out.
@@ -365,7 +365,7 @@ void carry_out(const sale_plan* plan, const sale_estimator* estimator, const sal
   Laps laps(call, wanted);
   stats.index_s = stats.select_s = stats.attend_s = 0;
   if (use != Use::attend) {
-    if (!call.plan->with_index) stages.index(call);
+    if (call.plan->index != SALE_INDEX_GIVEN) stages.index(call);
     stats.index_s = laps.lap();
     stages.select(call);
     stats.select_s = laps.lap();

@@ -83,14 +83,14 @@ struct Backend {
   std::string (*why_not)(const sale_problem&, const sale_options&);
   // Used only when why_not_machine is empty; null in builds that leave the backend out.
   const Stages* stages;
-  // What the items of a CPU's stages run on this machine; null for others.
+  // What the items of a CPU's stages run on this machine; null for others, and in builds that leave the backend out.
   const Kernels& (*kernels)(const Machine&);
   // Why a device that it can run on is not for it unless asked for by name; null: it always is.
   std::string (*why_not_unasked)(int32_t device) = nullptr;
 };
 
-extern const Backend portable_backend, avx2_backend, avx512_backend, amx_backend, sm80_backend, sm90_backend,
-    sm100_backend;
+extern const Backend portable_backend, neon_backend, avx2_backend, avx512_backend, amx_backend, sm80_backend,
+    sm90_backend, sm100_backend;
 
 int backend_count();
 const Backend& backend(int i);

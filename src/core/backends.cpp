@@ -6,11 +6,11 @@
 namespace sale {
 namespace {
 
-const Backend* const in_order[] = {&sm90_backend,    &sm80_backend,   &sm100_backend,
+const Backend* const in_order[] = {&sm90_backend, &sm80_backend,    &sm100_backend,
 #if defined(__x86_64__)
-                                   &amx_backend,     &avx512_backend, &avx2_backend,
+                                   &amx_backend,  &avx512_backend,  &avx2_backend,
 #endif
-                                   &portable_backend};
+                                   &neon_backend, &portable_backend};
 
 std::string reason(const Backend& b, const Layer& layer) {
   std::string why = b.why_not_machine(machine());

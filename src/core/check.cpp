@@ -52,6 +52,9 @@ Sequence check_sequence(const sale_problem& p, int32_t b) {
   }
   require(s.q_offset >= 0 && s.q_offset <= max_tokens, "q_offset", of, ": ", s.q_offset,
           " is neither SALE_AUTO nor in 0 .. 2^31");
+  whole.k_coded = pick(p.k_coded, std::min(s.q_offset, s.k_len));
+  require(whole.k_coded >= 0 && whole.k_coded <= s.k_len, "k_coded", of, ": ", whole.k_coded, " is not in 0 .. ",
+          s.k_len, ", its keys");
   s.last_position = p.part != 0 ? INT64_MAX : s.k_len - 1;
   return whole;
 }
@@ -257,7 +260,8 @@ void check_options(const sale_options& o) {
           " is not SALE_COMPUTE_EXACT, SALE_COMPUTE_INT8, SALE_COMPUTE_FP8 or SALE_COMPUTE_F16");
   require(o.compensate == 0 || o.compensate == 1, "compensate: ", o.compensate, " is neither 0 nor 1");
   require(o.audit >= 0 && o.audit <= 65536, "audit: ", o.audit, " is not in 0 .. 65536");
-  require(o.with_index == 0 || o.with_index == 1, "with_index: ", o.with_index, " is neither 0 nor 1");
+  require(o.with_index >= SALE_INDEX_OF_CALL && o.with_index <= SALE_INDEX_PAGES, "with_index: ", o.with_index,
+          " is not SALE_INDEX_OF_CALL, SALE_INDEX_GIVEN or SALE_INDEX_PAGES");
 }
 
 }  // namespace sale

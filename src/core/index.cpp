@@ -24,6 +24,12 @@ size_t sale_index_memory(const sale_estimator* estimator, int64_t capacity) {
   return memory_of(*estimator->layer, map_of(*estimator->layer, capacity));
 }
 
+size_t sale_index_page_bytes(const sale_estimator* estimator, int32_t page_size) {
+  if (estimator == nullptr || page_size < 1 || page_size % k_block != 0) return 0;
+  const Layer& l = *estimator->layer;
+  return l.codes_by_key() ? map_of(l, page_size).page() : 0;
+}
+
 sale_status sale_index_create(const sale_estimator* estimator, const sale_index_options* options, sale_index** index) {
   return guarded([&] {
     require(estimator != nullptr, "estimator: null");
@@ -39,7 +45,7 @@ sale_status sale_index_create(const sale_estimator* estimator, const sale_index_
     made->capacity = o.capacity;
     made->map = map_of(l, o.capacity);
     made->smoothed = !l.smoothing.empty();
-    made->fixed = made->smoothed && (!l.key_scales.empty() || l.form.format != SALE_FP8);
+    made->fixed = l.codes_by_key();
     made->bytes = memory_of(l, made->map);
     l.stages().open_index(*made);
     if (o.memory != nullptr) {

@@ -57,6 +57,12 @@ struct HeadGroup : Sight {
   const float* reference;  // or null: keys are a part of a sequence's; row r of head g at reference[g * lse_head + r]
   const void *k_means, *v_means;  // compensation: [k_len / mean_keys rounded up, head_dim], the tensors' type; or null
 
+  // Whether codes of the keys are looked at at all.
+  SALE_BOTH bool scanned() const {
+    for (int32_t g = 0; !dense && g < shape.group; ++g)
+      if (is_scanned(thresholds[g])) return true;
+    return false;
+  }
   int64_t visible_keys(int64_t row) const { return end_key(row); }
   int64_t rows(int64_t tile) const { return end_row(tile, q_block) - first_row(tile, q_block); }
   int64_t visible_blocks(int64_t tile) const { return end_block(tile, q_block); }

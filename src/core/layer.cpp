@@ -5,23 +5,6 @@
 
 using namespace sale;
 
-sale_layer sale_layer_init(int32_t q_heads, int32_t kv_heads, int32_t head_dim, sale_dtype dtype) {
-  static const float default_threshold = 0.004f;
-  sale_layer l{};
-  l.struct_size = sizeof l;
-  l.q_heads = q_heads;
-  l.kv_heads = kv_heads;
-  l.head_dim = head_dim;
-  l.dtype = dtype;
-  l.device = SALE_HOST;
-  l.thresholds = &default_threshold;
-  l.n_thresholds = 1;
-  l.format = SALE_INT8;
-  l.sink = 32;
-  l.local = 128;
-  return l;
-}
-
 sale_status sale_estimator_create(const sale_layer* layer, sale_estimator** estimator) {
   return guarded([&] {
     const sale_layer l = sized(layer, "layer");

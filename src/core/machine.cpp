@@ -12,6 +12,10 @@
 #endif
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace sale {
@@ -85,14 +89,39 @@ void detect(Machine& m) {
     m.amx_bf16 = bit(seven.d, 22);
   }
 }
+#elif defined(__aarch64__)
+#if defined(__linux__)
+void detect(Machine& m) {
+  const uint64_t one = getauxval(AT_HWCAP), two = getauxval(26);  // AT_HWCAP2, which old headers lack
+  m.cpu = "arm64";
+  m.neon = true;  // part of the architecture
+  m.neon_dotprod = (one >> 20 & 1) != 0;
+  m.neon_i8mm = (two >> 13 & 1) != 0;
+  m.neon_bf16 = (two >> 14 & 1) != 0;
+}
+#elif defined(__APPLE__)
+bool feature(const char* name) {
+  int has = 0;
+  size_t size = sizeof has;
+  return sysctlbyname(name, &has, &size, nullptr, 0) == 0 && has != 0;
+}
+void detect(Machine& m) {
+  char name[128] = {};
+  size_t size = sizeof name - 1;
+  m.cpu = sysctlbyname("machdep.cpu.brand_string", name, &size, nullptr, 0) == 0 ? name : "arm64";
+  m.neon = true;
+  m.neon_dotprod = feature("hw.optional.arm.FEAT_DotProd");
+  m.neon_i8mm = feature("hw.optional.arm.FEAT_I8MM");
+  m.neon_bf16 = feature("hw.optional.arm.FEAT_BF16");
+}
 #else
 void detect(Machine& m) {
-#if defined(__aarch64__)
   m.cpu = "arm64";
-#else
-  m.cpu = "a processor without kernels of its own";
-#endif
+  m.neon = true;  // whether it has more, this system is not asked
 }
+#endif
+#else
+void detect(Machine& m) { m.cpu = "a processor without kernels of its own"; }
 #endif
 
 // SALE_HIDE=avx512,amx_int8: makes this process behave as on a machine without them (tests, comparisons).
@@ -106,6 +135,10 @@ void hide(Machine& m) {
   if (named("avx512_bf16") || !m.avx512) m.avx512_bf16 = false;
   if (named("amx_int8") || !m.avx512) m.amx_int8 = false;
   if (named("amx_bf16") || !m.avx512) m.amx_bf16 = false;
+  if (named("neon")) m.neon = false;
+  if (named("neon_dotprod") || !m.neon) m.neon_dotprod = false;
+  if (named("neon_i8mm") || !m.neon) m.neon_i8mm = false;
+  if (named("neon_bf16") || !m.neon) m.neon_bf16 = false;
 }
 
 }  // namespace
@@ -130,11 +163,10 @@ std::string describe(const Machine& m) {
   const struct {
     bool have;
     const char* name;
-  } features[] = {{m.avx2, "avx2"},
-                  {m.avx512, "avx512"},
-                  {m.avx512_bf16, "avx512_bf16"},
-                  {m.amx_int8, "amx_int8"},
-                  {m.amx_bf16, "amx_bf16"}};
+  } features[] = {
+      {m.avx2, "avx2"},          {m.avx512, "avx512"}, {m.avx512_bf16, "avx512_bf16"},   {m.amx_int8, "amx_int8"},
+      {m.amx_bf16, "amx_bf16"},  {m.neon, "neon"},     {m.neon_dotprod, "neon_dotprod"}, {m.neon_i8mm, "neon_i8mm"},
+      {m.neon_bf16, "neon_bf16"}};
   bool any = false;
   for (const auto& f : features) {
     if (!f.have) continue;

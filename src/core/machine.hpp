@@ -15,6 +15,10 @@ struct Machine {
   bool avx512_bf16 = false;
   bool amx_int8 = false;
   bool amx_bf16 = false;
+  bool neon = false;  // a 64-bit Arm CPU
+  bool neon_dotprod = false;
+  bool neon_i8mm = false;
+  bool neon_bf16 = false;
   std::string amx_reason;  // why AMX is off although the CPU has it
   int cpus = 1;            // available to this process
 };

@@ -21,6 +21,7 @@ struct Call {
   const int32_t* page_table;
   const float* reference;
   const sale_index* const* indexes;
+  sale_index_pages pages;  // memory is null without
   char* workspace;
   uint64_t* bits;
   void* stream;

@@ -61,7 +61,7 @@ void lay_out_workspace(Plan& plan) {
   plan.workspace.index_at = areas.end();
   for (Sequence& s : plan.sequences) {
     s.index_at = areas.end();
-    if (!plan.with_index && !s.dense)
+    if (s.indexed)
       areas.add(static_cast<int64_t>(stages.index_map(p.kv_heads, p.head_dim, plan.form, s.sight.k_len).total));
   }
   plan.workspace.bits_at = areas.add(Checked(plan.bits_words) * Checked(8));
@@ -111,6 +111,13 @@ void check_runs(const sale_problem& p, const sale_options& o, const Layer& layer
           " on ", p.device);
   require(p.part != 0 || layer.sink >= 32, "sink: ", layer.sink,
           " is not a multiple of 32 in 32 .. 256; 0 is for parts of a sequence");
+  if (o.with_index == SALE_INDEX_PAGES && !layer.dense) {
+    require(p.page_size != 0 && p.page_size % k_block == 0, "page_size: ", p.page_size,
+            " is not a multiple of 32, as pages of an index are");
+    require(!layer.smoothing.empty(), "smoothing: not given by the layer, but with_index is SALE_INDEX_PAGES");
+    require(layer.form.format != SALE_FP8 || !layer.key_scales.empty(),
+            "key_scales: not given by the layer, but with_index is SALE_INDEX_PAGES");
+  }
   if (const std::string why = layer.backend->why_not(p, o); !why.empty())
     fail(SALE_UNSUPPORTED, "backend: ", layer.backend->name, " cannot run this problem: ", why);
 }
@@ -122,7 +129,7 @@ std::unique_ptr<Plan> make_plan(const sale_problem& p, const sale_options& o, co
   check_runs(p, o, layer);
   plan->problem = p;
   plan->problem.q_lens = plan->problem.k_lens = plan->problem.q_offsets = nullptr;
-  plan->problem.q_starts = plan->problem.k_starts = nullptr;
+  plan->problem.q_starts = plan->problem.k_starts = plan->problem.k_coded = nullptr;
   plan->group = p.q_heads / p.kv_heads;
   plan->scale = p.scale != 0 ? p.scale : 1.0f / std::sqrt(static_cast<float>(p.head_dim));
   plan->form = layer.form;
@@ -133,11 +140,15 @@ std::unique_ptr<Plan> make_plan(const sale_problem& p, const sale_options& o, co
   plan->compensate = o.compensate != 0;
   plan->audit = o.audit;
   plan->audit_seed = o.audit_seed;
-  plan->with_index = o.with_index != 0;
+  plan->index = static_cast<sale_index_source>(o.with_index);
   const Backend& b = *layer.backend;
   const int64_t pays = layer.form.projected && layer.form.rank <= 32 ? b.dense_below_projected : b.dense_below;
   const int64_t below = o.dense_below == SALE_AUTO ? pays : o.dense_below;
-  for (Sequence& s : plan->sequences) s.dense = layer.dense || s.sight.k_len < below;
+  for (Sequence& s : plan->sequences) {
+    s.dense = layer.dense || s.sight.k_len < below;
+    // Pages are kept up for those who will be long enough one day.
+    s.indexed = plan->paged_index() ? !layer.dense : !s.dense && plan->index == SALE_INDEX_OF_CALL;
+  }
   plan->backend = layer.backend;
   plan->threads = layer.stages().workers(layer);
   choose_audited(*plan);

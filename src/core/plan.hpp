@@ -44,6 +44,8 @@ struct Layer {
   std::shared_ptr<void> state;  // the backend's
 
   const Stages& stages() const { return *backend->stages; }
+  // The codes of a block are a function of its keys alone.
+  bool codes_by_key() const { return !smoothing.empty() && (form.format != SALE_FP8 || !key_scales.empty()); }
 };
 
 // One sequence of the batch. Tile t covers query rows [t q_block, min((t + 1) q_block, q_len)). All rows of bits of one
@@ -52,14 +54,18 @@ struct Sequence {
   Sight sight;
   int64_t q_start, k_start;
   int64_t q_block, tiles;
-  bool dense;  // fewer keys than dense_below, or a layer of dense heads
+  bool dense;       // fewer keys than dense_below, or a layer of dense heads
+  bool indexed;     // codes of its keys are in the workspace
+  int64_t k_coded;  // first keys whose codes are in the index pages, when there are any
   std::vector<int64_t> row_word;
   int64_t words;     // per query head
   int64_t bits_at;   // first word of this sequence in the block list
   int64_t lse_rows;  // rows of the lse tensor (the longest sequence's)
-  size_t index_at;   // in the workspace, when the call makes its own index
+  size_t index_at;   // in the workspace, when indexed
   int64_t audited;   // rows
 
+  // Codes from this block on are not in the index pages, or not all of them.
+  int64_t first_uncoded() const { return k_coded == sight.k_len ? Sight::blocks_of(k_coded) : k_coded / Sight::block; }
   int64_t visible_blocks(int64_t tile) const { return sight.end_block(tile, q_block); }
 };
 
@@ -94,7 +100,7 @@ struct Plan {
   bool compensate;
   int32_t audit;  // rows per head, at most; 0: none
   uint64_t audit_seed;
-  bool with_index;
+  sale_index_source index;
   std::vector<Sequence> sequences;
   int64_t bits_words;  // of the whole block list
   const Backend* backend;
@@ -103,13 +109,15 @@ struct Plan {
   WorkspaceMap workspace;
 
   const Stages& stages() const { return *backend->stages; }
+  bool paged_index() const { return index == SALE_INDEX_PAGES; }
   bool serves(const Layer& l) const { return form == l.form && dense == l.dense && sink == l.sink && local == l.local; }
 };
 
 // Bytes of one sequence's index, and its parts.
 struct IndexMap {
   size_t codes_at, scales_at, smoothing_at, total;
-  size_t head_codes, head_scales;  // bytes per kv head
+  size_t head_codes, head_scales;               // bytes per kv head
+  size_t page() const { return smoothing_at; }  // a page of an index: the codes and scales of its keys
 };
 
 // check.cpp; all throw Failure.

@@ -5,12 +5,17 @@
 #include <cstring>
 
 #include "core/status.hpp"
+#include "sale/sale.h"
 
 namespace sale {
 
 // Size of the first version of a struct; fields that came later count as 0 in one that lacks them.
 template <class T>
-constexpr size_t first_size = sizeof(T);
+inline constexpr size_t first_size = sizeof(T);
+template <>
+inline constexpr size_t first_size<sale_problem> = offsetof(sale_problem, k_coded);
+template <>
+inline constexpr size_t first_size<sale_call> = offsetof(sale_call, index_pages);
 
 template <class T>
 void check_size(const T* at, const char* name) {

@@ -70,6 +70,10 @@ private:
   SALE_BOTH static constexpr int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 };
 
+// What a threshold makes of a head: 0 dense, the largest float (SALE_TAU_LOCAL) local. Neither is scanned.
+SALE_BOTH constexpr bool is_local(float tau) { return tau == 0x1.fffffep127f; }
+SALE_BOTH constexpr bool is_scanned(float tau) { return tau != 0 && !is_local(tau); }
+
 // Row i of n that are audited of a sequence's rows: one in each of n equal parts, by the i-th number of splitmix64.
 SALE_BOTH constexpr int64_t audited_row(int64_t q_len, int64_t n, int64_t i, uint64_t seed) {
   uint64_t x = seed + 0x9e3779b97f4a7c15u * (static_cast<uint64_t>(i) + 1);

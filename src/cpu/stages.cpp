@@ -62,17 +62,17 @@ struct Span {
   int64_t begin, end;
 };
 
-// Ranges of up to `step` key blocks of every head of the sequences that are not dense.
-template <class F>
-void each_span(const Call& call, int64_t step, F&& f) {
+// Ranges of up to `step` key blocks of every head of the sequences that are wanted.
+template <class Wanted, class F>
+void each_span(const Call& call, int64_t step, Wanted&& wanted, F&& f) {
   const Plan& plan = *call.plan;
   int64_t total = 0;
   for (const Sequence& s : plan.sequences)
-    if (!s.dense) total += ceil_div(ceil_div(s.sight.k_len, k_block), step) * plan.problem.kv_heads;
+    if (wanted(s)) total += ceil_div(ceil_div(s.sight.k_len, k_block), step) * plan.problem.kv_heads;
   workers(call).run(total, [&](int64_t i, int) {
     for (int32_t b = 0; b < plan.problem.batch; ++b) {
       const Sequence& s = plan.sequences[static_cast<size_t>(b)];
-      if (s.dense) continue;
+      if (!wanted(s)) continue;
       const int64_t blocks = ceil_div(s.sight.k_len, k_block), ranges = ceil_div(blocks, step);
       const int64_t here = ranges * plan.problem.kv_heads;
       if (i >= here) {
@@ -85,6 +85,9 @@ void each_span(const Call& call, int64_t step, F&& f) {
     }
   });
 }
+
+bool sparse(const Sequence& s) { return !s.dense; }
+bool indexed(const Sequence& s) { return s.indexed; }
 
 constexpr int64_t span_blocks = 64;
 
@@ -338,7 +341,7 @@ HeadGroup head_group(const Call& call, int32_t sequence, int32_t kv_head) {
     h.v_means = at(call.workspace + mine.v_block_means_at, x.dtype, first);
   }
   if (p.compute == SALE_COMPUTE_INT8) h.k_mean = floats(mine.k_means_at) + (sequence * x.kv_heads + kv_head) * d;
-  if (s.dense) return h;
+  if (s.dense && !s.indexed) return h;
   h.index = call.indexes != nullptr ? view_of(*call.indexes[sequence], kv_head)
                                     : view_of(call.workspace + s.index_at,
                                               index_map(x.kv_heads, x.head_dim, p.form, s.sight.k_len), layer, kv_head);
@@ -351,16 +354,69 @@ char* scratch(const Call& call, int thread) {
   return call.workspace + mine.scratch_at + mine.scratch_per_thread * static_cast<size_t>(thread);
 }
 
+// A page of codes of one sequence: where block `b` of a kv head is in it.
+struct PageView {
+  const Call& call;
+  IndexMap map;
+  int64_t page_blocks, code_bytes, scale_bytes;
+  explicit PageView(const Call& c)
+      : call(c),
+        map(index_map(c.plan->problem.kv_heads, c.plan->problem.head_dim, c.plan->form, c.plan->problem.page_size)),
+        page_blocks(c.plan->problem.page_size / k_block),
+        code_bytes(k_block * c.plan->form.row_bytes()),
+        scale_bytes(c.plan->form.groups() * 4) {}
+  char* page(const Span& span, int64_t b) const {
+    const int32_t* row = call.page_table + span.sequence * call.plan->problem.pages;
+    return static_cast<char*>(call.pages.memory) + row[b / page_blocks] * call.pages.page_bytes;
+  }
+  char* codes(const Span& span, int64_t b) const {
+    return page(span, b) + map.codes_at + map.head_codes * static_cast<size_t>(span.kv_head) +
+           b % page_blocks * code_bytes;
+  }
+  char* scales(const Span& span, int64_t b) const {
+    return page(span, b) + map.scales_at + map.head_scales * static_cast<size_t>(span.kv_head) +
+           b % page_blocks * scale_bytes;
+  }
+};
+
+// Codes of the first k_coded keys out of their pages, where they are needed; the others made, and put into theirs.
+void make_paged_index(const Call& call) {
+  const Plan& plan = *call.plan;
+  const PageView pages(call);
+  each_span(call, span_blocks, indexed, [&](const Span& span) {
+    const Sequence& s = plan.sequences[static_cast<size_t>(span.sequence)];
+    const HeadGroup h = head_group(call, span.sequence, span.kv_head);
+    const int64_t made = s.first_uncoded();
+    const auto own = [&](int64_t b) {
+      return std::pair(reinterpret_cast<char*>(h.index.codes) + b * pages.code_bytes,
+                       reinterpret_cast<char*>(h.index.scales) + b * pages.scale_bytes);
+    };
+    for (int64_t b = span.begin; b < std::min(made, span.end) && !s.dense; ++b) {
+      std::memcpy(own(b).first, pages.codes(span, b), static_cast<size_t>(pages.code_bytes));
+      std::memcpy(own(b).second, pages.scales(span, b), static_cast<size_t>(pages.scale_bytes));
+    }
+    const int64_t begin = std::max(span.begin, made);
+    if (begin >= span.end) return;
+    state(plan).kernels->index(h, begin, span.end);
+    for (int64_t b = begin; b < span.end; ++b) {
+      std::memcpy(pages.codes(span, b), own(b).first, static_cast<size_t>(pages.code_bytes));
+      std::memcpy(pages.scales(span, b), own(b).second, static_cast<size_t>(pages.scale_bytes));
+    }
+  });
+}
+
 void make_index(const Call& call) {
   const Plan& plan = *call.plan;
   const int32_t d = plan.problem.head_dim;
+  if (call.pages.memory != nullptr) return make_paged_index(call);
   if (call.layer->smoothing.empty())
-    each_span(call, int64_t{1} << 40, [&](const Span& span) {
+    each_span(call, int64_t{1} << 40, indexed, [&](const Span& span) {
       const HeadGroup h = head_group(call, span.sequence, span.kv_head);
       mean_rows({h.k, h.shape.dtype, h.k_token}, h.k_len, d, const_cast<float*>(h.index.smoothing));
     });
-  each_span(call, span_blocks, [&](const Span& span) {
-    state(plan).kernels->index(head_group(call, span.sequence, span.kv_head), span.begin, span.end);
+  each_span(call, span_blocks, indexed, [&](const Span& span) {
+    const HeadGroup h = head_group(call, span.sequence, span.kv_head);
+    if (h.scanned()) state(plan).kernels->index(h, span.begin, span.end);
   });
 }
 
@@ -396,7 +452,7 @@ void make_means_of(const void* from, void* to, const Shape& shape, int64_t token
 
 // What compensation needs besides.
 void make_block_means(const Call& call) {
-  each_span(call, span_blocks, [&](const Span& span) {
+  each_span(call, span_blocks, sparse, [&](const Span& span) {
     const HeadGroup h = head_group(call, span.sequence, span.kv_head);
     const int64_t begin = span.begin / mean_blocks, end = ceil_div(span.end, mean_blocks);
     make_means_of(h.k, const_cast<void*>(h.k_means), h.shape, h.k_token, h.k_len, begin, end);
@@ -408,14 +464,16 @@ void select_blocks(const Call& call) {
   const Plan& plan = *call.plan;
   const int32_t d = plan.problem.head_dim;
   if (plan.form.format == SALE_INT4) {
-    each_span(call, int64_t{1} << 40, [&](const Span& span) {
+    each_span(call, int64_t{1} << 40, sparse, [&](const Span& span) {
       const HeadGroup h = head_group(call, span.sequence, span.kv_head);
+      if (!h.scanned()) return;
       for (int32_t g = 0; g < plan.group; ++g)
         mean_rows({at(h.q, h.shape.dtype, g * h.q_head), h.shape.dtype, h.q_token}, h.q_len, d,
                   const_cast<float*>(h.q_mean) + g * d);
     });
-    each_span(call, span_blocks, [&](const Span& span) {
-      state(plan).kernels->bias(head_group(call, span.sequence, span.kv_head), span.begin, span.end);
+    each_span(call, span_blocks, sparse, [&](const Span& span) {
+      const HeadGroup h = head_group(call, span.sequence, span.kv_head);
+      if (h.scanned()) state(plan).kernels->bias(h, span.begin, span.end);
     });
   }
   workers(call).run(static_cast<int64_t>(state(plan).items.size()), [&](int64_t i, int thread) {

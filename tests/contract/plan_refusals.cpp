@@ -184,7 +184,7 @@ TEST(Plan, Options) {
                 [&](Good& g) { std::memcpy(&g.options.compute, &n, sizeof n); });
   for (const int32_t n : {-1, 65537, INT32_MIN, INT32_MAX})
     refuse_plan("audit " + std::to_string(n), "audit", [&](Good& g) { g.options.audit = n; });
-  for (const int32_t n : {-1, 2, INT32_MAX})
+  for (const int32_t n : {-1, 3, INT32_MAX})
     refuse_plan("with_index " + std::to_string(n), "with_index", [&](Good& g) { g.options.with_index = n; });
   for (const int32_t n : {-1, 2, INT32_MIN})
     refuse_plan("part " + std::to_string(n), "part", [&](Good& g) { g.problem.part = n; });

@@ -1,8 +1,10 @@
 // Structs of other headers: every one begins with its size, smaller ones are completed with zeros, larger ones refused.
 #include <cstddef>
+#include <cstring>
 
 #include "contract.hpp"
 #include "core/sized.hpp"
+#include "older_client.h"
 
 namespace sale_contract {
 namespace {
@@ -12,7 +14,8 @@ constexpr auto bad = SALE_INVALID_ARGUMENT;
 // What of a struct's size is not one that any header had.
 template <class T>
 std::vector<size_t> wrong_sizes() {
-  return {0, 1, sizeof(size_t), sizeof(T) / 2, sizeof(T) - 8, sizeof(T) - 1, sizeof(T) + 1, sizeof(T) + 8, SIZE_MAX};
+  const size_t first = sale::first_size<T>;
+  return {0, 1, sizeof(size_t), first / 2, first - 8, first - 1, sizeof(T) + 1, sizeof(T) + 8, SIZE_MAX};
 }
 
 // call(size) is to refuse; named: the struct.
@@ -101,6 +104,28 @@ TEST(Sizes, CallAndStats) {
     });
     EXPECT_TRUE(a.untouched(g)) << e.name;
   }
+}
+
+// Sizes between the first header's and this one's are some header's.
+TEST(Sizes, AClientOfTheHeaderBeforeGetsTheSameBits) {
+  EXPECT_EQ(older_problem_size(), offsetof(sale_problem, k_coded));
+  EXPECT_EQ(older_call_size(), offsetof(sale_call, index_pages));
+  const sale_case::Instance in(sale_case::parse("qheads=4 kvheads=2 q=700 k=700 d=64 type=bf16 densebelow=0"));
+  sale_case::Memory theirs(in.out.memory->size(), 0xcb, 64);
+  const older_tensors tensors{4, 2, 64, 700, in.q.data(), in.k.data(), in.v.data(), theirs.begin()};
+  ASSERT_EQ(older_attention(&tensors), SALE_OK) << sale_last_error();
+  const sale_layer layer = sale_layer_init(4, 2, 64, SALE_BF16);
+  sale_estimator* estimator = nullptr;
+  sale_plan* plan = nullptr;
+  must(sale_estimator_create(&layer, &estimator));
+  must(sale_plan_create(&in.problem, &in.options, &estimator, 1, &plan));
+  const sale_case::Memory space(workspace_of(plan).total, 0x5a, 64);
+  sale_call call = in.call();
+  call.workspace = space.begin(), call.workspace_bytes = space.size();
+  must(sale_run(plan, estimator, &call));
+  EXPECT_EQ(std::memcmp(in.out.memory->begin(), theirs.begin(), theirs.size()), 0);
+  sale_plan_destroy(plan);
+  sale_estimator_destroy(estimator);
 }
 
 // What the init functions make is of this header.

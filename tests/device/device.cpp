@@ -174,7 +174,7 @@ void Copy::update(const Index& index, int64_t b, int64_t keys_now, cudaStream_t 
 
 std::vector<std::byte> bytes_of(const sale_case::Memory& m) { return {m.begin(), m.begin() + m.size()}; }
 
-Work::Work(const sale_problem& p, const sale_layer& l, const sale_options& o, bool with_index)
+Work::Work(const sale_problem& p, const sale_layer& l, const sale_options& o, int32_t with_index)
     : layer(make_estimator(l)), plan(make_plan(p, o, layer, with_index)), workspace(workspace_of(plan).total) {}
 
 sale_call Work::in(sale_call c) const {

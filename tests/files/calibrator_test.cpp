@@ -225,6 +225,38 @@ TEST(Calibrator, LocalHeads) {
   }
 }
 
+// With the layers' own vectors, thresholds are measured by codes that are functions of the keys: what pages can hold.
+TEST(Calibrator, Smoothing) {
+  Asked asked;
+  asked.c.smoothing = 1, asked.c.prompts = 2;
+  for (const int32_t rank : {0, 16}) {
+    asked.c.rank = rank;
+    sale::Calibrator c(asked.get());
+    EXPECT_EQ(c.state().pass, SALE_PASS_PROJECT);
+    finish(c);
+    const sale::Calibration made = c.result();
+    ASSERT_EQ(made.smoothing.size(), static_cast<size_t>(layers * kv_heads * head_dim));
+    EXPECT_TRUE(made.scales.empty()) << "INT8 has a scale in every block";
+    EXPECT_EQ(made.projected(), rank != 0);
+    EXPECT_LT(made.density, 0.9);
+    const Attention first = attention(0, 1), second = attention(1, 1);
+    double sum = 0;
+    for (int64_t t = 0; t < tokens; ++t)
+      sum += double{first.k[static_cast<size_t>(t * head_dim)]} + double{second.k[static_cast<size_t>(t * head_dim)]};
+    EXPECT_NEAR(made.layer_smoothing(1)[0], sum / (2 * tokens), 1e-5);
+    const sale::Problem problem(1, q_heads, kv_heads, tokens, tokens, head_dim, SALE_F32);
+    EXPECT_GT(sale::Estimator(problem, made.options(1)).index_page_bytes(64), 0u);
+    sale::Calibration without = made;
+    without.smoothing.clear();
+    EXPECT_EQ(sale::Estimator(problem, without.options(1)).index_page_bytes(64), 0u);
+    EXPECT_NE(printed(made), printed(without));
+  }
+  asked.c.smoothing = 2;
+  REFUSED(sale::Calibrator(asked.get()), "options.smoothing: 2");
+  asked.c.smoothing = 0, asked.c.reserved = 1;
+  REFUSED(sale::Calibrator(asked.get()), "options.reserved: 1");
+}
+
 // An interrupted calibrator goes on where it was, in every pass, and gives what an uninterrupted one gives.
 TEST(Calibrator, GoesOnWhereItWas) {
   const Folder folder;

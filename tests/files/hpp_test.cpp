@@ -1,5 +1,6 @@
 // The C++ layer: owners, builders, and that errors arrive as sale::Error with the library's words.
 #include <gtest/gtest.h>
+#include <algorithm>
 #include <functional>
 #include <random>
 
@@ -58,6 +59,37 @@ TEST(Hpp, RunIsSelectAndAttend) {
   EXPECT_EQ(data.out, whole);
   index.truncate(100);
   EXPECT_EQ(index.length(), 100);
+}
+
+// A cache of eight pages, two prompts of 128 keys in it of which the second shares the first's beginning.
+TEST(Hpp, CodesInPages) {
+  constexpr int64_t n = 128, d = 32, page = 32;
+  Data data(2 * n);
+  const std::vector<float> smoothing(2 * d, 0.1f);
+  const std::vector<int32_t> table{3, 1, 2, 0, 3, 1, 5, 4};
+  const std::vector<int64_t> coded{0, 2 * page};
+  sale::Problem problem(2, 2, 2, n, n, d, SALE_F32);
+  problem.paged(page, 4).k_coded(coded);
+  const sale_strides pages{2 * page * d, page * d, d};
+  const sale_strides rows{0, 2 * n * d, d};
+  const std::vector<int64_t> starts{0, n};
+  problem.strides(rows, pages, pages, rows).q_starts(starts);
+  const auto options = sale::Options().threshold(0.02f).dense_below(0).smoothing(smoothing);
+  const sale::Estimator layer(problem, options);
+  const sale::Plan own(problem, options), plan(problem, options, {&layer, 1}, sale::Plan::Keys::coded_in_pages);
+  const sale::Workspace workspace(std::max(own.workspace().total, plan.workspace().total));
+  sale::Tensors tensors = data.tensors();
+  tensors.lse = nullptr;
+  tensors.page_table = table.data();
+  own.run(tensors, workspace);
+  const std::vector<float> expected = data.out;
+  std::fill(data.out.begin(), data.out.end(), -1.0f);
+  const sale::Workspace codes(layer.index_page_bytes(page) * 6);
+  tensors.index_pages = sale::index_pages(codes.data(), layer.index_page_bytes(page), 6);
+  plan.run(layer, tensors, workspace);
+  EXPECT_EQ(data.out, expected);
+  tensors.index_pages.reset();
+  EXPECT_EQ(status_of([&] { plan.run(layer, tensors, workspace); }), SALE_INVALID_ARGUMENT);
 }
 
 TEST(Hpp, RaggedProblemsOwnTheirArrays) {

@@ -31,9 +31,9 @@ Estimator make_estimator(const sale_layer& l) {
   return Estimator(estimator);
 }
 
-Plan make_plan(const sale_problem& p, const sale_options& o, const Estimator& e, bool with_index) {
+Plan make_plan(const sale_problem& p, const sale_options& o, const Estimator& e, int32_t with_index) {
   sale_options asked = o;
-  asked.with_index = with_index ? 1 : 0;
+  asked.with_index = with_index;
   const sale_estimator* const one = e.get();
   sale_plan* plan = nullptr;
   ok(sale_plan_create(&p, &asked, &one, 1, &plan), "sale_plan_create");
@@ -71,7 +71,7 @@ sale_layer with_backend(sale_layer l, const std::string& backend) {
   return l;
 }
 
-Step::Step(const sale_problem& p, const sale_layer& l, const sale_options& o, bool with_index)
+Step::Step(const sale_problem& p, const sale_layer& l, const sale_options& o, int32_t with_index)
     : layer(make_estimator(l)), plan(make_plan(p, o, layer, with_index)), workspace(make_workspace(plan)) {}
 
 void Step::run(sale_call c) const {
@@ -382,6 +382,45 @@ std::string in_parallel(int64_t n, const std::function<Case(int64_t)>& make,
   work();
   for (std::thread& t : threads) t.join();
   return failures;
+}
+
+std::string on_random_cases(uint64_t first_seed, int64_t n, const std::function<void(Case&)>& adjust,
+                            const std::function<void(Instance&, const std::string&)>& check) {
+  Tally ignored;
+  return in_parallel(
+      n,
+      [&](int64_t i) {
+        Case c = sale_case::random_case(first_seed + static_cast<uint64_t>(i), {900, 8'000'000});
+        adjust(c);
+        return c;
+      },
+      [&](const Case& c) {
+        Instance in(c);
+        for (const std::string& backend : backends_for(in)) check(in, backend);
+        return Tally{};
+      },
+      ignored);
+}
+
+std::vector<std::byte> outputs(const Instance& in) {
+  std::vector<std::byte> all = copy(*in.out.memory);
+  const std::vector<std::byte> lse = copy(*in.lse);
+  all.insert(all.end(), lse.begin(), lse.end());
+  return all;
+}
+
+void regular(Case& c) {
+  if (c.data >= sale_case::Data::huge) c.data = sale_case::Data::real_like;
+}
+
+std::vector<float> give_smoothing(Instance& in) {
+  Random random(in.c.seed + 9);
+  std::vector<float> vectors;
+  for (int64_t h = 0; h < in.c.kv_heads; ++h)
+    for (float x : sale_oracle::mean(in.k.head(0, h), in.sequences[0].k_len, in.c.head_dim))
+      vectors.push_back(x + 0.1f * random.normal());
+  in.layer.smoothing = vectors.data();
+  return vectors;
 }
 
 }  // namespace sale_test

@@ -41,7 +41,7 @@ using Blocks = std::unique_ptr<sale_blocks, BlocksDeleter>;
 
 // All throw Failed.
 Estimator make_estimator(const sale_layer& l);
-Plan make_plan(const sale_problem& p, const sale_options& o, const Estimator& e, bool with_index);
+Plan make_plan(const sale_problem& p, const sale_options& o, const Estimator& e, int32_t with_index);
 Index make_index(const Estimator& e, int64_t capacity, int32_t page_size = 0);
 Blocks make_blocks(const Plan& plan);
 sale_workspace workspace_of(const Plan& plan);
@@ -50,7 +50,7 @@ sale_layer with_backend(sale_layer l, const std::string& backend);
 
 // A plan for one layer, and what its calls work in. Calls throw Failed.
 struct Step {
-  Step(const sale_problem& p, const sale_layer& l, const sale_options& o, bool with_index = false);
+  Step(const sale_problem& p, const sale_layer& l, const sale_options& o, int32_t with_index = SALE_INDEX_OF_CALL);
   void run(sale_call c) const;
   void select(sale_call c, const Blocks& blocks) const;
   void attend(sale_call c, const Blocks& blocks) const;
@@ -133,6 +133,16 @@ void set_current(const std::string& line);
 // Runs body(i) for i in [0, n) on all cores; collects the first failures as text, each with its problem line.
 std::string in_parallel(int64_t n, const std::function<Case(int64_t)>& make,
                         const std::function<Tally(const Case&)>& body, Tally& total);
+
+// Small random cases on every CPU backend that can run them; what `check` throws, as text: empty when nothing.
+std::string on_random_cases(uint64_t first_seed, int64_t n, const std::function<void(Case&)>& adjust,
+                            const std::function<void(Instance&, const std::string&)>& check);
+// out and lse as they are now, gaps included.
+std::vector<std::byte> outputs(const Instance& in);
+// Takes numbers that no smoothing vector can be made of out of a case.
+void regular(Case& c);
+// Vectors near the means of the first sequence's keys, as calibrated ones are: the layer's, which refers to them.
+std::vector<float> give_smoothing(Instance& in);
 
 struct Flags {
   const char* program = "numeric_test";

@@ -80,7 +80,8 @@ void estimate(Random& random, Case& c) {
   c.taus = {pick(random, taus)};
   if (c.q_heads > 1 && random.one_in(3)) {
     c.taus.clear();
-    for (int32_t h = 0; h < c.q_heads; ++h) c.taus.push_back(random.one_in(4) ? 0.0f : pick(random, taus));
+    for (int32_t h = 0; h < c.q_heads; ++h)
+      c.taus.push_back(random.one_in(4) ? 0.0f : random.one_in(6) ? SALE_TAU_LOCAL : pick(random, taus));
   } else if (random.one_in(20)) {
     c.taus = {0.0f};
   }

@@ -1,6 +1,7 @@
 // Section 5 of docs/numerics.md: e4m3 estimates. Codes of keys to the bit; votes in double, with a bound on what
 // rounding can do to them.
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <limits>
 
@@ -165,7 +166,7 @@ std::vector<Fp8Tile> fp8_select(const Head& h, const Floats& smoothing, const Fp
     Fp8Tile tile;
     for (int64_t b = range.first; b < range.last; ++b)
       tile.push_back({static_cast<int32_t>(b), -infinity, -infinity, -infinity});
-    for (int64_t i = t * tile_rows; i <= h.last_row(t) && !tile.empty(); ++i) {
+    for (int64_t i = t * tile_rows; i <= h.last_row(t) && !tile.empty() && tau != FLT_MAX; ++i) {
       Row row;
       code_row(h.q.data() + i * h.d, h.d, e, dtype, row);
       limit_row(h, i, smoothing, double{keys.scale}, r, tau, row);

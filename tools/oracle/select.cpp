@@ -1,5 +1,6 @@
 // Sections 3 and 4 of docs/numerics.md: the threshold of a row and the vote on a block.
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -267,9 +268,10 @@ std::vector<Tile> select(const Head& h, const Floats& smoothing, const Estimator
                          bool dense) {
   std::vector<Tile> tiles;
   dense = dense || tau == 0;
+  const bool local = tau == FLT_MAX;  // sink and local keys alone, whatever the others hold
   const Floats keys = smoothed(h, smoothing);
   Vote vote{h, e, {}, {}, {}, {}};
-  if (!dense) {
+  if (!dense && !local) {
     const Floats q_mean = mean(h.q, h.q_len, h.d);
     vote.q = query_codes(h.q, h.q_len, h.d, q_mean, e);
     vote.k = key_codes(h.k, h.k_len, h.d, smoothing, e);
@@ -286,7 +288,7 @@ std::vector<Tile> select(const Head& h, const Floats& smoothing, const Estimator
     candidate_range(h, t, r, tile.first_candidate, tile.last_candidate);
     for (int64_t b = 0; b < tile.visible; ++b) {
       Candidate c{static_cast<int32_t>(b), -infinity, 0, dense || b < tile.first_candidate || b >= tile.last_candidate};
-      if (!c.kept) {
+      if (!c.kept && !local) {
         for (int64_t i = t * tile_rows; i <= h.last_row(t); ++i)
           e.format == SALE_INT4 ? vote.int4_row(i, c) : vote.int8_row(i, c);
         tile.candidates.push_back(c);

@@ -30,14 +30,15 @@ struct f32x16 {
 };
 
 #if defined(__clang__)
-#define SALE_EACH _Pragma("unroll") for (int i = 0; i < parts; ++i)
+#define SALE_UNROLL _Pragma("unroll")
 #else
-#define SALE_EACH _Pragma("GCC unroll 4") for (int i = 0; i < parts; ++i)
+#define SALE_UNROLL _Pragma("GCC unroll 8")
 #endif
+#define SALE_EACH SALE_UNROLL for (int i = 0; i < parts; ++i)
 
 SALE_INLINE f32x16 splat(float x) {
   f32x16 r;
-  SALE_EACH r.p[i] = vf{} + x;
+  SALE_EACH r.p[i] = x - vf{};  // the compiler knows that x - 0 is x; x + 0 is not, for -0, and would be computed
   return r;
 }
 SALE_INLINE i32x16 splat(int32_t x) {

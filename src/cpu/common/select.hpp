@@ -73,12 +73,10 @@ private:
 
 // ln x for x > 0, the same bits everywhere.
 static double natural_log(double x) {
-  int64_t w;
-  std::memcpy(&w, &x, 8);
+  int64_t w = __builtin_bit_cast(int64_t, x);
   int64_t e = (w >> 52) - 1023;
   w = (w & 0xfffffffffffff) | 0x3ff0000000000000;
-  double z = 0;
-  std::memcpy(&z, &w, 8);
+  double z = __builtin_bit_cast(double, w);
   if (z >= 1.4142135623730951) {
     z *= 0.5;
     ++e;
@@ -408,9 +406,10 @@ struct Select {
     lane.first = h.sink_blocks() < visible ? h.sink_blocks() : visible;
     lane.last = h.local_block(tile) > lane.first ? h.local_block(tile) : lane.first;
     for (int64_t i = 0; i < h.row_word[tile + 1] - h.row_word[tile]; ++i) lane.bits[i] = 0;
-    if (h.dense || h.thresholds[head] == 0) lane.last = lane.first;
+    const bool dense = h.dense || h.thresholds[head] == 0;
     keep(lane.bits, 0, lane.first);
-    keep(lane.bits, lane.last, visible);
+    keep(lane.bits, dense ? lane.first : lane.last, visible);
+    if (dense || is_local(h.thresholds[head])) lane.last = lane.first;
     if (lane.first == lane.last) return;
     for (int64_t r = 0; r < lane.rows; ++r)
       load_row(h.q, h.shape.dtype, head * h.q_head + (tile * q_block + r) * h.q_token, h.shape.head_dim,
@@ -420,9 +419,7 @@ struct Select {
   }
 
   static bool needs_reference(const HeadGroup& h, int64_t tile) {
-    bool sparse = false;
-    for (int g = 0; g < h.shape.group; ++g) sparse |= h.thresholds[g] != 0;
-    return !h.dense && sparse && h.reference == nullptr && h.local_block(tile) > h.sink_blocks();
+    return h.scanned() && h.reference == nullptr && h.local_block(tile) > h.sink_blocks();
   }
 
   static void item(const HeadGroup& h, int64_t begin, int64_t end, void* scratch) {

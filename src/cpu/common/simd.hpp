@@ -23,6 +23,8 @@
 #include "cpu/avx512/simd.hpp"
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include "cpu/avx2/simd.hpp"
+#elif defined(SALE_NEON)  // by the build: every Arm file is compiled for NEON, the portable backend's too
+#include "cpu/neon/simd.hpp"
 #else
 #include "cpu/portable/simd.hpp"
 #endif

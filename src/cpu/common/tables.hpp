@@ -23,5 +23,14 @@ size_t attend_scratch(const Shape& s, int64_t tiles);
 void select(const HeadGroup& h, int64_t begin, int64_t end, void* scratch);
 void attend(const HeadGroup& h, int64_t begin, int64_t end, void* scratch);
 }  // namespace amx
+namespace neon {
+extern const Kernels kernels;          // every 64-bit Arm CPU
+extern const Kernels kernels_dotprod;  // dot products of four
+// With 8-bit and bf16 matrix products, beside those above: tensors that are not bf16 are multiplied in f32 there too.
+size_t select_scratch_matrix(const Shape& s, int64_t tiles);
+void select_matrix(const HeadGroup& h, int64_t begin, int64_t end, void* scratch);
+size_t attend_scratch_matrix(const Shape& s, int64_t tiles);
+void attend_matrix(const HeadGroup& h, int64_t begin, int64_t end, void* scratch);
+}  // namespace neon
 
 }  // namespace sale

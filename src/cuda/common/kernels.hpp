@@ -111,6 +111,23 @@ struct IndexCall {
   void* scratch;            // device, mean_scratch_bytes()
 };
 
+// Blocks [first, end) of a sequence's index between its place in order and the pages that hold it, of `page_blocks`
+// each.
+struct PagesCall {
+  char* pages;
+  int64_t page_bytes;
+  const int32_t* table;                                                    // device, this sequence's row
+  int64_t page_blocks, page_scales_at, page_codes_head, page_scales_head;  // in a page, bytes
+  uint8_t* codes;
+  float* scales;                    // null: a block has none
+  int64_t codes_head, scales_head;  // bytes, floats
+  int32_t code_bytes, scale_bytes;  // of a block: multiples of 1024, and 0, 4 or 16
+  int32_t kv_heads;
+  int64_t first, end;
+};
+cudaError_t launch_read_pages(const PagesCall& call, cudaStream_t stream);   // pages to order
+cudaError_t launch_write_pages(const PagesCall& call, cudaStream_t stream);  // order to pages
+
 // Mean of the tokens of every head to mean [heads, head_dim], f32 of a double sum; scratch: mean_scratch_bytes().
 struct MeanCall {
   Tokens tokens;

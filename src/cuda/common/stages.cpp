@@ -90,19 +90,57 @@ IndexCall index_call(const Architecture& a, const Layer& layer, const Tokens& k,
   return c;
 }
 
+namespace {
+
+PagesCall pages_call(const Architecture& a, const Call& call, int64_t b) {
+  const Plan& p = *call.plan;
+  const IndexMap map = index_map(a, p.problem.kv_heads, p.problem.head_dim, p.form, p.problem.page_size);
+  const IndexParts parts = index_parts(call, b);
+  PagesCall c{};
+  c.pages = static_cast<char*>(call.pages.memory);
+  c.page_bytes = call.pages.page_bytes;
+  c.table = call.page_table + b * p.problem.pages;
+  c.page_blocks = p.problem.page_size / block_keys;
+  c.page_scales_at = static_cast<int64_t>(map.scales_at);
+  c.page_codes_head = static_cast<int64_t>(map.head_codes);
+  c.page_scales_head = static_cast<int64_t>(map.head_scales);
+  c.codes = parts.codes;
+  c.scales = parts.scales;
+  c.codes_head = parts.codes_head;
+  c.scales_head = parts.scales_head;
+  c.code_bytes = static_cast<int32_t>(block_keys) * a.width(p.form);
+  c.scale_bytes = a.scales(p.form) * 4;
+  c.kv_heads = p.problem.kv_heads;
+  return c;
+}
+
+}  // namespace
+
 void make_indexes(const Architecture& a, const Call& call) {
   const Plan& p = *call.plan;
   const Layer& layer = *call.layer;
   const Current current(p.problem.device);
+  const bool paged = call.pages.memory != nullptr;
   for (const sale::Sequence& s : p.sequences) {
-    if (s.dense) continue;
-    const int64_t b = &s - p.sequences.data();
+    if (!s.indexed) continue;
+    const int64_t b = &s - p.sequences.data(), blocks = Sight::blocks_of(s.sight.k_len);
+    const int64_t first = paged ? s.first_uncoded() : 0;
+    PagesCall pages = paged ? pages_call(a, call, b) : PagesCall{};
+    if (first > 0 && !s.dense) {
+      pages.first = 0, pages.end = first;
+      must(launch_read_pages(pages, stream_of(call)), "launching the reading of index pages");
+    }
+    if (first == blocks) continue;
     IndexCall c = index_call(a, layer, tokens_of(call, call.k, call.strides.k, b), index_parts(call, b));
     c.k_len = s.sight.k_len;
-    c.fix = layer.key_scales.empty();
+    c.first_key = first * block_keys;
+    c.fix = layer.key_scales.empty() && !paged;
     c.smoothing_given = !layer.smoothing.empty();
     c.scratch = call.workspace + tables_of(p).index_scratch_at;
     must(a.index(c, stream_of(call)), "launching the key index");
+    if (!paged) continue;
+    pages.first = first, pages.end = blocks;
+    must(launch_write_pages(pages, stream_of(call)), "launching the writing of index pages");
   }
 }
 

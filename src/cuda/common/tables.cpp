@@ -181,7 +181,9 @@ void place_scratch(const Architecture& a, Plan& plan, Areas& areas) {
   Tables& made = tables_of(plan);
   made.counter_at = areas.add(4);
   made.counts_at = areas.add(int64_t{p.batch} * p.q_heads * 8);
-  const bool low = plan.compute != SALE_COMPUTE_EXACT, indexes = !plan.with_index && !all_dense(plan);
+  const bool low = plan.compute != SALE_COMPUTE_EXACT,
+             indexes =
+                 std::any_of(plan.sequences.begin(), plan.sequences.end(), [](const auto& s) { return s.indexed; });
   made.index_scratch_at = areas.add(indexes || low ? static_cast<int64_t>(a.index_scratch(p.kv_heads, p.head_dim)) : 0);
   place_stand_ins(plan, made, areas);
   place_audit(plan, made, areas);

@@ -37,9 +37,12 @@ __device__ __forceinline__ int stand_in(int r, int n) {
 // The b_j of a block's 32 keys in the order of the threads that use them: key 8 n + 2 g + e at 8 g + 2 n + e.
 __device__ __forceinline__ int bias_place(int key) { return key % 8 / 2 * 8 + key / 8 * 2 + key % 2; }
 
-// Whether a head's tile has candidates at all.
-__device__ __forceinline__ bool scans(const Common& c, const Sequence& s, int32_t head, int64_t tile) {
+// Whether anything between sink and local keys of a head's tile may be dropped, and whether it has to be looked at.
+__device__ __forceinline__ bool drops(const Common& c, const Sequence& s, int32_t head, int64_t tile) {
   return !s.dense && c.thresholds[head] != 0 && local_block(s, tile * tile_rows, c.local) > c.sink / block_keys;
+}
+__device__ __forceinline__ bool scans(const Common& c, const Sequence& s, int32_t head, int64_t tile) {
+  return drops(c, s, head, tile) && !is_local(c.thresholds[head]);
 }
 __device__ __forceinline__ const uint16_t* query_row(const SelectCall& call, const Sequence& s, int32_t head,
                                                      int64_t row) {

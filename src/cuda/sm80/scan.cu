@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(threads, bytes == 128 ? 1 : 2)
   const bool present = int64_t{tile} * tile_rows < s.q_len;
   const int32_t sink = c.sink / static_cast<int32_t>(block_keys);
   const auto local_of = [&](int32_t t) { return local_block(s, int64_t{t} * tile_rows, c.local); };
-  const bool mine = present && scans(c, s, head, tile);
+  const bool chosen = present && drops(c, s, head, tile), mine = chosen && scans(c, s, head, tile);
   const int32_t local = present ? local_of(tile) : 0, end = mine ? local : 0;
   // The last tile of the chunk has most candidates.
   const int64_t tiles = (s.q_len + tile_rows - 1) / tile_rows;
@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(threads, bytes == 128 ? 1 : 2)
   // 64 blocks of the row of bits: votes between sink and local, everything else kept.
   const auto write = [&](int32_t w, uint64_t votes) {
     uint64_t bits = ~uint64_t{0};
-    if (mine) bits = votes | bits_below(sink - 64 * w) | ~bits_below(local - 64 * w);
+    if (chosen) bits = votes | bits_below(sink - 64 * w) | ~bits_below(local - 64 * w);
     if (lane == 0) row[w] = bits & bits_below(visible - 64 * w);
   };
   if (n_chunks > 0) {

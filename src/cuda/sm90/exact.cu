@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(threads) exact_kernel(const __grid_constant__ 
   const Common& c = call.common;
   const int32_t half = blockIdx.x % 2, head = blockIdx.y, kv_head = head / c.group, item = first_item + blockIdx.x / 2;
   const Sequence& s = c.sequences[c.items[item].sequence];
-  if (s.dense) return;
+  if (s.dense || !is_scanned(c.thresholds[head])) return;
   const int64_t first_row = int64_t{c.items[item].tile} * tile_rows + half * half_rows;
   const int row = threadIdx.x % half_rows, part = threadIdx.x / half_rows;
   const bool present = first_row + row < s.q_len, bf16 = c.dtype == SALE_BF16;

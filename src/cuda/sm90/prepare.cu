@@ -287,7 +287,9 @@ __global__ void __launch_bounds__(128 * max_heads + 32)
   const int32_t item = first_item + blockIdx.x / 2;
   const Sequence s = c.sequences[c.items[item].sequence];
   const int64_t first_row = int64_t{c.items[item].tile} * tile_rows + half * half_rows;
-  if (s.dense) return;
+  bool wanted = false;
+  for (int32_t h = 0; h < heads; ++h) wanted = wanted || is_scanned(c.thresholds[first_head + h]);
+  if (s.dense || !wanted) return;
   const bool any = first_row < s.q_len;
   const Reference reference(c, s, any ? first_row : first_row - half_rows, call.reference != nullptr);
   if (threadIdx.x == 0) {

@@ -144,7 +144,8 @@ struct Maxima {
 struct Slot {
   const Sequence* sequence;  // null: nothing to do
   int32_t item, tile, head, first_local, lead;
-  bool scans;  // false: dense, keeps all blocks
+  bool drops;  // false: dense, keeps all blocks
+  bool scans;  // and has to look which: no local head
 };
 template <class Vote>
 struct Shared {
@@ -170,7 +171,8 @@ __device__ Slot slot_at(const SelectCall& call, int32_t first_item, int32_t item
   s.sequence = &c.sequences[item.sequence];
   s.tile = item.tile;
   s.first_local = local_block(*s.sequence, int64_t{s.tile} * tile_rows, c.local);
-  s.scans = !s.sequence->dense && c.thresholds[s.head] != 0 && s.first_local > c.sink / block_keys;
+  s.drops = !s.sequence->dense && c.thresholds[s.head] != 0 && s.first_local > c.sink / block_keys;
+  s.scans = s.drops && !is_local(c.thresholds[s.head]);
   s.lead = i;
   for (int32_t j = 0; j < i; ++j) {
     const int32_t other = rest / (c.group / heads) * tiles + j / heads;
@@ -219,8 +221,8 @@ __device__ void write_row(const SelectCall& call, const Slot& s, const uint32_t*
   uint64_t* row = tile_bits(c, *s.sequence, s.tile, s.head);
   for (int32_t w = threadIdx.x % 128; w < (visible + 63) / 64; w += 128) {
     uint64_t bits = ~uint64_t{0};
-    if (s.scans) {
-      const uint64_t vote = votes[2 * w] | uint64_t{votes[2 * w + 1]} << 32;
+    if (s.drops) {
+      const uint64_t vote = s.scans ? votes[2 * w] | uint64_t{votes[2 * w + 1]} << 32 : 0;
       bits = vote | bits_below(sink - 64 * w) | ~bits_below(s.first_local - 64 * w);
     }
     row[w] = bits & bits_below(visible - 64 * w);

@@ -1,0 +1,135 @@
+"""A step: one plan for all layers, made from lengths alone, and the calls with it.
+
+Made where the first layer of the step is run, since only there the cache's pages and strides are seen; what later layers
+change of a call is five addresses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .. import _c
+from .._estimator import Estimator
+from .._plan import Layout
+from .batch import SHORTEST, Row
+
+_run, _byref = _c.lib.sale_run, ctypes.byref
+_AUDIT = np.dtype([("rows", "i8"), ("error", "f8"), ("size", "f8"), ("mass", "f8"), ("least_mass", "f8")])
+
+
+def _packed(x: torch.Tensor) -> tuple[int, int, int]:
+    """Strides of batch, head and token of [tokens, heads, head_dim]."""
+    token, head, _ = x.stride()
+    return 0, (x.shape[2] if x.shape[1] == 1 else head), token
+
+
+def _paged(x: torch.Tensor) -> tuple[int, int, int]:
+    """Strides of page, head and token of [pages, page_size, heads, head_dim]."""
+    page, token, head, _ = x.stride()
+    return page, (x.shape[3] if x.shape[2] == 1 else head), token
+
+
+class Found:
+    """What an audited call found: blocks kept and visible, and the audit's sums, by head over the step's sequences."""
+
+    def __init__(self, kept: np.ndarray, audits: np.ndarray, q_heads: int) -> None:
+        kept = kept.reshape(-1, q_heads, 2).sum(0)
+        self.kept, self.visible = kept[:, 0], kept[:, 1]
+        audits = audits.reshape(-1, q_heads)
+        self.error, self.size = audits["error"].sum(0), audits["size"].sum(0)
+
+    @property
+    def relative(self) -> np.ndarray:
+        """Relative L1 error of each head; NaN where a row was not finite."""
+        return self.error / np.maximum(self.size, np.finfo(np.float64).tiny)
+
+
+class Plan:
+    """A sale_plan of a step, what it was made for, and a call to be filled in."""
+
+    handle = None
+
+    def __init__(self, layout: Layout, estimators: Sequence[Estimator], audit: int, seed: int) -> None:
+        self._destroy = _c.lib.sale_plan_destroy
+        self.layout = layout
+        options = estimators[0].step(False)
+        options.audit, options.audit_seed = audit, seed
+        problem = layout.c()
+        handles = (ctypes.c_void_p * len(estimators))(*(e.handle.value for e in estimators))
+        self.handle = _c.created(_c.lib.sale_plan_create, _byref(problem), _byref(options), handles, len(estimators))
+        needed = _c.Workspace.make()
+        _c.check(_c.lib.sale_plan_workspace(self.handle, _byref(needed)))
+        self.workspace = needed.total
+        self._call = _c.Call.make(workspace_bytes=needed.total, prepared=1)
+        self._strides = (layout.q, layout.k, layout.v, layout.out)
+        if audit:
+            heads = layout.batch * layout.heads.q_heads
+            self._kept, self._audits = np.zeros((heads, 2), np.int64), np.zeros(heads, _AUDIT)
+            self._stats = _c.Stats.make(heads=self._kept.ctypes.data, audits=self._audits.ctypes.data)
+            self._call.stats = ctypes.addressof(self._stats)
+        self.audit = audit
+
+    def __del__(self) -> None:
+        if self.handle is not None:
+            self._destroy(self.handle)
+
+    def prepare(self, workspace: int, stream: int | None) -> None:
+        """Once before the calls, and again when another plan used the workspace in between."""
+        _c.check(_c.lib.sale_plan_prepare(self.handle, workspace, self.workspace, stream))
+
+    def run(self, estimator: Estimator, q, k, v, table, out, workspace: int, stream: int | None) -> Found | None:
+        """Attention of one layer. What was found, of plans that audit, for which a device is waited for."""
+        call = self._call
+        strides = (_packed(q), _paged(k), _paged(v), _packed(out))
+        keep = ()
+        if strides == self._strides:
+            call.q_strides = call.k_strides = call.v_strides = call.out_strides = None
+        else:
+            keep = tuple(_c.Strides(*s) for s in strides)
+            call.q_strides, call.k_strides, call.v_strides, call.out_strides = map(ctypes.addressof, keep)
+        call.q, call.k, call.v, call.out = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
+        call.page_table, call.workspace, call.stream = table.data_ptr(), workspace, stream
+        status = _run(self.handle, estimator.handle, _byref(call))
+        del keep
+        if status:
+            _c.check(status)
+        return Found(self._kept, self._audits, self.layout.heads.q_heads) if self.audit else None
+
+
+def layout_of(rows: Sequence[Row], heads, scale: float, q, k, v, table, out) -> Layout:
+    """Of rows of packed queries against pages; table: [rows, pages]."""
+    lengths, keys = tuple(r.tokens for r in rows), tuple(r.keys for r in rows)
+    return Layout(
+        len(rows), heads, max(lengths), max(keys), _c.AUTO, scale, _packed(q), _paged(k), _paged(v), _packed(out),
+        q_lens=lengths, k_lens=keys, q_starts=tuple(r.start for r in rows), page_size=k.shape[1], pages=table.shape[1],
+    )  # fmt: skip
+
+
+def longest_layout(heads, scale: float, tokens: int, keys: int, page_size: int = 16) -> Layout:
+    """Of a step of so many tokens, filled with prompts of the longest length, of which one ends and another begins: what
+    memory is set aside for."""
+    d, pages = heads.head_dim, -(-keys // page_size)
+    lengths = [keys] * (tokens // keys) + ([tokens % keys] if tokens % keys else [])
+    if lengths[0] > SHORTEST:
+        lengths = [lengths[0] - SHORTEST, *lengths[1:], SHORTEST]
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    q = (0, d, heads.q_heads * d)
+    k = (page_size * heads.kv_heads * 2 * d, 2 * d, heads.kv_heads * 2 * d)
+    return Layout(
+        len(lengths), heads, max(lengths), keys, _c.AUTO, scale, q, k, k, q, q_lens=tuple(lengths),
+        k_lens=(keys,) * len(lengths), q_starts=tuple(starts), page_size=page_size, pages=pages,
+    )  # fmt: skip
+
+
+def table_of(rows: Sequence[Row], table: torch.Tensor) -> torch.Tensor:
+    """The rows' part of an engine's table [requests, pages], contiguous: as it lies where they follow each other."""
+    first, last = rows[0].request, rows[-1].request
+    if last - first + 1 == len(rows):
+        part = table[first : last + 1]
+    else:
+        part = torch.cat([table[r.request : r.request + 1] for r in rows])
+    return part if part.is_contiguous() else part.contiguous()
