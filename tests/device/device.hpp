@@ -106,7 +106,8 @@ private:
 // A plan for one layer, and what its calls work in. Calls throw Failed, but for try_run.
 struct Work {
   Work(const sale_problem& p, const sale_layer& l, const sale_options& o, int32_t with_index = SALE_INDEX_OF_CALL);
-  Work(const Copy& copy, int32_t with_index = SALE_INDEX_OF_CALL) : Work(copy.problem, copy.layer, copy.options, with_index) {}
+  Work(const Copy& copy, int32_t with_index = SALE_INDEX_OF_CALL)
+      : Work(copy.problem, copy.layer, copy.options, with_index) {}
   sale_call in(sale_call c) const;  // this workspace
   sale_status try_run(const sale_call& c) const;
   void run(const sale_call& c) const;
