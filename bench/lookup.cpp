@@ -1,5 +1,5 @@
-// Look-up products against maddubs on AVX2: 4-bit keys, a block list's scan reduced to its inner loop. Eight blocks of 32
-// keys, a tile of 64 queries; what comes out is the largest product of each query with the keys of each block.
+// Look-up products against maddubs on AVX2: 4-bit keys, a block list's scan reduced to its inner loop. Eight blocks of
+// 32 keys, a tile of 64 queries; what comes out is the largest product of each query with the keys of each block.
 //
 //   kernel   what the avx2 backend does: bytes, |query| unsigned times key with the query's sign, sums in 32 bits
 //   biased   keys plus 12 as unsigned bytes (0 .. 24), queries of 8 bits, four steps summed in 16 bits

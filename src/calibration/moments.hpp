@@ -1,4 +1,5 @@
-// Projections for a reduced estimate, and what keys are smoothed and scaled by, from keys and queries as a model makes them.
+// Projections for a reduced estimate, and what keys are smoothed and scaled by, from keys and queries as a model makes
+// them.
 //
 // Wanted: A and B [d, r] with q.k~ close to (A'q).(B'k~), close in the mean over the queries and keys that occur. With
 // Ck = E[k~ k~'], k~ = k - mean k, and Cq = E[q q'] that mean squared error is |Cq^1/2 (I - A B') Ck^1/2|_F^2, smallest

@@ -28,7 +28,8 @@ struct Shape {
   float scale;
 };
 
-// The low-bit side of one kv head: codes [keys rounded up to 32, row_bytes], scales [blocks, 4 or 1], smoothing [head_dim].
+// The low-bit side of one kv head: codes [keys rounded up to 32, row_bytes], scales [blocks, 4 or 1], smoothing
+// [head_dim].
 struct IndexView {
   int8_t* codes;
   float* scales;

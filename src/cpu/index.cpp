@@ -68,7 +68,8 @@ void make_paged_index(const Call& call) {
 
 }  // namespace
 
-// Codes [kv_heads, keys rounded up to 32, row_bytes], scales [kv_heads, blocks, groups], smoothing [kv_heads, head_dim].
+// Codes [kv_heads, keys rounded up to 32, row_bytes], scales [kv_heads, blocks, groups], smoothing [kv_heads,
+// head_dim].
 IndexMap index_map(int32_t kv_heads, int32_t head_dim, const Form& e, int64_t keys) {
   const int64_t blocks = ceil_div(keys, k_block);
   IndexMap m{};

@@ -84,7 +84,7 @@ constexpr int64_t span_blocks = 64;
 
 inline size_t aligned(int64_t bytes) { return static_cast<size_t>(round_up(bytes, area_alignment)); }
 
-// ---- index.cpp: key indexes, and keys in pages -----------------------------------------------------------------------
+// ---- index.cpp: key indexes, and keys in pages ----------------------------------------------------------------------
 
 IndexMap index_map(int32_t kv_heads, int32_t head_dim, const Form& form, int64_t keys);
 IndexView view_of(char* base, const IndexMap& map, const Layer& layer, int32_t kv_head);

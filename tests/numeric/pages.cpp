@@ -28,8 +28,8 @@ void regular_and_separate(Case& c) {
   regular(c);
 }
 
-// Keys and values of an Instance in shuffled pages [keys, kv_heads, head_dim], all else 0xff. The first `shared` pages of
-// every sequence are the first one's.
+// Keys and values of an Instance in shuffled pages [keys, kv_heads, head_dim], all else 0xff. The first `shared` pages
+// of every sequence are the first one's.
 struct Cache {
   Cache(const Instance& in, int32_t page_size, int64_t shared = 0)
       : size(page_size), row(in.c.head_dim * sale_case::bytes_of(in.c.dtype)), page(size * in.c.kv_heads * row) {

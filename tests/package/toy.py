@@ -33,7 +33,7 @@ constexpr int tile_rows = 1, tile_panels = 2;
 namespace sale {
 namespace {
 
-using by_lane::from_bf16, by_lane::max_lane, by_lane::narrow, by_lane::transpose_16x16;
+using by_lane::from_bf16, by_lane::look_up, by_lane::max_lane, by_lane::narrow, by_lane::transpose_16x16;
 
 SALE_INLINE f32x16 fused(const f32x16& a, const f32x16& b, const f32x16& c) {
   f32x16 r;
@@ -112,7 +112,7 @@ CHANGED = {  # a text that occurs once, and what stands there afterwards
     "src/core/backends.cpp": [("&portable_backend}", "&portable_backend, &toy_backend}")],
     "src/CMakeLists.txt": [("sale_kernels(portable FILES kernels)", "sale_kernels(portable FILES kernels)\nsale_kernels(toy FILES kernels FLAGS -DSALE_TOY)"),
                            ("  core/plan.cpp core/status.cpp", "  cpu/toy/backend.cpp core/plan.cpp core/status.cpp"),
-                           ("  cpu/portable/backend.cpp cpu/avx2/backend.cpp", "  cpu/toy/backend.cpp cpu/portable/backend.cpp cpu/avx2/backend.cpp")],
+                           ("  cpu/portable/backend.cpp cpu/neon/backend.cpp", "  cpu/toy/backend.cpp cpu/portable/backend.cpp cpu/neon/backend.cpp")],
     "scripts/test.sh": [("-path '*avx2*'", "-path '*cpu/toy*' -o -path '*avx2*'")],
 }  # fmt: skip
 TABLE = "docs/support.md"  # printed by the program, once it is built

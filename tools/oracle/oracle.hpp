@@ -57,7 +57,8 @@ struct Codes {
   std::vector<int8_t> codes;  // [tokens, rank]; FP4: its numbers, in units of the scale
   Floats scales;  // keys: [blocks, 4 or 1]; queries: per tile, or per pair of rows [(tokens / 16) * 8 + r % 8]
 };
-// FP4's numbers as an index holds them: rows of rank / 2 bytes of codes and a byte of exponent for every 32 coordinates.
+// FP4's numbers as an index holds them: rows of rank / 2 bytes of codes and a byte of exponent for every 32
+// coordinates.
 std::vector<int8_t> fp4_rows(const Floats& k, int64_t k_len, int64_t d, const Floats& smoothing, const Estimator& e);
 Codes key_codes(const Floats& k, int64_t k_len, int64_t d, const Floats& smoothing, const Estimator& e);
 // smoothing: the mean of q for INT4; not used for INT8.

@@ -1,5 +1,5 @@
-// FP4: docs/numerics.md section 1, step by step. Codes e2m1, so twice a number is one of 0 1 2 3 4 6 8 12; a group of 32
-// coordinates has an exponent 0 .. 3, and numbers times 2^exponent are the bytes that are multiplied, up to 96.
+// FP4: docs/numerics.md section 1, step by step. Codes e2m1, so twice a number is one of 0 1 2 3 4 6 8 12; a group of
+// 32 coordinates has an exponent 0 .. 3, and numbers times 2^exponent are the bytes that are multiplied, up to 96.
 #pragma once
 
 #include "cpu/common/simd.hpp"

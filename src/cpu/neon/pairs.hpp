@@ -1,5 +1,5 @@
-// Matrix products of 8-bit integers and of bf16: an instruction takes two rows and two columns, eight bytes of each, and
-// adds to 2 x 2 sums.
+// Matrix products of 8-bit integers and of bf16: an instruction takes two rows and two columns, eight bytes of each,
+// and adds to 2 x 2 sums.
 //
 //   operands  [pairs of rows][bytes / 8][2 rows][8 bytes]: a register is eight bytes of both; rows of A or columns of B
 //   sums      of rows i, i + 1 and columns j, j + 1: {ij, ij', i'j, i'j'}
