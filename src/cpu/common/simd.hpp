@@ -1,8 +1,8 @@
 // Sixteen lanes of what this file is compiled for. Of every instruction set, its simd.hpp has:
 //
 //   register_floats                   floats in a register
-//   tile_rows, tile_panels            the register tile of gemm.hpp; two panels: head_dim is a multiple of 32, which the
-//                                     backend's why_not_layer must say
+//   tile_rows, tile_panels            the register tile of gemm.hpp; with two panels head_dim is a multiple of 32, and
+//                                     the backend's why_not_layer must say so
 //   fused(a, b, c)                    a * b + c, in one rounding where the machine can. Kernel files are compiled with
 //                                     -ffp-contract=off: what is not written with this is rounded step by step
 //   max(a, b)                         b when either is NaN (the x86 rule, kept everywhere): the order matters
