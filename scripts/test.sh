@@ -35,7 +35,7 @@ suites() {  # name, ctest arguments...
 # The formatter leaves comments alone, since it breaks tables and diagrams; so their width is looked at here.
 format() {
   git ls-files '*.cpp' '*.hpp' '*.h' '*.cu' '*.cuh' | xargs clang-format-19 --dry-run --Werror
-  if git ls-files '*.cpp' '*.hpp' '*.h' '*.cu' '*.cuh' | LC_ALL=C.UTF-8 xargs grep -nP '^(?=.{121}) *//'; then
+  if git ls-files '*.cpp' '*.hpp' '*.h' '*.cu' '*.cuh' | LC_ALL=C.UTF-8 xargs grep -nP '^(?=.{121}) *(//|/?\*)'; then
     echo "comments wider than 120 columns"
     return 1
   fi

@@ -151,8 +151,8 @@ SALE_API sale_status sale_calibration_print(const sale_calibration* calibration,
  * It goes over options.prompts prompts in each of its passes; the same ones again where they can be run again, others
  * where they cannot:
  *
- *     SALE_PASS_PROJECT   moments of keys and queries, for projections and smoothing: when rank is below head_dim and no
- *                         projections were given, or smoothing is asked for
+ *     SALE_PASS_PROJECT   moments of keys and queries, for projections and smoothing: when rank is below head_dim and
+ *                         no projections were given, or smoothing is asked for
  *     SALE_PASS_MEASURE   every head's error and kept blocks at a ladder of thresholds, on sampled rows, and what
  *                         attention over them costs; then one choice for each goal
  *     SALE_PASS_CHECK     the same at exactly what was chosen
@@ -208,8 +208,8 @@ typedef struct sale_calibrator_options {
   const char* progress; /* file; NULL: none is kept */
   const char *command, *date, *note; /* for the file; date NULL: today. A progress file is of one command */
   int32_t smoothing;                 /* 1: also the layers' own smoothing vectors, means over all prompts' keys, and
-                                        for SALE_FP8 scales; thresholds are measured with them. Codes are then functions of
-                                        the keys alone, as index pages need */
+                                        for SALE_FP8 scales; thresholds are measured with them. Codes are then functions
+                                        of the keys alone, as index pages need */
   int32_t reserved;                  /* 0 */
 } sale_calibrator_options;
 

@@ -13,17 +13,19 @@
  *  - Sizes, strides and offsets are 64-bit and counted in elements unless a name says bytes.
  *  - Functions that can fail return a sale_status. On anything but SALE_OK the outputs are untouched, and
  *    sale_last_error() (per thread) holds one sentence naming the argument, its value and what is allowed.
- *  - Every struct that is passed by address begins with struct_size: sizeof of the struct as the caller's header has it.
- *    One of an older header is smaller: what it lacks counts as 0. A larger one is refused, for what it may ask for.
+ *  - Every struct that is passed by address begins with struct_size: sizeof of the struct as the caller's header has
+ *    it. One of an older header is smaller: what it lacks counts as 0. A larger one is refused, for what it may ask
+ *    for.
  *  - An estimator and a plan are immutable: any number of threads may use one at once, each with its own workspace.
  *    An index is not: one writer, or many readers, at a time.
- *  - sale_run, sale_select and sale_attend allocate nothing; they use the estimator's threads and the caller's workspace.
+ *  - sale_run, sale_select and sale_attend allocate nothing; they use the estimator's threads and the caller's
+ *    workspace.
  *  - Results are the same bits for any number of threads, any composition of the batch and any stream.
- *  - Host or device: `device` says where tensors, indexes, block lists and workspace are. On a CUDA device runs and index
- *    updates are put on the caller's stream (a cudaStream_t as void*; NULL is the legacy default stream) and return at
- *    once: they allocate nothing, wait for nothing (unless statistics are asked for) and can be captured into a graph;
- *    so does making a plan. What such a call refers to must live until it has run. The current device is left as it was.
- *    In host memory the stream must be NULL.
+ *  - Host or device: `device` says where tensors, indexes, block lists and workspace are. On a CUDA device runs and
+ *    index updates are put on the caller's stream (a cudaStream_t as void*; NULL is the legacy default stream) and
+ *    return at once: they allocate nothing, wait for nothing (unless statistics are asked for) and can be captured into
+ *    a graph; so does making a plan. What such a call refers to must live until it has run. The current device is left
+ *    as it was. In host memory the stream must be NULL.
  *
  * Notation and the method itself: docs/method.md. Numbers to the bit: docs/numerics.md.
  */
@@ -76,8 +78,8 @@ typedef enum sale_status SALE_INT {
   SALE_INTERNAL = 4 /* a bug in SALE */
 } sale_status;
 
-/* One sentence about the last failure on this thread; "" when there was none. Never NULL; valid until the next SALE call
- * on this thread that fails. */
+/* One sentence about the last failure on this thread; "" when there was none. Never NULL; valid until the next SALE
+ * call on this thread that fails. */
 SALE_API const char* sale_last_error(void);
 SALE_API const char* sale_status_name(sale_status status);
 /* "0.1.0" */
@@ -105,13 +107,13 @@ typedef struct sale_strides {
  * token q_starts[b] of q and out, and k_starts[b] of k and v, so packed tensors (stride batch = 0) and padded ones
  * (starts NULL) are the same thing.
  * Paged keys and values: key j of sequence b is token j % page_size of page page_table[b * pages +
- * j / page_size], the table being a call's; k.batch and v.batch are then the strides between pages, the same page numbers
- * serve both tensors, and k_starts stays NULL. Devices read pages where they lie; CPU backends copy a call's pages into
- * its workspace first.
- * Keys that are a part of a sequence's (part = 1): what decides on a block is a row's weight on the sink and local keys,
- * and those may be in other parts. Calls then bring a reference, see sale_call. The layer's sink is that of this part, 0
- * where it does not begin the sequence, and q_offset may put rows beyond the part's end: local keys are those within
- * reach of a row's true position. Outputs of parts are merged by lse. */
+ * j / page_size], the table being a call's; k.batch and v.batch are then the strides between pages, the same page
+ * numbers serve both tensors, and k_starts stays NULL. Devices read pages where they lie; CPU backends copy a call's
+ * pages into its workspace first.
+ * Keys that are a part of a sequence's (part = 1): what decides on a block is a row's weight on the sink and local
+ * keys, and those may be in other parts. Calls then bring a reference, see sale_call. The layer's sink is that of this
+ * part, 0 where it does not begin the sequence, and q_offset may put rows beyond the part's end: local keys are those
+ * within reach of a row's true position. Outputs of parts are merged by lse. */
 typedef struct sale_problem {
   size_t struct_size; /* sizeof(sale_problem) */
   int32_t batch;      /* 1 .. 65536 */
@@ -195,15 +197,16 @@ typedef struct sale_layer {
   int64_t n_thresholds;      /* 1 (all heads) or q_heads */
   sale_format format;        /* of the estimate */
   int32_t rank;              /* coordinates scanned: 0 or head_dim = all, without projection (the paper); else, with
-                                projections and below head_dim, FP8: a multiple of 4 up to 60, others: a multiple of 16 */
+                                projections and below head_dim: FP8: a multiple of 4 up to 60; others: of 16 */
   const float* q_projection; /* [kv_heads, head_dim, rank], see docs/method.md; both NULL when rank is 0 or head_dim */
   const float* k_projection;
   const float* smoothing;  /* [kv_heads, head_dim]: what is taken from keys before they are coded, the mean of many
                                 keys of this layer. NULL: the mean of the sequence's own keys (of an index's first
                                 update). With it, codes of a block of keys are a function of these keys alone */
   const float* key_scales; /* SALE_FP8, with smoothing: the scale of each kv head [kv_heads], > 0: largest magnitude of
-                                a coordinate scanned / 112; a key beyond four times that is always kept. NULL: from up to 8192 of the sequence's
-                                (an index's first) keys. With both, the code of a key is a function of that key alone */
+                                a coordinate scanned / 112; a key beyond four times that is always kept. NULL: from up to
+                                8192 of the sequence's (an index's first) keys. With both, the code of a key is a function of
+                                that key alone */
   int32_t sink;            /* keys at the start that are always kept: a multiple of 32, 32 .. 256; 0 only for parts */
   int32_t local;           /* keys before each row that are always kept: a multiple of 32, 32 .. 1024. A row sees local
                                 to local + 94 of them, because whole tiles and blocks are kept */
@@ -234,13 +237,13 @@ static inline sale_layer sale_layer_init(int32_t q_heads, int32_t kv_heads, int3
 typedef struct sale_estimator sale_estimator;
 
 /* Checks a layer, picks its backend and puts its thresholds and projections where the backend wants them. On a device
- * this allocates and copies, and may wait: it belongs where weights are loaded. Plans, indexes and block lists keep what
- * they need of it, so it may be destroyed before them. */
+ * this allocates and copies, and may wait: it belongs where weights are loaded. Plans, indexes and block lists keep
+ * what they need of it, so it may be destroyed before them. */
 SALE_API sale_status sale_estimator_create(const sale_layer* layer, sale_estimator** estimator);
 SALE_API void sale_estimator_destroy(sale_estimator* estimator); /* NULL is fine */
 SALE_API const char* sale_estimator_backend(const sale_estimator* estimator);
-/* Query rows of a tile of its block lists: 64 on CPUs, sm80 and sm100, 128 on sm90, whose lists are the union of two tiles
- * of 64. */
+/* Query rows of a tile of its block lists: 64 on CPUs, sm80 and sm100, 128 on sm90, whose lists are the union of two
+ * tiles of 64. */
 SALE_API int64_t sale_estimator_q_block(const sale_estimator* estimator);
 
 /* ---- plan ---------------------------------------------------------------------------------------------------- */
@@ -285,8 +288,8 @@ static inline sale_options sale_options_init(void) {
 
 typedef struct sale_plan sale_plan;
 
-/* Bytes a caller provides. total = tables + key_index + selection + scratch, exact; one byte less is refused. Where layers
- * differ, of the layer that takes the most. */
+/* Bytes a caller provides. total = tables + key_index + selection + scratch, exact; one byte less is refused. Where
+ * layers differ, of the layer that takes the most. */
 typedef struct sale_workspace {
   size_t struct_size; /* sizeof(sale_workspace) */
   size_t total;
@@ -298,8 +301,9 @@ typedef struct sale_workspace {
                        products half of them. CPUs: paged keys and values once more */
 } sale_workspace;
 
-/* Checks everything that does not depend on pointers. estimators [n_estimators]: all that calls with this plan will use;
- * of one backend, one number of threads and the problem's heads. Allocates host memory only, and waits for nothing. */
+/* Checks everything that does not depend on pointers. estimators [n_estimators]: all that calls with this plan will
+ * use; of one backend, one number of threads and the problem's heads. Allocates host memory only, and waits for
+ * nothing. */
 SALE_API sale_status sale_plan_create(const sale_problem* problem, const sale_options* options,
                                       const sale_estimator* const* estimators, int64_t n_estimators, sale_plan** plan);
 SALE_API void sale_plan_destroy(sale_plan* plan); /* NULL is fine */
@@ -307,8 +311,8 @@ SALE_API void sale_plan_destroy(sale_plan* plan); /* NULL is fine */
 SALE_API sale_status sale_plan_workspace(const sale_plan* plan, sale_workspace* workspace);
 SALE_API const char* sale_plan_backend(const sale_plan* plan);
 SALE_API int64_t sale_plan_q_block(const sale_plan* plan); /* as of its estimators */
-/* Text for people, one fact a line: backend chosen, why the others were not, block shape, estimator, bytes, items; of the
- * first estimator. Valid as long as the plan. */
+/* Text for people, one fact a line: backend chosen, why the others were not, block shape, estimator, bytes, items; of
+ * the first estimator. Valid as long as the plan. */
 SALE_API const char* sale_plan_explain(const sale_plan* plan);
 
 /* ---- key index ----------------------------------------------------------------------------------------------- */
@@ -332,10 +336,10 @@ SALE_API sale_status sale_index_create(const sale_estimator* estimator, const sa
                                        sale_index** index);
 SALE_API void sale_index_destroy(sale_index* index); /* NULL is fine; caller's memory stays */
 /* Brings the index up to `k_len` keys of the sequence whose keys start at k (all of them, strides as given; those
- * already indexed are not read again, except the last, partial block). Smoothing vector and FP8 scale that the layer does
- * not give are fixed by the first call, from its keys. k_len below the present length is refused. pages: NULL unless the
- * index was made with a page_size; then this sequence's row of the page table (in the keys' memory), k is page 0's first key
- * and strides.batch the stride between pages. */
+ * already indexed are not read again, except the last, partial block). Smoothing vector and FP8 scale that the layer
+ * does not give are fixed by the first call, from its keys. k_len below the present length is refused. pages: NULL
+ * unless the index was made with a page_size; then this sequence's row of the page table (in the keys' memory), k is
+ * page 0's first key and strides.batch the stride between pages. */
 SALE_API sale_status sale_index_update(sale_index* index, const void* k, sale_strides k_strides, int64_t k_len,
                                        const int32_t* pages, void* stream);
 /* Forgets keys from `k_len` on (rollback of a KV cache). Smoothing vector and scale stay, also at length 0. */
@@ -352,14 +356,14 @@ SALE_API sale_status sale_index_codes(const sale_index* index, int32_t head, con
                                       const float** smoothing);
 
 /* Codes in pages, beside paged keys: codes of the keys of page p of a cache are in page p here, at memory + p *
- * page_bytes, and one page table serves both. They are a function of the page's keys alone, so that whoever shares a page
- * of keys (a common prefix, a fork, a request that was preempted and comes back) shares its codes; nothing else is kept
- * anywhere, so that pages may be copied, moved and forgotten like those of the cache.
- * For that the layer gives smoothing (and key_scales for SALE_FP8) and pages hold whole blocks: page_size is a multiple of
- * 32. Layers of dense heads alone need no pages and their calls may leave them out.
- * sale_run and sale_select put the codes of keys from k_coded (see sale_problem) on into the pages, all of the block that
- * k_coded stands in, whether or not the sequence is long enough to be scanned; earlier ones they read. Two calls may write
- * one page at a time when they write the same keys. */
+ * page_bytes, and one page table serves both. They are a function of the page's keys alone, so that whoever shares a
+ * page of keys (a common prefix, a fork, a request that was preempted and comes back) shares its codes; nothing else is
+ * kept anywhere, so that pages may be copied, moved and forgotten like those of the cache.
+ * For that the layer gives smoothing (and key_scales for SALE_FP8) and pages hold whole blocks: page_size is a multiple
+ * of 32. Layers of dense heads alone need no pages and their calls may leave them out.
+ * sale_run and sale_select put the codes of keys from k_coded (see sale_problem) on into the pages, all of the block
+ * that k_coded stands in, whether or not the sequence is long enough to be scanned; earlier ones they read. Two calls
+ * may write one page at a time when they write the same keys. */
 typedef struct sale_index_pages {
   size_t struct_size; /* sizeof(sale_index_pages) */
   void* memory;       /* of the layer's device, aligned to 64 bytes */
@@ -398,10 +402,10 @@ SALE_API void sale_blocks_destroy(sale_blocks* blocks);
  * when capacity is 0), and always the full counts. */
 SALE_API sale_status sale_blocks_row(const sale_blocks* blocks, sale_tile at, int32_t* out, int64_t capacity,
                                      sale_row_counts* counts);
-/* All rows at once, as a CSR matrix in host memory: row r of [batch, q_heads, tiles of the sequence] (sequence-major, its
- * tiles ascending) has its kept block numbers, ascending, at indices[starts[r]] .. indices[starts[r + 1]] - 1. The counts
- * are always filled in; starts [rows + 1] is written when row_capacity is at least rows, indices when index_capacity is
- * at least kept too; either may be NULL when its capacity is 0. Waits for the device once. */
+/* All rows at once, as a CSR matrix in host memory: row r of [batch, q_heads, tiles of the sequence] (sequence-major,
+ * its tiles ascending) has its kept block numbers, ascending, at indices[starts[r]] .. indices[starts[r + 1]] - 1. The
+ * counts are always filled in; starts [rows + 1] is written when row_capacity is at least rows, indices when
+ * index_capacity is at least kept too; either may be NULL when its capacity is 0. Waits for the device once. */
 SALE_API sale_status sale_blocks_csr(const sale_blocks* blocks, int64_t* starts, int64_t row_capacity, int32_t* indices,
                                      int64_t index_capacity, sale_csr_counts* counts);
 /* The raw bits, in the memory of the plan's device, for use on a stream: row r's 64-bit words (rows as above) begin
@@ -450,10 +454,12 @@ typedef struct sale_call {
   float* lse;
   const sale_strides *q_strides, *k_strides, *v_strides, *out_strides; /* each NULL: the plan's */
   const int32_t* page_table;                                           /* [batch, pages]; NULL when not paged */
-  /* For parts, else NULL: [batch, q_heads, longest q_len] like lse: the natural logarithm of the sum of exp of each row's
+  /* For parts, else NULL: [batch, q_heads, longest q_len] like lse: the natural logarithm of the sum of exp of each
+     row's
    * scaled scores over the sink and local keys of the whole sequence. */
   const float* reference;
-  /* [batch] for a plan of SALE_INDEX_GIVEN, each as long as its sequence's k_len and of this estimator or one that codes
+  /* [batch] for a plan of SALE_INDEX_GIVEN, each as long as its sequence's k_len and of this estimator or one that
+     codes
    * keys alike; else NULL. */
   const sale_index* const* indexes;
   sale_blocks* blocks;    /* written by sale_select, read by sale_attend; unused by sale_run */
@@ -461,7 +467,8 @@ typedef struct sale_call {
   size_t workspace_bytes; /* at least sale_plan_workspace's total */
   sale_stats* stats;      /* NULL or filled in */
   void* stream;
-  /* 1: sale_plan_prepare was called for this workspace on this stream, and nothing but calls with this plan has written to
+  /* 1: sale_plan_prepare was called for this workspace on this stream, and nothing but calls with this plan has written
+     to
    * it since. 0: the call does it itself. */
   int32_t prepared;
   int32_t reserved;                    /* 0 */
@@ -473,8 +480,8 @@ static inline sale_call sale_call_init(void) {
   return c;
 }
 
-/* Puts what the plan knows into a workspace: once a step instead of once a layer, for calls with `prepared`. Nothing to do
- * in host memory. */
+/* Puts what the plan knows into a workspace: once a step instead of once a layer, for calls with `prepared`. Nothing to
+ * do in host memory. */
 SALE_API sale_status sale_plan_prepare(const sale_plan* plan, void* workspace, size_t workspace_bytes, void* stream);
 
 /* estimator: one of those the plan was made for, or one of the same format, rank, heads, sink and local. */
@@ -501,7 +508,8 @@ typedef struct sale_backend_facts {
   uint32_t projected;  /* of those, over a projection */
   int32_t compensates; /* 1: has sale_options.compensate */
   int32_t reserved;    /* 0 */
-  /* What SALE_AUTO stands for in sale_options.dense_below: keys from which sparse attention was faster than dense where it
+  /* What SALE_AUTO stands for in sale_options.dense_below: keys from which sparse attention was faster than dense where
+     it
    * was measured (docs/performance.md); of estimates over up to 32 coordinates of a projection, and of all others. */
   int64_t dense_below_projected, dense_below;
 } sale_backend_facts;
