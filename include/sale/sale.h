@@ -455,12 +455,10 @@ typedef struct sale_call {
   const sale_strides *q_strides, *k_strides, *v_strides, *out_strides; /* each NULL: the plan's */
   const int32_t* page_table;                                           /* [batch, pages]; NULL when not paged */
   /* For parts, else NULL: [batch, q_heads, longest q_len] like lse: the natural logarithm of the sum of exp of each
-     row's
-   * scaled scores over the sink and local keys of the whole sequence. */
+     row's scaled scores over the sink and local keys of the whole sequence. */
   const float* reference;
   /* [batch] for a plan of SALE_INDEX_GIVEN, each as long as its sequence's k_len and of this estimator or one that
-     codes
-   * keys alike; else NULL. */
+     codes keys alike; else NULL. */
   const sale_index* const* indexes;
   sale_blocks* blocks;    /* written by sale_select, read by sale_attend; unused by sale_run */
   void* workspace;        /* aligned to 64 bytes */
@@ -468,8 +466,7 @@ typedef struct sale_call {
   sale_stats* stats;      /* NULL or filled in */
   void* stream;
   /* 1: sale_plan_prepare was called for this workspace on this stream, and nothing but calls with this plan has written
-     to
-   * it since. 0: the call does it itself. */
+     to it since. 0: the call does it itself. */
   int32_t prepared;
   int32_t reserved;                    /* 0 */
   const sale_index_pages* index_pages; /* for a plan of SALE_INDEX_PAGES, in sale_run and sale_select; else NULL */
@@ -509,9 +506,8 @@ typedef struct sale_backend_facts {
   int32_t compensates; /* 1: has sale_options.compensate */
   int32_t reserved;    /* 0 */
   /* What SALE_AUTO stands for in sale_options.dense_below: keys from which sparse attention was faster than dense where
-     it
-   * was measured (docs/performance.md); of estimates over up to 32 coordinates of a projection, and of all others. */
-  int64_t dense_below_projected, dense_below;
+     it was measured (docs/performance.md); of estimates over up to 32 coordinates of a projection, and of all others.
+     */ int64_t dense_below_projected, dense_below;
 } sale_backend_facts;
 /* Fills in `facts`, whose struct_size is set. */
 SALE_API sale_status sale_backend_describe(int32_t i, sale_backend_facts* facts);
