@@ -469,8 +469,8 @@ typedef struct sale_backend_facts {
   int32_t compensates; /* 1: has sale_options.compensate */
   int32_t reserved;    /* 0 */
   /* What SALE_AUTO stands for in sale_options.dense_below: keys from which sparse attention was faster than dense where
-     it was measured (docs/performance.md); of estimates over up to 32 coordinates of a projection, and of all others.
-     */ int64_t dense_below_projected, dense_below;
+     it was measured (docs/performance.md); over up to 32 coordinates of a projection, and of all others. */
+  int64_t dense_below_projected, dense_below;
 } sale_backend_facts;
 /* Fills in `facts`, whose struct_size is set. */
 SALE_API sale_status sale_backend_describe(int32_t i, sale_backend_facts* facts);
