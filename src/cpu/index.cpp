@@ -2,6 +2,7 @@
 #include <cstring>
 #include <utility>
 
+#include "core/objects.hpp"
 #include "cpu/common/load.hpp"
 #include "cpu/parts.hpp"
 
