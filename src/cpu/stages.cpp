@@ -7,6 +7,7 @@
 #include <cstring>
 #include <new>
 
+#include "core/objects.hpp"
 #include "cpu/common/load.hpp"
 #include "cpu/parts.hpp"
 
