@@ -45,7 +45,8 @@ demo-llamacpp: llamacpp
 test-llamacpp: llamacpp
 	@scripts/test-llamacpp.sh
 
-# Wheels for x86-64 and arm64 in build/packages/wheels, from the source distribution; the Debian and Conan packages.
+# Wheels for x86-64 and arm64 in build/packages/wheels, from the source distribution; the Debian and Conan packages. Not
+# seen to work yet.
 wheels:
 	@scripts/setup.sh package
 	@scripts/package.sh wheels

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Packages under build/packages, each made from this tree and used once as far as this machine goes.
+# Packages under build/packages, each made from this tree and used once as far as this machine goes. Only `sdist` was ever
+# run to its end.
 #   scripts/package.sh [wheels|sdist|debian|conan] ...   all of them when none is named
 #   SALE_CUDA=ON|OFF   for the x86-64 wheel; without it as CMake finds nvcc
 set -euo pipefail
