@@ -8,8 +8,8 @@
 
 #include "contract.hpp"
 
-// TSan does not let a child of several threads start threads. In a child that was forked while another thread allocated,
-// ASan's own heap waits for ever: its locks are not given back there, as those of the C library's are.
+// TSan does not let a child of several threads start threads. In a child that was forked while another thread
+// allocated, ASan's own heap waits for ever: its locks are not given back there, as those of the C library's are.
 #if defined(__SANITIZE_THREAD__)
 #define SALE_CAN_FORK 0
 #elif defined(__SANITIZE_ADDRESS__)
