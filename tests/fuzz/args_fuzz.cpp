@@ -65,7 +65,7 @@ void edit(Struct& s, Input& in) {
 constexpr size_t most_entries = 65536;  // of anything per sequence or head
 
 struct Lists {
-  std::vector<int64_t> q_lens, k_lens, q_offsets, q_starts, k_starts;
+  std::vector<int64_t> q_lens, k_lens, q_offsets, q_starts, k_starts, k_coded;
   std::vector<float> thresholds, q_projection, k_projection, smoothing, key_scales;
   std::string backend;
 
@@ -92,6 +92,7 @@ struct Lists {
     p.q_offsets = which & 4 ? fill(q_offsets, in, batch) : nullptr;
     p.q_starts = which & 8 ? fill(q_starts, in, batch) : nullptr;
     p.k_starts = which & 16 ? fill(k_starts, in, batch) : nullptr;
+    p.k_coded = which & 2048 ? fill(k_coded, in, batch) : nullptr;
     const size_t heads = static_cast<size_t>(std::clamp<int64_t>(l.n_thresholds, 1, most_entries));
     l.thresholds = which & 32 ? nullptr : fill(thresholds, in, heads);
     const int64_t sizes[]{l.kv_heads, l.head_dim, l.rank};
