@@ -109,7 +109,7 @@ struct Lists {
                 : one == backends  ? ""
                                    : "nonsense";
     const int64_t vectors = int64_t{std::max(l.kv_heads, 0)} * std::max(l.head_dim, 0);
-    const bool few = vectors <= 1 << 20;
+    const bool few = vectors <= 1 << 20 && l.kv_heads <= 1 << 20;
     l.smoothing = which & 512 && few ? fill(smoothing, in, static_cast<size_t>(vectors)) : nullptr;
     l.key_scales = which & 1024 && few ? fill(key_scales, in, static_cast<size_t>(std::max(l.kv_heads, 0))) : nullptr;
     // Threads are real: a thousand of them per input would fuzz the kernel, not the library.
