@@ -141,7 +141,7 @@ checked() {
 # for TSan too, so few runs of each here.
 address() {
   checked
-  GTEST_FILTER='-Invariance.*:Model.*' SALE_CASES=${SANITIZED_CASES:-150} SALE_REPEATS=6 \
+  GTEST_FILTER='-Invariance.*:Model.*' SALE_CASES=${SANITIZED_CASES:-80} SALE_REPEATS=6 \
     suites clang -R '^(numeric|contract|files|lm_test)$'
 }
 
