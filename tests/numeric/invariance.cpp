@@ -10,27 +10,6 @@
 namespace sale_test {
 namespace {
 
-using Check = std::function<void(Instance&, const std::string& backend)>;
-
-// Random problems on every backend; each failure with its line.
-void on_random_cases(uint64_t first_seed, int64_t n, const std::function<void(Case&)>& adjust, const Check& check) {
-  Tally ignored;
-  const std::string failures = in_parallel(
-      n,
-      [&](int64_t i) {
-        Case c = sale_case::random_case(first_seed + static_cast<uint64_t>(i), {700, 8'000'000});
-        adjust(c);
-        return c;
-      },
-      [&](const Case& c) {
-        Instance in(c);
-        for (const std::string& backend : backends_for(in)) check(in, backend);
-        return Tally{};
-      },
-      ignored);
-  EXPECT_TRUE(failures.empty()) << failures;
-}
-
 void unchanged(Case&) {}
 
 // One call on any part of the tensors; out and lse as in `in`.

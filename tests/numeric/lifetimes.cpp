@@ -14,18 +14,13 @@ namespace {
 
 using sale_case::Random;
 
-void on_each_case(uint64_t first_seed, int64_t n, const std::function<void(Case&)>& adjust,
-                  const std::function<void(Instance&, const std::string&)>& check) {
-  EXPECT_EQ(on_random_cases(first_seed, n, adjust, check), "");
-}
-
 void unchanged(Case&) {}
 
 // ---- one plan, many layers -----------------------------------------------------------------------------------------
 
 // INT8, INT4, a projection, other thresholds, other regions, and a layer of dense heads.
 TEST(Lifetimes, OnePlanServesLayersOfEveryForm) {
-  on_each_case(400'000, 40, unchanged, [](Instance& in, const std::string& backend) {
+  on_random_cases(400'000, 40, unchanged, [](Instance& in, const std::string& backend) {
     const auto projection = sale_case::random_projections(7, in.c.kv_heads, in.c.head_dim, 16);
     const float tau = 0.03f, zero = 0;
     std::vector<sale_layer> layers(6, with_backend(in.layer, backend));
@@ -72,7 +67,7 @@ TEST(Lifetimes, OnePlanServesLayersOfEveryForm) {
 
 // Strides given with a call are as good as a plan's: the plan here has those of other tensors.
 TEST(Lifetimes, StridesOfACall) {
-  on_each_case(
+  on_random_cases(
       410'000, 60,
       [](Case& c) { c.layout = c.layout == sale_case::Layout::packed ? sale_case::Layout::padded : c.layout; },
       [](Instance& in, const std::string& backend) {
@@ -104,7 +99,7 @@ TEST(Lifetimes, StridesOfACall) {
 }
 
 TEST(Lifetimes, PreparedCalls) {
-  on_each_case(420'000, 30, unchanged, [](Instance& in, const std::string& backend) {
+  on_random_cases(420'000, 30, unchanged, [](Instance& in, const std::string& backend) {
     const Step step(in.problem, with_backend(in.layer, backend), in.options);
     in.clear_outputs();
     step.run(in.call());
@@ -144,7 +139,7 @@ TEST(Smoothing, OfTheLayerAgreesWithTheOracle) {
 // With it a block's codes are a function of its keys: any split of the updates, any beginning, in the caller's memory
 // or the library's.
 TEST(Smoothing, AnySplitOfUpdatesGivesTheSameCodes) {
-  on_each_case(450'000, 60, regular, [](Instance& in, const std::string& backend) {
+  on_random_cases(450'000, 60, regular, [](Instance& in, const std::string& backend) {
     const std::vector<float> smoothing = give_smoothing(in);
     const Estimator estimator = make_estimator(with_backend(in.layer, backend));
     const int64_t keys = in.sequences[0].k_len;
@@ -212,7 +207,7 @@ struct Callers {
 };
 
 TEST(ParallelFor, GivesTheSameBits) {
-  on_each_case(460'000, 30, unchanged, [](Instance& in, const std::string& backend) {
+  on_random_cases(460'000, 30, unchanged, [](Instance& in, const std::string& backend) {
     const sale_layer kept = in.layer;
     const Result own = run(in, backend);
     for (const int32_t n : {1, 3}) {

@@ -14,11 +14,6 @@ namespace {
 using sale_case::Memory;
 using sale_case::Random;
 
-void on_each_case(uint64_t first_seed, int64_t n, const std::function<void(Case&)>& adjust,
-                  const std::function<void(Instance&, const std::string&)>& check) {
-  EXPECT_EQ(on_random_cases(first_seed, n, adjust, check), "");
-}
-
 // One sequence after the other has its own memory, and calls may have other strides.
 void separate(Case& c) {
   if (c.layout == sale_case::Layout::packed || c.layout == sale_case::Layout::fused) c.layout = sale_case::Layout::bhld;
@@ -93,7 +88,7 @@ struct Codes {
 
 // With the call's own index and with given ones.
 TEST(Pages, AreTheKeysInOrder) {
-  on_each_case(430'000, 60, separate, [](Instance& in, const std::string& backend) {
+  on_random_cases(430'000, 60, separate, [](Instance& in, const std::string& backend) {
     const Result whole = run(in, backend);
     Random random(in.c.seed);
     const Cache cache(in, static_cast<int32_t>(16 * random.between(1, 5)));
@@ -151,7 +146,7 @@ TEST(IndexPages, ChunksGiveTheBitsOfAnIndex) {
     c.q_offset = SALE_AUTO, c.q_lens = c.k_lens, c.q_offsets.clear(), c.q_len = c.k_len;
   };
   int64_t kept = 0, visible = 0;
-  on_each_case(470'000, 60, adjust, [&](Instance& in, const std::string& backend) {
+  on_random_cases(470'000, 60, adjust, [&](Instance& in, const std::string& backend) {
     const std::vector<float> smoothing = give_smoothing(in);
     Random random(in.c.seed + 1);
     const Cache cache(in, static_cast<int32_t>(32 * random.between(1, 4)));
@@ -219,7 +214,7 @@ TEST(IndexPages, OfACommonPrefixAreShared) {
     c.dense_below = 0;
     if (std::count(c.taus.begin(), c.taus.end(), 0.0f) != 0) c.taus = {0.01f};
   };
-  on_each_case(480'000, 40, adjust, [](Instance& in, const std::string& backend) {
+  on_random_cases(480'000, 40, adjust, [](Instance& in, const std::string& backend) {
     Random random(in.c.seed + 2);
     const int32_t size = static_cast<int32_t>(32 * random.between(1, 3));
     const int64_t shared = random.between(1, in.c.k_len / size), prefix = shared * size;
