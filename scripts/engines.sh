@@ -44,6 +44,8 @@ PY
 }
 
 mkdir -p "$folder"
+exec 9>"$folder/lock"
+flock 9  # engines share packages
 case $name in
 vllm)
   path=$(unpacked "$engine" '*.so' '*/third_party/*' '*/vllm-rs*'):$(packages vllm "${common[@]}")

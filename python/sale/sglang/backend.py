@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 
 import torch
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
@@ -42,6 +43,8 @@ def _session_of(runner) -> Session:
 
 def put_over(base, runner):
     """The base, become one of ours. ValueError, AttributeError: it cannot be."""
+    if not isinstance(base, AttentionBackend):
+        raise ValueError(f"{type(base).__name__} is no attention backend of SGLang's")
     session = _session_of(runner)
     base.__class__ = type(f"Sale{type(base).__name__}", (Over, type(base)), {})
     base._sale, base._sale_batch = session, None
@@ -61,7 +64,7 @@ class _Batch:
         self.begun = False
 
 
-class Over:
+class Over(AttentionBackend):  # as the base is: a class can become another one of the same layout only
     def init_forward_metadata(self, forward_batch):
         super().init_forward_metadata(forward_batch)
         self._sale_batch = None

@@ -1,6 +1,7 @@
 """The real vLLM without a GPU: its scheduler, engine core, model runner and FlashAttention backend, ours over it, SALE's CPU
 backends below. Answers, chunked and whole, alone and in mixed batches, with cached prefixes and preempted, are compared with
-those of the engine's own attention; so is what happens when we cannot be had.
+those of the engine's own attention; what happens when we cannot be had is tested with the newest release alone, since making
+engines is most of the time.
 
 In an environment of its own: scripts/test.sh serving."""
 
@@ -19,6 +20,7 @@ import vllm
 from asked import asked, right
 from conftest import MODEL, TEXT
 from sale.serving.metrics import METRICS
+from sale.vllm import NEWEST, release
 from vllm import LLM, SamplingParams, TokensPrompt
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -48,8 +50,8 @@ class Prompts:
     def __init__(self, tokenizer) -> None:
         text = TEXT.read_text(encoding="utf-8")
         words = tokenizer(text[:10_000]).input_ids
-        self.needles = asked(tokenizer, text, "needle", 3000, seed=1)
-        self.pairs = asked(tokenizer, text, "kv", 2000, seed=2)
+        self.needles = asked(tokenizer, text, "needle", 2400, seed=1)
+        self.pairs = asked(tokenizer, text, "kv", 1500, seed=2)
         self.short = [words[200 * i : 200 * i + n] for i, n in enumerate((12, 90, 700))]
         self.full = []
         for seed in (5, 6, 7):
@@ -61,15 +63,15 @@ class Prompts:
         return [self.needles[0], *self.pairs]
 
 
-def scenes(llm: LLM, prompts: Prompts, full: bool) -> dict:
-    """What an engine answers: everything at once; a second question about the first context; and, where the cache is
-    small, what fills it."""
+def scenes(llm: LLM, prompts: Prompts, cached: bool) -> dict:
+    """What an engine answers: everything at once; and, where prefixes are cached and the cache is small, a second question
+    about the first context, and what fills it."""
     long = prompts.long()
     mixed = run(llm, [*prompts.short[:2], *[p.ids for p in long], prompts.short[2]], [12, 20, *[p.length for p in long], 8])
-    made = {"mixed": mixed, "again": run(llm, [prompts.needles[1].ids], [prompts.needles[1].length])[0]}
-    if full:
-        made["full"] = run(llm, [p.ids for p in prompts.full], [p.length for p in prompts.full])
-    return made
+    if not cached:
+        return {"mixed": mixed}
+    again = run(llm, [prompts.needles[1].ids], [prompts.needles[1].length])
+    return {"mixed": mixed, "again": again, "full": run(llm, [p.ids for p in prompts.full], [p.length for p in prompts.full])}
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +96,8 @@ def answers():
 @pytest.mark.parametrize("how", ["chunked", "whole"])
 def test_answers_are_right_and_the_engines_own(answers, how):
     prompts, ours, engines = answers["prompts"], answers[how, "CUSTOM"], answers[how, "FLASH_ATTN"]
-    asked_for = [*prompts.long(), prompts.needles[1], *(prompts.full if how == "chunked" else ())]
-    both = [[*x["mixed"][2:5], x["again"], *x.get("full", ())] for x in (ours, engines)]
+    asked_for = [*prompts.long(), *([prompts.needles[1], *prompts.full] if how == "chunked" else ())]
+    both = [[*x["mixed"][2:5], *x.get("again", ()), *x.get("full", ())] for x in (ours, engines)]
     for said, own, p in zip(*both, asked_for, strict=True):
         assert right(prompts.decode(said), p), (prompts.decode(said), p.answer)
         assert said[: p.length - 2] == own[: p.length - 2]
@@ -107,7 +109,7 @@ def test_they_went_through_us(answers):
     for how in ("chunked", "whole"):
         assert answers[how, "FLASH_ATTN"]["steps"] == 0
     prompts, whole, chunked = answers["prompts"], answers["whole", "CUSTOM"], answers["chunked", "CUSTOM"]
-    assert whole["tokens"] == sum(len(p.ids) for p in [*prompts.long(), prompts.needles[1]])
+    assert whole["tokens"] == sum(len(p.ids) for p in prompts.long())
     assert chunked["steps"] > whole["steps"]
 
 
@@ -129,6 +131,7 @@ def lines():
     logger.removeHandler(handler)
 
 
+newest = pytest.mark.skipif(release(vllm.__version__) != NEWEST, reason="with the newest release of vLLM")
 SMALL = dict(max_model_len=4096, max_num_batched_tokens=4096, max_num_seqs=2, enable_prefix_caching=False)
 
 
@@ -140,7 +143,7 @@ def served(model=MODEL) -> bool:
 
 def served_by(llm: LLM) -> bool:
     tokenizer = llm.get_tokenizer()
-    p = asked(tokenizer, TEXT.read_text(encoding="utf-8"), "needle", 2000, seed=3)[0]
+    p = asked(tokenizer, TEXT.read_text(encoding="utf-8"), "needle", 1300, seed=3)[0]
     return right(tokenizer.decode(run(llm, [p.ids], [p.length])[0]), p)
 
 
@@ -151,12 +154,14 @@ def bare(folder):
     return folder
 
 
+@newest
 def test_without_a_calibration_the_engine_goes_on(tmp_path, lines, monkeypatch):
     monkeypatch.setenv("SALE_CALIBRATIONS", str(tmp_path / "none"))
     assert served(bare(tmp_path)) and METRICS.steps == 0
     assert sum("no calibration was found" in line for line in lines) == 1
 
 
+@newest
 def test_the_wrong_calibration_is_refused_once(tmp_path, lines, monkeypatch):
     for name in ("calibration.json", "calibration.tensors"):
         shutil.copy(MODEL / name, tmp_path / name)
@@ -168,12 +173,14 @@ def test_the_wrong_calibration_is_refused_once(tmp_path, lines, monkeypatch):
     assert [("fingerprint" in line, "the engine's own attention runs" in line) for line in lines] == [(True, True)]
 
 
+@newest
 def test_a_wrong_setting_is_refused_once(lines, monkeypatch):
     monkeypatch.setenv("SALE_AUDIT_EVERY", "often")
     assert served() and METRICS.steps == 0
     assert len(lines) == 1 and "SALE_AUDIT_EVERY: 'often' is not an integer" in lines[0]
 
 
+@newest
 def test_memory_that_is_not_there(lines, monkeypatch):
     from sale.serving import session
 
@@ -197,10 +204,10 @@ def test_a_calibration_is_made_from_what_is_served(tmp_path, lines, monkeypatch)
     tokenizer = llm.get_tokenizer()
     prompts = Prompts(tokenizer)
     assert METRICS.last_state == "measuring"
-    run(llm, [prompts.short[0], prompts.needles[0].ids[:2300]], [4, 1])
-    run(llm, [prompts.needles[0].ids[100:2300]], [1])
+    run(llm, [prompts.short[0], prompts.needles[0].ids[:2200]], [4, 1])
+    run(llm, [prompts.needles[0].ids[60:2260]], [1])
     assert METRICS.last_state == "measuring"
-    run(llm, [prompts.needles[0].ids[200:2400]], [1])
+    run(llm, [prompts.needles[0].ids[120:2320]], [1])
     assert METRICS.last_state == "sparse" and METRICS.steps == 1  # what was left of the last prompt
     assert len(list(shelf.glob("*.json"))) == len(list(shelf.glob("*.tensors"))) == 1
     assert served_by(llm) and METRICS.steps > 1 and METRICS.audits > 0

@@ -1,0 +1,59 @@
+"""Many mixed requests through the real vLLM's scheduler, chunked, preempted and behind cached prefixes, and what memory is left
+behind: none. Run when asked for, SALE_SOAK=200 scripts/test.sh soak; prints a table for bench/results."""
+
+import ctypes
+import gc
+import os
+import random
+
+import pytest
+
+if os.environ.get("VLLM_ON_CPU") != "1" or not os.environ.get("SALE_SOAK"):
+    pytest.skip("a soak of SALE_SOAK requests: run by scripts/test.sh soak", allow_module_level=True)
+import vllm
+from conftest import TEXT
+from sale.serving.metrics import METRICS
+from sale.serving.steps import Plan
+from test_vllm import CHUNKED, counted, engine, run
+
+REQUESTS, ROUND, BEFORE = int(os.environ["SALE_SOAK"]), 20, 3  # requests at once; rounds until caches are full
+MOST = 4 << 20  # bytes a round that may come and stay: a hundredth of a prompt's keys would be more over a day
+
+
+def resident() -> int:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_memory_does_not_grow(monkeypatch):
+    monkeypatch.setenv("SALE_AUDIT_EVERY", "4")
+    rounds = REQUESTS // ROUND
+    assert rounds > 2 * BEFORE, f"SALE_SOAK: at least {ROUND * (2 * BEFORE + 1)}"
+    METRICS.reset()
+    llm, draw = engine("CUSTOM", CHUNKED), random.Random(0)
+    words = llm.get_tokenizer()(TEXT.read_text(encoding="utf-8")[:900_000]).input_ids
+    found = []
+    for _ in range(rounds):
+        prompts = []
+        for i in range(ROUND):
+            long = i % 4 == 0
+            length = draw.randrange(1100, 2600) if long else draw.randrange(8, 700)
+            # One in five begins with the text that others began with.
+            at = 0 if i % 5 == 0 else draw.randrange(len(words) - length)
+            prompts.append(words[at : at + length])
+        said = run(llm, prompts, [draw.randrange(1, 12) for _ in prompts])
+        assert all(said)
+        plans = sum(isinstance(x, Plan) for x in gc.get_objects())
+        found.append((resident(), plans, METRICS.steps, counted(llm, "vllm:num_preemptions"), counted(llm, "vllm:prefix_cache_hits")))
+    print(f"\nvLLM {vllm.__version__}, {REQUESTS} requests, {ROUND} at once\n\n| requests | resident MB | plans alive | our steps | preempted "
+          "| cached tokens |\n|---|---|---|---|---|---|")  # fmt: skip
+    for i, (size, *rest) in enumerate(found, 1):
+        print(f"| {i * ROUND} | {size / 2**20:.1f} | {' | '.join(map(str, rest))} |")
+    sizes = [size for size, *_ in found[BEFORE:]]
+    half = len(sizes) // 2
+    growth = (max(sizes[-half:]) - max(sizes[:half])) / (len(sizes) - half)
+    print(f"\nGrowth a round, once {BEFORE} had gone by: {growth / 2**20:.2f} MB")
+    assert max(plans for _, plans, *_ in found) <= 2 and found[-1][2] > rounds and found[-1][3] > 0 and found[-1][4] > 0
+    assert growth < MOST
