@@ -291,7 +291,7 @@ serving_one() {  # engine, test
     PYTHONPATH="$build/wheel/installed:$tests/standin:$tests/standin/sglang_on_cpu:$path" "$venv/bin/python" -m pytest -q -p no:cacheprovider --show-capture=no \
     --junitxml "$reports/serving/$1.xml" "$tests/$2.py" >"$log" 2>&1 ||
     { echo "serving: $1 FAILED"; tail -n 80 "$log"; return 1; }
-  echo "serving: $1: $(tail -n 1 "$log")"
+  echo "serving: $1: $(grep -E '^[0-9]+ (passed|skipped)' "$log")"
 }
 serving() {
   [ "${made_wheel:-}" ] || wheel

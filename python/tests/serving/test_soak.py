@@ -17,7 +17,7 @@ from sale.serving.steps import Plan
 from test_vllm import CHUNKED, counted, engine, run
 
 REQUESTS, ROUND, BEFORE = int(os.environ["SALE_SOAK"]), 20, 3  # requests at once; rounds until caches are full
-MOST = 4 << 20  # bytes a round that may come and stay: a hundredth of a prompt's keys would be more over a day
+MOST = 1 << 20  # bytes a round that may come and stay; a step's workspace is 100 times that, the keys of a prompt 10 times
 
 
 def resident() -> int:
