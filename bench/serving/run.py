@@ -10,7 +10,8 @@ the other, on the same prompts; prints tables, and with --json writes every samp
     host     microseconds of the processor a step takes in building metadata and in making our plan, of the steps above
 
 usage: run.py --model DIR --text FILE [--parts first mixed prefix answers] [--lengths 16k 32k 64k 128k] [--json FILE]
-              [--layers N: random weights in the shape of Llama-3.1-8B instead of DIR's, answers left out]
+              [--layers N --density SHARE: random weights in the shape of Llama-3.1-8B instead of DIR's, thresholds that
+              keep that share of the blocks; answers left out]
               [--chunk 8192] [--long 64k] [--rounds 3] [--eager]
 
 Thresholds are those of SALE_CALIBRATION (docs/serving.md). On a machine without a GPU: bench/serving/on_cpu.
@@ -29,7 +30,9 @@ import tempfile
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "python/tests/serving")]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1] / "python/tests/serving")]
+import shape  # noqa: E402
+
 BACKENDS = ("FLASH_ATTN", "CUSTOM")
 PARTS = ("first", "mixed", "prefix", "answers")
 
@@ -51,6 +54,7 @@ def arguments():
     p.add_argument("--chunk", type=number, default=8192)
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--layers", type=int, default=0)
+    p.add_argument("--density", type=float, default=0.1)
     p.add_argument("--eager", action="store_true")
     p.add_argument("--json")
     p.add_argument("--child", nargs=2, help=argparse.SUPPRESS)  # backend, file
@@ -58,17 +62,6 @@ def arguments():
 
 
 # ---- one engine ------------------------------------------------------------------------------------------------------
-
-
-def shaped(folder: pathlib.Path, layers: int) -> str:
-    """A folder with the configuration of Llama-3.1-8B and no weights."""
-    (folder / "config.json").write_text(json.dumps({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096,
-        "intermediate_size": 14336, "num_hidden_layers": layers, "num_attention_heads": 32, "num_key_value_heads": 8,
-        "head_dim": 128, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
-        "torch_dtype": "bfloat16", "tie_word_embeddings": False, "bos_token_id": 128000, "eos_token_id": 128001,
-    }))  # fmt: skip
-    return str(folder)
 
 
 class Clock:
@@ -102,6 +95,9 @@ class Engine:
             enable_prefix_caching=cached, enforce_eager=args.eager or bool(cpu), disable_log_stats=True, seed=0, **cpu, **bare,
         )  # fmt: skip
         self._serial = 0
+        if args.layers:
+            worker = self.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+            shape.fill(worker.model_runner.model, 40 * 128)
 
     def go(self, requests) -> list[dict]:
         """Requests (ids, new tokens) all at once: seconds to each one's tokens, and the tokens."""
@@ -139,11 +135,19 @@ def child(args) -> None:
         clock.over(_Batch, "cut", "plan")
     else:
         clock.over(FlashAttentionMetadataBuilder, "build", "build")
+    if args.layers:
+        os.environ["SALE_CALIBRATION"] = "off"
     with tempfile.TemporaryDirectory() as t:
-        folder = shaped(pathlib.Path(t), args.layers) if args.layers else args.model
+        folder = shape.folder(pathlib.Path(t), args.layers) if args.layers else args.model
         measure(args, backend, folder, found)
     found["host"] = clock.samples
     pathlib.Path(file).write_text(json.dumps(found))
+
+
+def session_of(engine: Engine):
+    from sale.vllm.backend import _sessions
+
+    return next(iter(_sessions.values()))
 
 
 def measure(args, backend: str, folder: str, found: dict) -> None:
@@ -162,10 +166,17 @@ def measure(args, backend: str, folder: str, found: dict) -> None:
 
     engine = Engine(args, backend, folder, cached=False)
     engine.go([(piece(7, min(args.lengths)), 2)])  # kernels that are compiled at their first use
+    session = session_of(engine) if backend == "CUSTOM" else None
+    if session is not None and args.layers:
+        shape.fit(session, args.density, lambda: engine.go([(piece(11, 16384), 1)]))
     if "first" in args.parts:
         found["first"] = {}
         for n in args.lengths:
             runs = [engine.go([(piece(7919 * (i + 1) + n, n), 9)])[0] for i in range(args.rounds)]
+            if session is not None:
+                with shape.Kept(session) as kept:
+                    engine.go([(piece(13, n), 1)])
+                found.setdefault("density", {})[n] = sum(kept.kept.values()) / max(1, sum(kept.visible.values()))
             found["first"][n] = {"first": [r["at"][0] for r in runs], "token": [(r["at"][-1] - r["at"][0]) / 8 for r in runs]}
     if "mixed" in args.parts:
         short, long = args.requests
@@ -212,6 +223,8 @@ def show(args, engine: dict, ours: dict) -> None:
                 for what, words in (("first", "first token"), ("token", "a decoded token")) for name, x in both]  # fmt: skip
         rows += [(f"{words}, ratio", lambda n, what=what: f"{value(engine, int(n), what) / value(ours, int(n), what):.2f}×")
                  for what, words in (("first", "first token"), ("token", "decoded token"))]  # fmt: skip
+        density = ours.get("density", {})
+        rows.append(("blocks kept", lambda n: f"{density[n]:.1%}" if density.get(n) else "all"))
         table("One prompt", [str(n) for n in args.lengths], rows)
     if "mixed" in args.parts:
         columns = ["requests/s", "first p50, short", "first p99, short", "first p50, long", "between p50", "between p99"]

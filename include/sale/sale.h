@@ -363,13 +363,38 @@ SALE_API sale_status sale_index_codes(const sale_index* index, int32_t head, con
  * of 32. Layers of dense heads alone need no pages and their calls may leave them out.
  * sale_run and sale_select put the codes of keys from k_coded (see sale_problem) on into the pages, all of the block
  * that k_coded stands in, whether or not the sequence is long enough to be scanned; earlier ones they read. Two calls
- * may write one page at a time when they write the same keys. */
+ * may write one page at a time when they write the same keys.
+ * Where only the device knows which pages hold codes (a page table that is never on the host, prefixes cached by
+ * others), `coded` says so page by page, in place of k_coded. It begins as 0; calls raise it; whoever writes keys
+ * lowers it first, by sale_index_forget. Such calls, and what lowers, follow each other: on one stream, or with events
+ * between. */
 typedef struct sale_index_pages {
   size_t struct_size; /* sizeof(sale_index_pages) */
   void* memory;       /* of the layer's device, aligned to 64 bytes */
   int64_t page_bytes; /* from page to page: a multiple of 64, at least sale_index_page_bytes */
   int64_t pages;      /* how many there are; numbers in page_table are below */
+  int32_t* coded; /* NULL, or [pages], of the layer's device: how many keys of a page, from its first on, have codes.
+                         Blocks whose keys all have are read, the others made, whatever k_coded says */
+  int64_t* made;  /* with coded: NULL, or a number there that is raised by how many keys a call codes */
 } sale_index_pages;
+
+/* Slots of a cache that are about to be written. */
+typedef struct sale_index_slots {
+  size_t struct_size;   /* sizeof(sale_index_slots) */
+  int32_t* coded;       /* [layers, pages], of the estimator's device */
+  int64_t layers;       /* layers whose caches the slots are of, at least 1 */
+  int64_t layer_stride; /* elements from layer to layer, at least pages */
+  int64_t pages;        /* 1 .. 2^31 - 1 */
+  int32_t page_size;    /* as in sale_problem, a multiple of 32 */
+  const int64_t* slots; /* [n_slots], of the same memory: token slot % page_size of page slot / page_size. Negative ones
+                           (padding) and those of pages that there are not are passed over */
+  int64_t n_slots;      /* 0 .. 2^31 - 1 */
+  void* stream;         /* as in sale_call */
+} sale_index_slots;
+
+/* Lowers `coded` of every page that a slot is in to the slot's token, so that codes of what stood there no longer count.
+ * One launch; allocates nothing, waits for nothing, may be captured. */
+SALE_API sale_status sale_index_forget(const sale_estimator* estimator, const sale_index_slots* slots);
 
 /* Bytes of a page of `page_size` keys; 0 when there are none such: the layer gives no smoothing (or key_scales), or
  * page_size is no multiple of 32. */

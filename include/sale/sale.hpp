@@ -203,8 +203,9 @@ struct Tensors {
   std::optional<sale_index_pages> index_pages = std::nullopt;  // of plans made with Keys::coded_in_pages
 };
 // `pages` pages of `page_bytes`, one after the other.
-inline sale_index_pages index_pages(void* memory, size_t page_bytes, int64_t pages) {
-  return {sizeof(sale_index_pages), memory, static_cast<int64_t>(page_bytes), pages};
+inline sale_index_pages index_pages(void* memory, size_t page_bytes, int64_t pages, int32_t* coded = nullptr,
+                                    int64_t* made = nullptr) {
+  return {sizeof(sale_index_pages), memory, static_cast<int64_t>(page_bytes), pages, coded, made};
 }
 // One per sequence: {index.get(), ...}.
 using Indexes = std::span<const sale_index* const>;

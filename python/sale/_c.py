@@ -19,6 +19,7 @@ OK, INVALID_ARGUMENT, UNSUPPORTED, OUT_OF_MEMORY, INTERNAL = range(5)
 F32, F16, BF16 = range(3)
 COMPUTES = {"exact": 0, "int8": 1, "fp8": 2, "f16": 3}
 AUTO = -1  # sale_problem.q_offset
+OF_CALL, GIVEN, PAGES = range(3)  # sale_index_source
 HOST = -1  # sale_problem.device
 K_BLOCK = 32
 
@@ -107,7 +108,17 @@ class Call(_Sized):
 
 
 class IndexPages(_Sized):
-    _fields_ = [("struct_size", c_size_t), ("memory", c_void_p), ("page_bytes", c_int64), ("pages", c_int64)]
+    _fields_ = [
+        ("struct_size", c_size_t), ("memory", c_void_p), ("page_bytes", c_int64), ("pages", c_int64),
+        ("coded", c_void_p), ("made", c_void_p),
+    ]  # fmt: skip
+
+
+class IndexSlots(_Sized):
+    _fields_ = [
+        ("struct_size", c_size_t), ("coded", c_void_p), ("layers", c_int64), ("layer_stride", c_int64),
+        ("pages", c_int64), ("page_size", c_int32), ("slots", c_void_p), ("n_slots", c_int64), ("stream", c_void_p),
+    ]  # fmt: skip
 
 
 class BackendFacts(_Sized):
@@ -128,6 +139,7 @@ _PROTOTYPES = {  # name: (result, arguments)
     "sale_machine": (c_char_p, []),
     "sale_format_name": (c_char_p, [c_int]),
     "sale_index_page_bytes": (c_size_t, [_handle, c_int32]),
+    "sale_index_forget": (c_int, [_handle, POINTER(IndexSlots)]),
     "sale_backend_count": (c_int32, []),
     "sale_backend_name": (c_char_p, [c_int32]),
     "sale_backend_why_not": (c_char_p, [c_int32]),

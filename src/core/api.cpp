@@ -123,6 +123,20 @@ sale_index_pages check_pages(const Plan& plan, const Layer& layer, const sale_in
   for (const Extent& other : others)
     check_apart({"index_pages.memory", begin, begin + static_cast<uintptr_t>(bytes.value())}, other);
   layer.stages().space.check("index_pages.memory", pages.memory, p.device);
+  if (pages.coded == nullptr) {
+    require(pages.made == nullptr, "index_pages.made: given without coded");
+    return pages;
+  }
+  const auto coded = reinterpret_cast<uintptr_t>(pages.coded);
+  require(coded % 4 == 0, "index_pages.coded: not aligned to its elements of 4 bytes");
+  const Extent numbers{"index_pages.coded", coded, coded + static_cast<uintptr_t>(pages.pages) * 4};
+  check_apart(numbers, {"index_pages.memory", begin, begin + static_cast<uintptr_t>(bytes.value())});
+  for (const auto* extents : {&keys, &others})
+    for (const Extent& other : *extents) check_apart(numbers, other);
+  layer.stages().space.check("index_pages.coded", pages.coded, p.device);
+  if (pages.made == nullptr) return pages;
+  require(reinterpret_cast<uintptr_t>(pages.made) % 8 == 0, "index_pages.made: not aligned to its 8 bytes");
+  layer.stages().space.check("index_pages.made", pages.made, p.device);
   return pages;
 }
 

@@ -45,6 +45,7 @@ struct Stages {
   void (*open_index)(sale_index&);
   void (*update)(sale_index&, const IndexUpdate&);
   void (*codes)(const sale_index&, int32_t head, const int8_t** codes, const float** scales, const float** smoothing);
+  void (*forget)(const Layer&, const sale_index_slots&);
 
   // The backend's parts of a workspace: tables that `prepare` fills in, the same for every form of a step; then, its
   // state in the plan made, its scratch.

@@ -30,6 +30,31 @@ size_t sale_index_page_bytes(const sale_estimator* estimator, int32_t page_size)
   return l.codes_by_key() ? map_of(l, page_size).page() : 0;
 }
 
+sale_status sale_index_forget(const sale_estimator* estimator, const sale_index_slots* slots) {
+  return guarded([&] {
+    require(estimator != nullptr, "estimator: null");
+    const sale_index_slots s = sized(slots, "slots");
+    const Layer& l = *estimator->layer;
+    require(s.pages >= 1 && s.pages <= INT32_MAX, "pages: ", s.pages, " is not in 1 .. 2^31 - 1");
+    require(s.layers >= 1 && s.layers <= 65535, "layers: ", s.layers, " is not in 1 .. 65535");
+    require(s.layers == 1 || (s.layer_stride >= s.pages && s.layer_stride <= most_keys),
+            "layer_stride: ", s.layer_stride, " is not in pages ", s.pages, " .. 2^31");
+    require(s.page_size >= k_block && s.page_size % k_block == 0, "page_size: ", s.page_size, " is not a multiple of ",
+            k_block);
+    require(s.n_slots >= 0 && s.n_slots <= INT32_MAX, "n_slots: ", s.n_slots, " is not in 0 .. 2^31 - 1");
+    require(l.device != SALE_HOST || s.stream == nullptr,
+            "stream: given, but the numbers are in host memory; pass NULL");
+    require(s.coded != nullptr && reinterpret_cast<uintptr_t>(s.coded) % 4 == 0,
+            "coded: null, or not aligned to its elements of 4 bytes");
+    l.stages().space.check("coded", s.coded, l.device);
+    if (s.n_slots == 0) return;
+    require(s.slots != nullptr && reinterpret_cast<uintptr_t>(s.slots) % 8 == 0,
+            "slots: null, or not aligned to its elements of 8 bytes");
+    l.stages().space.check("slots", s.slots, l.device);
+    l.stages().forget(l, s);
+  });
+}
+
 sale_status sale_index_create(const sale_estimator* estimator, const sale_index_options* options, sale_index** index) {
   return guarded([&] {
     require(estimator != nullptr, "estimator: null");

@@ -16,6 +16,8 @@ template <>
 inline constexpr size_t first_size<sale_problem> = offsetof(sale_problem, k_coded);
 template <>
 inline constexpr size_t first_size<sale_call> = offsetof(sale_call, index_pages);
+template <>
+inline constexpr size_t first_size<sale_index_pages> = offsetof(sale_index_pages, coded);
 
 template <class T>
 void check_size(const T* at, const char* name) {
@@ -25,6 +27,8 @@ void check_size(const T* at, const char* name) {
          "; it may ask for what this version does not know");
   require(at->struct_size >= first_size<T>, name, ".struct_size: ", at->struct_size, " is below ", first_size<T>,
           ", the first version's");
+  require(at->struct_size % alignof(T) == 0, name, ".struct_size: ", at->struct_size,
+          " is no version's: not a multiple of ", alignof(T));
 }
 
 // The caller's struct as this library's header has it.

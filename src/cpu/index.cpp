@@ -1,6 +1,7 @@
 // Key indexes of the CPU backends: made, grown, kept in pages; and keys and values out of theirs.
+#include <algorithm>
+#include <atomic>
 #include <cstring>
-#include <utility>
 
 #include "core/objects.hpp"
 #include "cpu/common/load.hpp"
@@ -27,9 +28,22 @@ struct PageView {
         page_blocks(c.plan->problem.page_size / k_block),
         code_bytes(k_block * c.plan->form.row_bytes()),
         scale_bytes(c.plan->form.groups() * 4) {}
+  int32_t page_of(int64_t sequence, int64_t b) const {
+    return call.page_table[sequence * call.plan->problem.pages + b / page_blocks];
+  }
   char* page(const Span& span, int64_t b) const {
-    const int32_t* row = call.page_table + span.sequence * call.plan->problem.pages;
-    return static_cast<char*>(call.pages.memory) + row[b / page_blocks] * call.pages.page_bytes;
+    return static_cast<char*>(call.pages.memory) + page_of(span.sequence, b) * call.pages.page_bytes;
+  }
+  // Keys of the block's page, up to the block's end or the sequence's.
+  int32_t keys_to(const Sequence& s, int64_t b) const {
+    const int64_t first = b / page_blocks * page_blocks;
+    return static_cast<int32_t>(std::min((b + 1) * k_block, s.sight.k_len) - first * k_block);
+  }
+  int32_t& number(const Sequence& s, int64_t b) const {
+    return call.pages.coded[page_of(&s - call.plan->sequences.data(), b)];
+  }
+  bool coded(const Sequence& s, int64_t b) const {
+    return call.pages.coded == nullptr ? b < s.first_uncoded() : number(s, b) >= keys_to(s, b);
   }
   char* codes(const Span& span, int64_t b) const {
     return page(span, b) + map.codes_at + map.head_codes * static_cast<size_t>(span.kv_head) +
@@ -41,30 +55,41 @@ struct PageView {
   }
 };
 
-// Codes of the first k_coded keys out of their pages, where they are needed; the others made, and put into theirs.
+// Codes out of their pages, where there are some; the others made, and put into theirs. Where pages say what they hold,
+// one sequence after the other: a page that two share is made by the first.
 void make_paged_index(const Call& call) {
   const Plan& plan = *call.plan;
   const PageView pages(call);
-  each_span(call, span_blocks, indexed, [&](const Span& span) {
-    const Sequence& s = plan.sequences[static_cast<size_t>(span.sequence)];
-    const HeadGroup h = head_group(call, span.sequence, span.kv_head);
-    const int64_t made = s.first_uncoded();
-    const auto own = [&](int64_t b) {
-      return std::pair(reinterpret_cast<char*>(h.index.codes) + b * pages.code_bytes,
-                       reinterpret_cast<char*>(h.index.scales) + b * pages.scale_bytes);
-    };
-    for (int64_t b = span.begin; b < std::min(made, span.end) && !s.dense; ++b) {
-      std::memcpy(own(b).first, pages.codes(span, b), static_cast<size_t>(pages.code_bytes));
-      std::memcpy(own(b).second, pages.scales(span, b), static_cast<size_t>(pages.scale_bytes));
+  const auto run = [&](auto&& wanted) {
+    each_span(call, span_blocks, wanted, [&](const Span& span) {
+      const Sequence& s = plan.sequences[static_cast<size_t>(span.sequence)];
+      const HeadGroup h = head_group(call, span.sequence, span.kv_head);
+      const auto copy = [&](int64_t b, bool out) {
+        const auto one = [&](char* own, char* page, int64_t bytes) {
+          std::memcpy(out ? own : page, out ? page : own, static_cast<size_t>(bytes));
+        };
+        one(reinterpret_cast<char*>(h.index.codes) + b * pages.code_bytes, pages.codes(span, b), pages.code_bytes);
+        one(reinterpret_cast<char*>(h.index.scales) + b * pages.scale_bytes, pages.scales(span, b), pages.scale_bytes);
+      };
+      for (int64_t b = span.begin, end; b < span.end; b = end) {
+        const bool coded = pages.coded(s, b);
+        for (end = b + 1; end < span.end && pages.coded(s, end) == coded;) ++end;
+        if (!coded) state(plan).kernels->index(h, b, end);
+        if (!coded && call.pages.made != nullptr && span.kv_head == 0)
+          std::atomic_ref(*call.pages.made) += std::min(end * k_block, s.sight.k_len) - b * k_block;
+        for (int64_t i = b; i < end && (!coded || !s.dense); ++i) copy(i, coded);
+      }
+    });
+  };
+  if (call.pages.coded == nullptr) return run(indexed);
+  for (const Sequence& one : plan.sequences) {
+    if (!one.indexed) continue;
+    run([&](const Sequence& s) { return &s == &one; });
+    for (int64_t first = 0; first < Sight::blocks_of(one.sight.k_len); first += pages.page_blocks) {
+      int32_t& coded = pages.number(one, first);
+      coded = std::max(coded, pages.keys_to(one, first + pages.page_blocks - 1));
     }
-    const int64_t begin = std::max(span.begin, made);
-    if (begin >= span.end) return;
-    state(plan).kernels->index(h, begin, span.end);
-    for (int64_t b = begin; b < span.end; ++b) {
-      std::memcpy(pages.codes(span, b), own(b).first, static_cast<size_t>(pages.code_bytes));
-      std::memcpy(pages.scales(span, b), own(b).second, static_cast<size_t>(pages.scale_bytes));
-    }
-  });
+  }
 }
 
 }  // namespace
@@ -161,6 +186,17 @@ void codes(const sale_index& index, int32_t head, const int8_t** c, const float*
   if (c != nullptr) *c = view.codes;
   if (scales != nullptr) *scales = view.scales;
   if (smoothing != nullptr) *smoothing = view.smoothing;
+}
+
+void forget(const Layer&, const sale_index_slots& slots) {
+  for (int64_t i = 0; i < slots.n_slots; ++i) {
+    const int64_t slot = slots.slots[i], page = slot / slots.page_size;
+    if (slot < 0 || page >= slots.pages) continue;
+    for (int64_t l = 0; l < slots.layers; ++l) {
+      int32_t& coded = slots.coded[l * slots.layer_stride + page];
+      coded = std::min(coded, static_cast<int32_t>(slot % slots.page_size));
+    }
+  }
 }
 
 void make_index(const Call& call) {

@@ -91,6 +91,7 @@ IndexView view_of(char* base, const IndexMap& map, const Layer& layer, int32_t k
 IndexView view_of(const sale_index& index, int32_t kv_head);
 void update(sale_index& index, const IndexUpdate& update);
 void codes(const sale_index& index, int32_t head, const int8_t** codes, const float** scales, const float** smoothing);
+void forget(const Layer&, const sale_index_slots& slots);
 void make_index(const Call& call);
 void order_pages(const Call& call);  // keys and values of a call in pages, into its workspace
 

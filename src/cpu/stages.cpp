@@ -315,9 +315,10 @@ constexpr Space host{allocate, copy, copy, check_address};
 
 constinit const Stages cpu_stages = []() constexpr {
   using namespace cpu;
-  return Stages{q_block,     host,       open_layer,    count_workers, index_map,    index_scratch, open_index,
-                update,      codes,      tables,        make_state,    explain_plan, check,         prepare,
-                order_pages, make_index, select_blocks, attend_blocks, wait,         audit,         count};
+  return Stages{q_block,       host,   open_layer, count_workers, index_map,  index_scratch,
+                open_index,    update, codes,      forget,        tables,     make_state,
+                explain_plan,  check,  prepare,    order_pages,   make_index, select_blocks,
+                attend_blocks, wait,   audit,      count};
 }();
 
 std::string cpu_why_not_layer(const Layer& layer) {

@@ -102,6 +102,68 @@ TEST(IndexPages, OfACall) {
   refuse("index pages over the keys", "index_pages.memory", [](PagedCall& a) { a.pages.memory = a.g.pool.begin(); });
 }
 
+// Numbers of keys that pages hold codes of.
+TEST(IndexPages, ThatSayWhatTheyHold) {
+  refuse("coded misaligned", "index_pages.coded",
+         [](PagedCall& a) { a.pages.coded = shifted(static_cast<int32_t*>(a.pages.memory), 2); });
+  refuse("coded in the pages", "index_pages.coded",
+         [](PagedCall& a) { a.pages.coded = static_cast<int32_t*>(a.pages.memory); });
+  refuse("coded in the workspace", "index_pages.coded",
+         [](PagedCall& a) { a.pages.coded = static_cast<int32_t*>(a.call.workspace); });
+  refuse("made without coded", "index_pages.made", [](PagedCall& a) {
+    static int64_t number;
+    a.pages.made = &number;
+  });
+  // A header from before they could: what follows its struct is not looked at.
+  Paged g;
+  PagedCall a(g);
+  a.pages.struct_size = offsetof(sale_index_pages, coded);
+  a.pages.coded = shifted(static_cast<int32_t*>(a.pages.memory), 2);
+  EXPECT_EQ(sale_run(a.plan, a.estimator, &a.call), SALE_OK) << sale_last_error();
+}
+
+TEST(IndexPages, SlotsThatAreForgotten) {
+  Paged g;
+  const sale_estimator* estimator = g.estimator();
+  std::vector<int32_t> coded(20, 32);
+  std::vector<int64_t> slots{-1, 5, 2 * 32 + 31, 2 * 32 + 7, 10 * 32, int64_t{1} << 62};
+  const auto good = [&] {
+    return sale_index_slots{sizeof(sale_index_slots), coded.data(), 2, 10, 10, 32, slots.data(),
+                            std::ssize(slots),        nullptr};
+  };
+  const auto not_so = [&](const std::string& what, const std::string& named,
+                          const std::function<void(sale_index_slots&)>& change) {
+    sale_index_slots s = good();
+    change(s);
+    refused(what, sale_index_forget(estimator, &s), bad, named);
+    EXPECT_EQ(std::count(coded.begin(), coded.end(), 32), 20) << what;
+  };
+  sale_index_slots whole = good();
+  refused("no estimator", sale_index_forget(nullptr, &whole), bad, "estimator");
+  refused("no slots at all", sale_index_forget(estimator, nullptr), bad, "slots");
+  not_so("a size from the future", "struct_size", [](auto& s) { s.struct_size += 8; });
+  not_so("no numbers", "coded", [](auto& s) { s.coded = nullptr; });
+  not_so("numbers misaligned", "coded", [](auto& s) { s.coded = shifted(s.coded, 2); });
+  not_so("no layers", "layers", [](auto& s) { s.layers = 0; });
+  not_so("layers over each other", "layer_stride", [](auto& s) { s.layer_stride = 9; });
+  not_so("no pages", "pages", [](auto& s) { s.pages = 0; });
+  for (const int32_t size : {0, -32, 16, 48})
+    not_so("pages of " + std::to_string(size), "page_size", [&](auto& s) { s.page_size = size; });
+  not_so("no slots", "slots", [](auto& s) { s.slots = nullptr; });
+  not_so("slots misaligned", "slots", [](auto& s) { s.slots = shifted(s.slots, 4); });
+  not_so("fewer than none", "n_slots", [](auto& s) { s.n_slots = -1; });
+  not_so("a stream on the host", "stream", [](auto& s) { s.stream = &s; });
+
+  EXPECT_EQ(sale_index_forget(estimator, &whole), SALE_OK) << sale_last_error();
+  std::vector<int32_t> expected(20, 32);
+  expected[0] = expected[10] = 5;
+  expected[2] = expected[12] = 7;
+  EXPECT_EQ(coded, expected);
+  whole.slots = nullptr, whole.n_slots = 0;
+  EXPECT_EQ(sale_index_forget(estimator, &whole), SALE_OK) << sale_last_error();
+  EXPECT_EQ(coded, expected);
+}
+
 // A plan without them takes none.
 TEST(IndexPages, WhereNoneAreWanted) {
   Paged g;

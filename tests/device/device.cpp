@@ -94,6 +94,12 @@ sale_call Copy::call() const {
   return c;
 }
 
+std::vector<int32_t> Copy::table() const {
+  std::vector<int32_t> entries(table_.size() / 4);
+  table_.get(entries.data());
+  return entries;
+}
+
 // Pages of all sequences in one pool, in random order; what no key uses is NaN, and no page number.
 void Copy::make_pages() {
   const int64_t size = in.c.page_size, heads = in.c.kv_heads, d = in.c.head_dim, page = heads * size * d;

@@ -86,7 +86,8 @@ public:
   const int32_t* pages(int64_t b) const {
     return paged() ? reinterpret_cast<const int32_t*>(table_.data()) + b * problem.pages : nullptr;
   }
-  const void* keys(int64_t b) const;  // what an index of sequence b is given
+  std::vector<int32_t> table() const;  // of pages, on the host
+  const void* keys(int64_t b) const;   // what an index of sequence b is given
 
   void send();           // inputs
   void clear_outputs();  // there

@@ -34,7 +34,19 @@ struct Codes {
   Codes(const Copy& copy, int64_t total, int64_t gap)
       : least(static_cast<int64_t>(sale_index_page_bytes(make_estimator(copy.layer).get(), copy.in.c.page_size))),
         memory(static_cast<size_t>((least + gap) * total), 0xab) {
-    pages = {sizeof pages, memory.data(), least + gap, total};
+    pages = {sizeof pages, memory.data(), least + gap, total, nullptr, nullptr};
+  }
+  // From now on pages say themselves what they hold: nothing yet.
+  void say() {
+    coded = Buffer(static_cast<size_t>(pages.pages) * 4, 0);
+    pages.coded = reinterpret_cast<int32_t*>(coded.data());
+    made = Buffer(8, 0);
+    pages.made = reinterpret_cast<int64_t*>(made.data());
+  }
+  std::vector<int32_t> said() const {
+    std::vector<int32_t> n(static_cast<size_t>(pages.pages));
+    coded.get(n.data());
+    return n;
   }
   std::vector<std::byte> bytes() const {
     std::vector<std::byte> all(memory.size());
@@ -42,9 +54,28 @@ struct Codes {
     return all;
   }
   int64_t least;
-  Buffer memory;
+  Buffer memory, coded, made;
   sale_index_pages pages;
 };
+
+// An engine says which slots it is about to write: those of keys [from, to) of every sequence.
+void forget(const Copy& copy, const std::vector<int32_t>& table, Codes& codes, int64_t from, int64_t to,
+            const Stream& stream) {
+  const sale_problem& p = copy.problem;
+  std::vector<int64_t> slots{-1, codes.pages.pages * p.page_size};  // padding, and nobody's
+  for (int64_t b = 0; b < p.batch; ++b)
+    for (int64_t j = from; j < to; ++j)
+      slots.push_back(int64_t{table[static_cast<size_t>(b * p.pages + j / p.page_size)]} * p.page_size +
+                      j % p.page_size);
+  const Buffer there(slots.data(), slots.size() * 8);
+  sale_index_slots s{};
+  s.struct_size = sizeof s;
+  s.coded = codes.pages.coded, s.layers = 1, s.pages = codes.pages.pages, s.page_size = p.page_size;
+  s.slots = reinterpret_cast<const int64_t*>(there.data()), s.n_slots = static_cast<int64_t>(slots.size());
+  s.stream = stream.get();
+  ok(sale_index_forget(make_estimator(copy.layer).get(), &s), "sale_index_forget");
+  stream.wait();
+}
 
 class IndexPages : public testing::TestWithParam<const char*> {};
 const char* const lines[]{
@@ -61,6 +92,9 @@ TEST_P(IndexPages, ChunksGiveTheBitsOfAnIndex) {
   const Fixed fixed(copy);
   const int64_t total = c.batch * copy.problem.pages + 3;
   const Codes grown(copy, total, 64), whole(copy, total, 64);
+  Codes saying(copy, total, 64);
+  saying.say();
+  const std::vector<int32_t> table = copy.table();
   std::vector<Index> indexes;
   std::vector<const sale_index*> handles;
   for (int64_t b = 0; b < c.batch; ++b) {
@@ -79,20 +113,23 @@ TEST_P(IndexPages, ChunksGiveTheBitsOfAnIndex) {
     // Too short to be scanned, now and then: the codes are for those who come later.
     o.dense_below = random.one_in(3) ? int64_t{1} << 30 : 0;
     std::vector<std::byte> expected;
-    for (const bool paged : {false, true}) {
+    forget(copy, table, saying, from, to, stream);
+    const Codes* const kinds[3]{nullptr, &grown, &saying};
+    for (const int kind : {0, 1, 2}) {
+      const bool paged = kind != 0;
       const Work work(p, copy.layer, o, paged ? SALE_INDEX_PAGES : SALE_INDEX_GIVEN);
       sale_call call = copy.call();
       call.stream = stream.get();
       call.indexes = paged ? nullptr : handles.data();
-      call.index_pages = paged ? &grown.pages : nullptr;
+      call.index_pages = paged ? &kinds[kind]->pages : nullptr;
       for (int64_t b = 0; !paged && b < c.batch; ++b) copy.update(indexes[static_cast<size_t>(b)], b, to, stream.get());
       copy.clear_outputs();
       work.run(call);
       copy.fetch();
       EXPECT_TRUE(work.workspace.margin_intact());
       if (!paged) expected = bytes_of(*in.out.memory);
+      EXPECT_TRUE(bytes_of(*in.out.memory) == expected) << "the chunk from " << from << " gives other bits";
     }
-    EXPECT_TRUE(bytes_of(*in.out.memory) == expected) << "the chunk from " << from << " gives other bits";
   }
   // All at once, and once more over what is there.
   const std::vector<int64_t> none(static_cast<size_t>(c.batch), 0);
@@ -107,6 +144,15 @@ TEST_P(IndexPages, ChunksGiveTheBitsOfAnIndex) {
     copy.fetch();
     EXPECT_TRUE(whole.bytes() == grown.bytes()) << "pages of codes differ";
   }
+  EXPECT_TRUE(whole.bytes() == saying.bytes()) << "pages that say what they hold have other codes";
+  std::vector<int32_t> holds(static_cast<size_t>(total), 0);
+  for (int64_t b = 0; b < c.batch; ++b)
+    for (int64_t j = 0; j < c.k_len; ++j)
+      ++holds[static_cast<size_t>(table[static_cast<size_t>(b * p.pages + j / p.page_size)])];
+  EXPECT_EQ(saying.said(), holds);
+  int64_t made = 0;
+  saying.made.get(&made);
+  EXPECT_GE(made, c.batch * c.k_len);
   // Codes that are there are read, and no page is written.
   const std::vector<int64_t> all(static_cast<size_t>(c.batch), c.k_len);
   p.k_coded = all.data();
@@ -117,6 +163,15 @@ TEST_P(IndexPages, ChunksGiveTheBitsOfAnIndex) {
   copy.fetch();
   EXPECT_TRUE(bytes_of(*in.out.memory) == expected) << "codes that were there give other bits";
   EXPECT_TRUE(whole.bytes() == grown.bytes()) << "pages that were to be read were written";
+  // So are those that pages say they hold: other codes there stay, and are scanned.
+  const Codes blank(copy, total, 64);
+  call.index_pages = &saying.pages;
+  saying.pages.memory = blank.memory.data();
+  reading.run(call);
+  EXPECT_TRUE(blank.bytes() == std::vector<std::byte>(blank.memory.size(), std::byte{0xab}));
+  int64_t now = 0;
+  saying.made.get(&now);
+  EXPECT_EQ(now, made);
   EXPECT_TRUE(whole.memory.margin_intact() && grown.memory.margin_intact());
 }
 
@@ -127,7 +182,7 @@ TEST(IndexPagesRefusals, HostMemory) {
   const Fixed fixed(copy);
   const sale_case::Memory host(1 << 20, 0xab, 64);
   const Work work(copy, SALE_INDEX_PAGES);
-  const sale_index_pages pages{sizeof pages, host.begin(), 1 << 14, 8};
+  sale_index_pages pages{sizeof pages, host.begin(), 1 << 14, 8, nullptr, nullptr};
   sale_call call = copy.call();
   call.index_pages = &pages;
   EXPECT_EQ(work.try_run(call), SALE_INVALID_ARGUMENT);

@@ -77,6 +77,13 @@ struct Codes {
     pages.page_bytes = least + gap;
     pages.pages = cache.total;
   }
+  // From now on pages say themselves what they hold: nothing yet.
+  void say() {
+    coded.assign(static_cast<size_t>(pages.pages), 0);
+    pages.coded = coded.data();
+    made = 0;
+    pages.made = &made;
+  }
   std::vector<std::byte> page(int32_t i) const {
     const std::byte* at = memory.begin() + i * pages.page_bytes;
     return {at, at + least};
@@ -84,7 +91,25 @@ struct Codes {
   int64_t least;
   Memory memory;
   sale_index_pages pages{};
+  std::vector<int32_t> coded;
+  int64_t made = 0;
 };
+
+// The slots of the keys that a chunk brings are written: an engine says so before.
+void forget(const Estimator& layer, const Cache& cache, Codes& codes, const std::vector<int64_t>& from,
+            const std::vector<int64_t>& to) {
+  std::vector<int64_t> slots{-1, cache.total * cache.size};  // padding, and nobody's
+  for (size_t b = 0; b < from.size(); ++b)
+    for (int64_t j = from[b]; j < to[b]; ++j)
+      slots.push_back(cache.table[b * static_cast<size_t>(cache.each) + static_cast<size_t>(j / cache.size)] *
+                          cache.size +
+                      j % cache.size);
+  sale_index_slots s{};
+  s.struct_size = sizeof s;
+  s.coded = codes.coded.data(), s.layers = 1, s.pages = cache.total, s.page_size = cache.size;
+  s.slots = slots.data(), s.n_slots = static_cast<int64_t>(slots.size());
+  ok(sale_index_forget(layer.get(), &s), "sale_index_forget");
+}
 
 // With the call's own index and with given ones.
 TEST(Pages, AreTheKeysInOrder) {
@@ -138,8 +163,9 @@ struct Chunks {
   std::vector<int64_t> done, now, next;
 };
 
-// A prompt in chunks, its codes in pages that grow with it, beside indexes that do. Whether a chunk is scanned or too
-// short for it, its codes are there for the next one.
+// A prompt in chunks, its codes in pages that grow with it, beside indexes that do; and in pages that say themselves
+// what they hold, of which some forget it. Whether a chunk is scanned or too short for it, its codes are there for the
+// next one.
 TEST(IndexPages, ChunksGiveTheBitsOfAnIndex) {
   const auto adjust = [](Case& c) {
     regular_and_separate(c);
@@ -151,7 +177,10 @@ TEST(IndexPages, ChunksGiveTheBitsOfAnIndex) {
     Random random(in.c.seed + 1);
     const Cache cache(in, static_cast<int32_t>(32 * random.between(1, 4)));
     const Estimator layer = make_estimator(with_backend(in.layer, backend));
+    const bool dense = std::count(in.c.taus.begin(), in.c.taus.end(), 0.0f) == std::ssize(in.c.taus);
     const Codes grown(layer, cache, 64 * random.between(0, 2)), whole(layer, cache);
+    Codes saying(layer, cache);
+    saying.say();
     std::vector<Index> indexes;
     std::vector<const sale_index*> handles;
     for (const auto& s : in.sequences) {
@@ -167,21 +196,34 @@ TEST(IndexPages, ChunksGiveTheBitsOfAnIndex) {
         ok(sale_index_update(indexes[b].get(), cache.k->begin(), cache.strides, chunks.next[b],
                              cache.table.data() + static_cast<int64_t>(b) * cache.each, nullptr),
            "sale_index_update");
+      for (int32_t& n : saying.coded)
+        if (random.one_in(6)) n = static_cast<int32_t>(random.between(0, n));
+      forget(layer, cache, saying, chunks.done, chunks.next);
       std::vector<std::byte> expected;
-      sale_stats stats[2]{};
-      for (const bool paged : {false, true}) {
-        const Step step(p, with_backend(in.layer, backend), o, paged ? SALE_INDEX_PAGES : SALE_INDEX_GIVEN);
+      sale_stats stats[3]{};
+      const Codes* const kinds[3]{nullptr, &grown, &saying};
+      for (const size_t kind : {0, 1, 2}) {
+        const Step step(p, with_backend(in.layer, backend), o, kind == 0 ? SALE_INDEX_GIVEN : SALE_INDEX_PAGES);
         sale_call call = cache.call(in);
-        call.indexes = paged ? nullptr : handles.data();
-        call.index_pages = paged ? &grown.pages : nullptr;
-        stats[paged].struct_size = sizeof(sale_stats);
-        call.stats = &stats[paged];
+        call.indexes = kind == 0 ? handles.data() : nullptr;
+        call.index_pages = kind == 0 ? nullptr : &kinds[kind]->pages;
+        stats[kind].struct_size = sizeof(sale_stats);
+        call.stats = &stats[kind];
         in.clear_outputs();
         step.run(call);
-        if (!paged) expected = outputs(in);
+        if (kind == 0) expected = outputs(in);
+        expect(outputs(in) == expected, backend + ": a chunk with index pages gives other bits");
+        expect(stats[0].kept_blocks == stats[kind].kept_blocks,
+               backend + ": a chunk with index pages keeps other blocks");
       }
-      expect(outputs(in) == expected, backend + ": a chunk with index pages gives other bits");
-      expect(stats[0].kept_blocks == stats[1].kept_blocks, backend + ": a chunk with index pages keeps other blocks");
+      for (size_t b = 0; b < chunks.next.size(); ++b)
+        for (int64_t at = 0; at * cache.size < chunks.next[b]; ++at) {
+          const int32_t page = cache.table[b * static_cast<size_t>(cache.each) + static_cast<size_t>(at)];
+          expect(saying.coded[static_cast<size_t>(page)] ==
+                     (dense ? 0 : std::min<int64_t>(cache.size, chunks.next[b] - at * cache.size)),
+                 backend + ": page " + std::to_string(page) + " says it holds " +
+                     std::to_string(saying.coded[static_cast<size_t>(page)]));
+        }
       kept += stats[1].kept_blocks, visible += stats[1].visible_blocks;
     }
     // All at once, and once more over what a preempted request left behind: the same pages.
@@ -196,8 +238,9 @@ TEST(IndexPages, ChunksGiveTheBitsOfAnIndex) {
       for (int64_t b = 0; b < in.c.batch; ++b)
         for (int64_t at = 0; at * cache.size < in.sequences[static_cast<size_t>(b)].k_len; ++at) {
           const int32_t page = cache.table[static_cast<size_t>(b * cache.each + at)];
-          expect(whole.page(page) == grown.page(page),
-                 backend + ": page " + std::to_string(page) + " of codes differs");
+          for (const Codes* codes : {&grown, static_cast<const Codes*>(&saying)})
+            expect(whole.page(page) == codes->page(page),
+                   backend + ": page " + std::to_string(page) + " of codes differs");
         }
     }
   });
@@ -266,6 +309,20 @@ TEST(IndexPages, OfACommonPrefixAreShared) {
       expect(std::equal(now.begin(), now.end(), kept.begin() + page * codes.pages.page_bytes),
              backend + ": codes from k_coded on were not made");
     }
+    // Pages that say themselves what they hold: both sequences at once find nothing, then everything.
+    codes.memory.refill();
+    codes.say();
+    in.clear_outputs();
+    again.run(call);
+    expect(outputs(in) == expected, backend + ": pages shared within a call give other bits");
+    expect(std::equal(kept.begin(), kept.end(), codes.memory.begin()), backend + ": pages of codes differ");
+    expect(codes.made == 2 * in.c.k_len - prefix, backend + ": " + std::to_string(codes.made) + " keys were coded");
+    codes.memory.refill();
+    again.run(call);
+    expect(std::all_of(codes.memory.begin(), codes.memory.begin() + codes.memory.size(),
+                       [](std::byte x) { return x == std::byte{0xab}; }),
+           backend + ": codes that pages say they hold were made again");
+    expect(codes.made == 2 * in.c.k_len - prefix, backend + ": codes that pages say they hold were counted again");
   });
 }
 

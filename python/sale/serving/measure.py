@@ -40,7 +40,7 @@ class Measuring:
             goals=[("budget", settings.budget)], name=model.name, dtype=_NAMES[heads.dtype],
             fingerprint=model_fingerprint(folder) if folder else None,
             device=None if heads.device < 0 else heads.device,
-            format=form, rank=rank, prompts=settings.prompts,
+            format=form, rank=rank, prompts=settings.prompts, smoothing=True,
             command=f"SALE_CALIBRATION=auto, {tokens} tokens, {settings.prompts} prompts, budget {settings.budget}",
         )  # fmt: skip
         self._layers, self._tokens, self._done, self._say = model.layers, tokens, done, say

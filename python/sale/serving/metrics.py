@@ -19,11 +19,15 @@ class Metrics:
 
     def __init__(self) -> None:
         self._shown: dict = {}
+        self._pages: list = []
+        self._told = 0  # keys, to Prometheus
         self.reset()
 
     def reset(self) -> None:
         """Totals start again; Prometheus counts on."""
-        self.steps = self.tokens = self.coded_keys = self.audits = self.dense_heads = 0
+        self.steps = self.tokens = self.audits = self.dense_heads = 0
+        self._coded = 0  # by calls that code all of their keys
+        self._before = {pages: pages.made for pages in self._pages}
         self.density: dict[int, float] = {}
         self.error: dict[int, float] = {}
         self.last_state = "idle"
@@ -49,18 +53,30 @@ class Metrics:
         self.last_state = state
         self._set("state", "0: the engine's own attention; 1: measuring a calibration; 2: sparse", _STATES[state])
 
+    def coding(self, pages) -> None:
+        """Pages of codes count for themselves, on their device."""
+        self._pages.append(pages)
+        self._before[pages] = 0
+
+    @property
+    def coded_keys(self) -> int:
+        """Keys that were coded, a layer's. Waits for the device."""
+        return self._coded + sum(p.made - self._before[p] for p in self._pages)
+
     def step(self, tokens: int, coded_keys: int) -> None:
         self.steps += 1
         self.tokens += tokens
-        self.coded_keys += coded_keys
+        self._coded += coded_keys
         self._count("steps", "Steps of the engine with sparse prefill in them", 1)
         self._count("tokens", "Prompt tokens whose attention was sparse", tokens)
-        self._count("coded_keys", "Keys that were coded, of each layer", coded_keys)
 
     def audited(self, layer: int, found) -> None:
         self.audits += 1
         density = self.density[layer] = int(found.kept.sum()) / max(1, int(found.visible.sum()))
         error = self.error[layer] = float(found.error.sum() / max(found.size.sum(), 1e-300))
+        coded = self.coded_keys
+        self._count("coded_keys", "Keys that were coded, of each layer, up to the last audit", max(0, coded - self._told))
+        self._told = coded
         self._count("audits", "Calls whose result was compared with dense attention on some rows", 1)
         self._set("density", "Share of the visible key blocks that was computed, at the last audit", density, layer)
         self._set("audited_error", "Relative L1 error against dense attention, at the last audit", error, layer)

@@ -25,6 +25,7 @@ from .batch import Row, chosen
 from .guard import Guard
 from .measure import Measuring
 from .metrics import METRICS
+from .pages import Pages, page_bytes
 from .settings import AUTO, FOUND, OFF, Settings
 
 IDLE, MEASURING, SPARSE = "idle", "measuring", "sparse"
@@ -59,7 +60,7 @@ class Step(NamedTuple):
     """What a session does of one step of the engine's: its rows, and a plan once the first layer was seen."""
 
     rows: list[Row]
-    held: dict  # "plan", "table": made where the first layer is run
+    held: dict  # "plan", "table", "codes": made where the first layer is run
     whole: bool = False  # all of the rows or none
 
     @property
@@ -83,6 +84,8 @@ class Session:
         self._layers: dict[int, str] = {}  # whose number it is
         self._memory: torch.Tensor | None = None
         self._prepared: object = None  # the plan whose tables are in the memory
+        self._codes: dict[tuple[int, ...], Pages | None] = {}  # by the layers whose keys they are of
+        self._aside: torch.Tensor | None = None  # memory that codes will take
         self._steps = 0
         self.calibration: Calibration | None = None
         self.measuring: Measuring | None = None
@@ -214,10 +217,54 @@ class Session:
                 return
             layout = steps.longest_layout(self.heads, self.scale, *self._most)
             audit = self.settings.audit_rows if self.settings.audit_every else 0
-            plan = steps.Plan(layout, list(self._estimators.values()), audit, 0)
+            estimators = list(self._estimators.values())
+            paged = all(page_bytes(e, layout.page_size) for e in estimators)
+            plan = steps.Plan(layout, estimators, audit, 0, _c.PAGES if paged else _c.OF_CALL)
             if self._memory is None or self._memory.numel() < plan.workspace:
                 self._memory = self._prepared = None
                 self._memory = memory(plan.workspace, self.device)
+
+    def set_aside(self, room: int) -> None:
+        """The same for the codes beside the cache: their part of the bytes that the engine is about to give it."""
+        if self.state != SPARSE or self._aside is not None or self._codes or not self._estimators:
+            return
+        heads = self.heads
+        share = page_bytes(next(iter(self._estimators.values())), 32) / (
+            32 * heads.kv_heads * 2 * heads.head_dim * (4 if heads.dtype == _c.F32 else 2)
+        )
+        with contextlib.suppress(torch.cuda.OutOfMemoryError, MemoryError, RuntimeError):
+            self._aside = memory(int(max(0, room) * share / (1 + share)), self.device)
+
+    def codes(self, layers: tuple[int, ...], cache: torch.Tensor) -> Pages | None:
+        """Pages of codes of the layers whose keys go to the same slots of caches like this one, [pages, page_size, ..];
+        made at the first step. None where every call has to code its keys anew, which is said once."""
+        pages, size = cache.shape[:2]
+        found = self._codes.get(layers)
+        if layers in self._codes and (found is None or found.key == (pages, size)):
+            return found
+        self._codes[layers] = self._aside = None
+        estimators = {layer: self.estimator(layer) for layer in layers}
+        why = ""
+        if size % _c.K_BLOCK:
+            why = f"pages of {size} tokens are no multiple of {_c.K_BLOCK}"
+        elif not all(page_bytes(e, size) for e in estimators.values()):
+            why = "the calibration has no smoothing vectors (sale calibrate --smoothing)"
+        else:
+            try:
+                found = self._codes[layers] = Pages(estimators, pages, size, self.device)
+                METRICS.coding(found)
+                return found
+            except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError):
+                why = "there is no memory for codes beside the cache"
+        self.say(f"{why}: keys are coded anew by every call")
+        return None
+
+    def written(self, layers: tuple[int, ...], slots: torch.Tensor) -> None:
+        """Keys of these layers are about to be written, by whomever."""
+        codes = self._codes.get(layers)
+        if codes is not None:
+            with self.guarded():
+                codes.forget(slots, torch.cuda.current_stream(self.device).cuda_stream if slots.is_cuda else None)
 
     # ---- steps ---------------------------------------------------------------------------------------------------
 
@@ -231,7 +278,7 @@ class Session:
             return None
         return Step(ours, {}) if every is None else Step(list(every), {}, True)
 
-    def _plan(self, rows: list[Row], whole: bool, q, k, v, table, out) -> steps.Plan | None:
+    def _plan(self, rows: list[Row], whole: bool, paged: bool, q, k, v, table, out) -> steps.Plan | None:
         """For as many of the rows as there is memory for; those left over are taken out of the list."""
         every = self.settings.audit_every
         self._steps += 1
@@ -239,15 +286,16 @@ class Session:
         estimators = list(self._estimators.values())
         while rows:
             layout = steps.layout_of(rows, self.heads, self.scale, q, k, v, table, out)
-            plan = steps.Plan(layout, estimators, audit, self._steps)
+            plan = steps.Plan(layout, estimators, audit, self._steps, _c.PAGES if paged else _c.OF_CALL)
             if self._memory is not None and plan.workspace <= self._memory.numel():
                 return plan
             del rows[0 if whole else -1 :]
         return None
 
-    def begin(self, step: Step, layer: int, q, k, v, table, out) -> bool:
+    def begin(self, step: Step, layer: int, q, k, v, table, out, layers: tuple[int, ...] = ()) -> bool:
         """Before the first layer of a step that this layer's cache belongs to: whether its rows are done by us. Rows
-        for which there is no memory are dropped from step.rows."""
+        for which there is no memory are dropped from step.rows. layers: those whose writes are told to `written`, this
+        one among them; none: nothing is told, and keys are coded anew by every call."""
         if self.state != SPARSE:
             return False
         with self.guarded():
@@ -255,7 +303,8 @@ class Session:
             if self._memory is None:
                 self.reserve()
             before = len(step.rows)
-            plan = self._plan(step.rows, step.whole, q, k, v, checked(table), out)
+            codes = step.held["codes"] = self.codes(layers, k) if layers else None
+            plan = self._plan(step.rows, step.whole, codes is not None, q, k, v, checked(table), out)
             if len(step.rows) < before:
                 self.say(f"{before - len(step.rows)} of {before} prompts of a step were left to the engine: there was "
                          "no memory set aside for them all at once")  # fmt: skip
@@ -263,7 +312,7 @@ class Session:
                 return False
             step.held["plan"] = plan
             step.held["table"] = steps.table_of(step.rows, table)
-            METRICS.step(step.tokens, sum(r.keys for r in step.rows))  # each call codes all of its keys
+            METRICS.step(step.tokens, 0 if codes else sum(r.keys for r in step.rows))
             return True
         return False
 
@@ -280,7 +329,8 @@ class Session:
             if self._prepared is not plan:
                 plan.prepare(workspace, stream)
                 self._prepared = plan
-            found = plan.run(estimator, q, k, v, step.held["table"], out, workspace, stream)
+            codes = step.held["codes"]
+            found = plan.run(estimator, q, k, v, step.held["table"], out, workspace, stream, codes and codes.of(layer))
             if found is not None:
                 self._audited(layer, found)
             return True

@@ -53,10 +53,12 @@ class Plan:
 
     handle = None
 
-    def __init__(self, layout: Layout, estimators: Sequence[Estimator], audit: int, seed: int) -> None:
+    def __init__(
+        self, layout: Layout, estimators: Sequence[Estimator], audit: int, seed: int, source: int = _c.OF_CALL
+    ) -> None:
         self._destroy = _c.lib.sale_plan_destroy
         self.layout = layout
-        options = estimators[0].step(False)
+        options = estimators[0].step(source)
         options.audit, options.audit_seed = audit, seed
         problem = layout.c()
         handles = (ctypes.c_void_p * len(estimators))(*(e.handle.value for e in estimators))
@@ -81,8 +83,11 @@ class Plan:
         """Once before the calls, and again when another plan used the workspace in between."""
         _c.check(_c.lib.sale_plan_prepare(self.handle, workspace, self.workspace, stream))
 
-    def run(self, estimator: Estimator, q, k, v, table, out, workspace: int, stream: int | None) -> Found | None:
-        """Attention of one layer. What was found, of plans that audit, for which a device is waited for."""
+    def run(
+        self, estimator: Estimator, q, k, v, table, out, workspace: int, stream: int | None, codes: int | None = None
+    ) -> Found | None:
+        """Attention of one layer; codes: the address of its sale_index_pages, of plans made for them. What was found,
+        of plans that audit, for which a device is waited for."""
         call = self._call
         strides = (_packed(q), _paged(k), _paged(v), _packed(out))
         keep = ()
@@ -93,6 +98,7 @@ class Plan:
             call.q_strides, call.k_strides, call.v_strides, call.out_strides = map(ctypes.addressof, keep)
         call.q, call.k, call.v, call.out = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
         call.page_table, call.workspace, call.stream = table.data_ptr(), workspace, stream
+        call.index_pages = codes
         status = _run(self.handle, estimator.handle, _byref(call))
         del keep
         if status:
@@ -109,7 +115,7 @@ def layout_of(rows: Sequence[Row], heads, scale: float, q, k, v, table, out) -> 
     )  # fmt: skip
 
 
-def longest_layout(heads, scale: float, tokens: int, keys: int, page_size: int = 16) -> Layout:
+def longest_layout(heads, scale: float, tokens: int, keys: int, page_size: int = 32) -> Layout:
     """Of a step of so many tokens, filled with prompts of the longest length, of which one ends and another begins:
     what memory is set aside for."""
     d, pages = heads.head_dim, -(-keys // page_size)

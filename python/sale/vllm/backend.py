@@ -79,8 +79,8 @@ def _session_of(config, impl: FlashAttentionImpl) -> Session | None:
 class _Batch:
     """What hangs on a step's metadata: what is ours of it, and the parent's parts once they are known."""
 
-    def __init__(self, session: Session, starts: list[int]) -> None:
-        self.session, self.starts = session, starts
+    def __init__(self, session: Session, starts: list[int], layers: tuple[int, ...]) -> None:
+        self.session, self.starts, self.layers = session, starts, layers
         self.step = self.target = None
         self.parts: list[tuple[slice, object]] | None = None
 
@@ -110,17 +110,22 @@ class Builder(FlashAttentionMetadataBuilder):
 
     def __init__(self, kv_cache_spec, layer_names, vllm_config, *args, **kwargs):
         super().__init__(kv_cache_spec, layer_names, vllm_config, *args, **kwargs)
-        self._session = None
+        self._session, claimed = None, []
         layers = vllm_config.compilation_config.static_forward_context
         for name in layer_names:
             impl = getattr(layers.get(name), "impl", None)
             if isinstance(impl, Impl) and impl.claim(name):
                 self._session = self._session or impl.session
                 impl.session.reserve([impl.layer])
+                claimed.append(impl.layer)
+        # Keys that come from elsewhere come past our slots: then what pages hold is not known.
+        self._layers = () if vllm_config.kv_transfer_config is not None else tuple(claimed)
 
     def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
         meta = super().build(common_prefix_len, common_attn_metadata, fast_build)
         session, c = self._session, common_attn_metadata
+        if session is not None:
+            session.written(self._layers, c.slot_mapping)
         if session is None or session.state == IDLE or c.max_query_len < SHORTEST or common_prefix_len:
             return meta
         if c.causal is not True or c.seq_lens_cpu_upper_bound is None or c.is_prefilling is None:
@@ -131,7 +136,7 @@ class Builder(FlashAttentionMetadataBuilder):
         starts = c.query_start_loc_cpu[: n + 1].tolist()
         rows = rows_of(starts, c.seq_lens_cpu_upper_bound[:n].tolist(), c.is_prefilling[:n].tolist())
         if rows:
-            batch = _Batch(session, starts)
+            batch = _Batch(session, starts, self._layers)
             if session.state == MEASURING:
                 page = lambda row: int(meta.block_table[row.request, 0])  # noqa: E731
                 with session.guarded():
@@ -153,7 +158,9 @@ class Impl(FlashAttentionImpl):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.session = _session_of(get_current_vllm_config(), self)
+        config = get_current_vllm_config()
+        self.session = _session_of(config, self)
+        self._cache = config.cache_config
         if self.session is not None and self.session.state != IDLE and (why := self._why_not()):
             self.session.say(f"{why}: left to the engine's own attention")
             self.session = None
@@ -174,6 +181,14 @@ class Impl(FlashAttentionImpl):
             return f"layers with {self.num_heads} and {self.num_kv_heads} heads of {self.head_size}"
         return ""
 
+    @property
+    def _room(self) -> int:
+        """Bytes that the engine, which is about to measure what is free, will give its cache."""
+        if not torch.cuda.is_available() or getattr(self._cache, "kv_cache_memory_bytes", None):
+            return 0
+        free, total = torch.cuda.mem_get_info()
+        return int(total * self._cache.gpu_memory_utilization) - (total - free)
+
     def claim(self, name: str) -> bool:
         """Whether this is a layer of the session's, by its name; where it is, `layer` is its number."""
         if self.session is not None and self.layer is None:
@@ -190,6 +205,7 @@ class Impl(FlashAttentionImpl):
         if attn_metadata is None:  # the engine measures its model: what we take belongs to that
             if self.claim(layer.layer_name):
                 self.session.reserve([self.layer])
+                self.session.set_aside(self._room)
             return super().forward(layer, query, key, value, *rest)
         batch = getattr(attn_metadata, "sale", None)
         if (
@@ -220,7 +236,7 @@ class Impl(FlashAttentionImpl):
             return False
         out = output.view(query.shape)
         if batch.parts is None:
-            if not session.begin(step, self.layer, query, keys, values, meta.block_table, out):
+            if not session.begin(step, self.layer, query, keys, values, meta.block_table, out, batch.layers):
                 batch.step = None
                 return False
             batch.cut(meta)
@@ -247,6 +263,11 @@ class Custom(FlashAttentionBackend):
     @staticmethod
     def get_builder_cls():
         return Builder
+
+    @classmethod
+    def get_preferred_block_size(cls, default_block_size: int) -> int:
+        # Pages of codes hold whole blocks of keys. Who asks for 16 gets them, and no such pages.
+        return max(32, super().get_preferred_block_size(default_block_size))
 
 
 class Sale(Custom):

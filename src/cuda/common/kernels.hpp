@@ -108,6 +108,7 @@ struct IndexCall {
   int64_t first_key;        // codes from this key (a multiple of 32) on are made
   int32_t fix;              // != 0: also fix smoothing (unless given) and FP8's scale, by keys [0, k_len)
   int32_t smoothing_given;  // != 0: the vectors are set already
+  const int32_t* blocks;    // device: how many blocks are coded, then their numbers; null: those from first_key on
   void* scratch;            // device, mean_scratch_bytes()
 };
 
@@ -124,9 +125,17 @@ struct PagesCall {
   int32_t code_bytes, scale_bytes;  // of a block: multiples of 1024, and 0, 4 or 16
   int32_t kv_heads;
   int64_t first, end;
+  // Pages that say themselves what they hold (sale_index_pages.coded); null: first and end say it.
+  int32_t* coded;
+  int32_t*
+      uncoded;  // device: reading writes how many of the blocks are not coded, then their numbers; writing reads it
+  unsigned long long* made;  // or null
+  int64_t k_len;
 };
+constexpr int64_t uncoded_bytes(int64_t k_len) { return 4 * (1 + Sight::blocks_of(k_len)); }
 cudaError_t launch_read_pages(const PagesCall& call, cudaStream_t stream);   // pages to order
 cudaError_t launch_write_pages(const PagesCall& call, cudaStream_t stream);  // order to pages
+cudaError_t launch_forget(const sale_index_slots& slots, cudaStream_t stream);
 
 // Mean of the tokens of every head to mean [heads, head_dim], f32 of a double sum; scratch: mean_scratch_bytes().
 struct MeanCall {

@@ -111,10 +111,19 @@ PagesCall pages_call(const Architecture& a, const Call& call, int64_t b) {
   c.code_bytes = static_cast<int32_t>(block_keys) * a.width(p.form);
   c.scale_bytes = a.scales(p.form) * 4;
   c.kv_heads = p.problem.kv_heads;
+  c.k_len = p.sequences[static_cast<size_t>(b)].sight.k_len;
+  c.coded = call.pages.coded;
+  c.made = reinterpret_cast<unsigned long long*>(call.pages.made);
+  if (c.coded != nullptr) c.uncoded = part<int32_t>(call, tables_of(p).uncoded_at);
   return c;
 }
 
 }  // namespace
+
+void forget(const Layer& layer, const sale_index_slots& slots) {
+  const Current current(layer.device);
+  must(launch_forget(slots, static_cast<cudaStream_t>(slots.stream)), "launching the forgetting of codes");
+}
 
 void make_indexes(const Architecture& a, const Call& call) {
   const Plan& p = *call.plan;
@@ -126,20 +135,22 @@ void make_indexes(const Architecture& a, const Call& call) {
     const int64_t b = &s - p.sequences.data(), blocks = Sight::blocks_of(s.sight.k_len);
     const int64_t first = paged ? s.first_uncoded() : 0;
     PagesCall pages = paged ? pages_call(a, call, b) : PagesCall{};
-    if (first > 0 && !s.dense) {
-      pages.first = 0, pages.end = first;
+    const bool sorted = pages.coded != nullptr;  // by the pages themselves
+    if (sorted || (first > 0 && !s.dense)) {
+      pages.first = 0, pages.end = sorted ? blocks : first;
       must(launch_read_pages(pages, stream_of(call)), "launching the reading of index pages");
     }
-    if (first == blocks) continue;
+    if (first == blocks && !sorted) continue;
     IndexCall c = index_call(a, layer, tokens_of(call, call.k, call.strides.k, b), index_parts(call, b));
     c.k_len = s.sight.k_len;
-    c.first_key = first * block_keys;
+    c.first_key = sorted ? 0 : first * block_keys;
     c.fix = layer.key_scales.empty() && !paged;
     c.smoothing_given = !layer.smoothing.empty();
+    c.blocks = pages.uncoded;
     c.scratch = call.workspace + tables_of(p).index_scratch_at;
     must(a.index(c, stream_of(call)), "launching the key index");
     if (!paged) continue;
-    pages.first = first, pages.end = blocks;
+    pages.first = sorted ? 0 : first, pages.end = blocks;
     must(launch_write_pages(pages, stream_of(call)), "launching the writing of index pages");
   }
 }

@@ -17,6 +17,7 @@ IndexParts index_parts(const Call& call, int64_t b);
 IndexCall index_call(const Architecture& a, const Layer& layer, const Tokens& k, const IndexParts& parts);
 
 // Stages, or parts of them.
+void forget(const Layer& layer, const sale_index_slots& slots);
 void make_indexes(const Architecture& a, const Call& call);
 void make_stand_ins(const Call& call);  // means of blocks and 8-bit keys and values, as far as the plan asks for them
 void wait(const Call& call);
@@ -40,6 +41,7 @@ constexpr Stages stages_of(decltype(Stages::tables) tables, decltype(Stages::pla
           [](sale_index& index, const IndexUpdate& update) { update_index(a, index, update); },
           [](const sale_index& index, int32_t head, const int8_t** codes, const float** scales,
              const float** smoothing) { read_codes(a, index, head, codes, scales, smoothing); },
+          forget,
           tables,
           plan,
           explain,

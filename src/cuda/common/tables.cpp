@@ -185,6 +185,9 @@ void place_scratch(const Architecture& a, Plan& plan, Areas& areas) {
              indexes =
                  std::any_of(plan.sequences.begin(), plan.sequences.end(), [](const auto& s) { return s.indexed; });
   made.index_scratch_at = areas.add(indexes || low ? static_cast<int64_t>(a.index_scratch(p.kv_heads, p.head_dim)) : 0);
+  int64_t longest = 0;
+  for (const sale::Sequence& s : plan.sequences) longest = std::max(longest, s.sight.k_len);
+  made.uncoded_at = areas.add(plan.paged_index() ? uncoded_bytes(longest) : 0);
   place_stand_ins(plan, made, areas);
   place_audit(plan, made, areas);
 }

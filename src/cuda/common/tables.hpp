@@ -42,7 +42,7 @@ struct Tables {
   int64_t slice;                                        // items or chunks selected at a time
   int64_t audit_slice;                                  // rows audited at a time
   size_t q_codes_at, row_limits_at;                     // selection
-  size_t counter_at, counts_at, index_scratch_at, audit_rows_at, audit_partials_at, audits_at;
+  size_t counter_at, counts_at, index_scratch_at, uncoded_at, audit_rows_at, audit_partials_at, audits_at;
   // What stands for keys and values, [kv_heads, blocks, ...]: first blocks of each sequence, then where the arrays are.
   std::vector<int64_t> mean_at, block_at, mean_block_at;
   int64_t means, blocks, coded_blocks;

@@ -7,6 +7,7 @@
 // Floor: K once over memory bandwidth (8 heads of 128 K keys, d 128: 0.27 GB, 0.27 ms at 1.0 TB/s of an RTX 4090), a
 // quarter or half of it written. Projected to 64 coordinates: 8.6 G products and as many sums, 0.4 ms on 128 x 128
 // lanes at 2.5 GHz; each loaded element of the projection feeds 8 of them.
+#include "cuda/common/blocks_of.cuh"
 #include "cuda/common/tokens.cuh"
 #include "cuda/sm80/codes.cuh"
 
@@ -21,7 +22,9 @@ __global__ void __launch_bounds__(threads) index_kernel(const __grid_constant__ 
   __shared__ float ranges[threads / 32];
   const int lane = threadIdx.x % 32, group = threadIdx.x / 32;
   const int32_t head = blockIdx.y;
-  const int64_t block = c.first_key / block_keys + blockIdx.x, first = block * block_keys;
+  const cuda::BlocksToCode blocks = cuda::blocks_of(c);
+  if (blockIdx.x >= blocks.count()) return;
+  const int64_t block = blocks[blockIdx.x], first = block * block_keys;
   const bool bf16 = c.dtype == SALE_BF16;
   float x[rows][D / 32], y[rows][W / 32], mean[D / 32];
 #pragma unroll

@@ -118,13 +118,15 @@ __global__ void __launch_bounds__(code_threads) code_kernel(const __grid_constan
   const bool fp8 = c.estimator.format == SALE_FP8;
   const float scale = fp8 ? c.scales[head * c.scales_head] : 0;
   const float factor = scale == 0 ? 0.0f : __fdiv_rn(1.0f, scale);
-  const int64_t stride = gridDim.x * int64_t{32};
+  const cuda::BlocksToCode blocks = cuda::blocks_of(c);
+  const int64_t n = blocks.count();
   keys.start(c, head);
-  keys.fetch(c, head, c.first_key + blockIdx.x * int64_t{32});
-  for (int64_t first = c.first_key + blockIdx.x * int64_t{32}; first < c.k_len; first += stride) {
+  if (blockIdx.x < n) keys.fetch(c, head, blocks[blockIdx.x] * 32);
+  for (int64_t i = blockIdx.x; i < n; i += gridDim.x) {
+    const int64_t first = blocks[i] * 32;
     __syncthreads();
     keys.take(c, first);
-    if (first + stride < c.k_len) keys.fetch(c, head, first + stride);
+    if (i + gridDim.x < n) keys.fetch(c, head, blocks[i + gridDim.x] * 32);
     if (threadIdx.x < 32) bad[threadIdx.x] = 0;
     __syncthreads();
     if (fp8) {

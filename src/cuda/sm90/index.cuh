@@ -1,6 +1,7 @@
 // What the two files of the key index share.
 #pragma once
 
+#include "cuda/common/blocks_of.cuh"
 #include "cuda/sm90/element.cuh"
 #include "cuda/sm90/launch.hpp"
 

@@ -134,8 +134,10 @@ __global__ void __launch_bounds__(threads) code_kernel(const __grid_constant__ I
   auto& w = sh.warp[threadIdx.x / 32];
   const float scale = c.scales[head * c.scales_head], factor = scale == 0 ? 0.0f : __fdiv_rn(1.0f, scale);
   uint8_t* out = c.codes + head * c.codes_head;
-  for (int64_t first = c.first_key + (blockIdx.x * warps + threadIdx.x / 32) * int64_t{32}; first < c.k_len;
-       first += gridDim.x * warps * int64_t{32}) {
+  const cuda::BlocksToCode blocks = cuda::blocks_of(c);
+  const int64_t n = blocks.count();
+  for (int64_t i = blockIdx.x * int64_t{warps} + threadIdx.x / 32; i < n; i += gridDim.x * int64_t{warps}) {
+    const int64_t first = blocks[i] * 32;
     if (lane == 0) w.bad = 0;
     load_keys<D, parts>(c, head, first, sh.mean, w);
     project(sh, w, [&](int row, int at, const float(&y)[4]) {
