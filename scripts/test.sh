@@ -278,7 +278,7 @@ torch() {
 read -ra engines <<<"${SALE_ENGINES-vllm==0.33.0 vllm==0.26.0 sglang==0.5.17}"
 serving_one() {  # engine, test
   local folder=${XDG_CACHE_HOME:-$HOME/.cache}/sale/engines tests=python/tests/serving log=$build/serving/$1.log path with
-  if ! path=$(timeout 900 scripts/engines.sh "$folder" "$venv/bin/python" "$1" 2>"$log"); then
+  if ! path=$(timeout 400 scripts/engines.sh "$folder" "$venv/bin/python" "$1" 2>"$log"); then
     tail -n 3 "$log"
     echo "serving: NOT RUN, $1 could not be laid out"
     return
