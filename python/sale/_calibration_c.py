@@ -80,6 +80,7 @@ PROTOTYPES = {
     "sale_calibrator_destroy": (None, [c_void_p]),
     "sale_calibrator_get": (c_int, [c_void_p, POINTER(CalibratorState)]),
     "sale_calibrator_begin": (c_int, [c_void_p, c_char_p, c_int64]),
+    "sale_calibrator_asks": (c_int, [c_void_p, POINTER(c_int64), c_int64]),
     "sale_calibrator_feed": (c_int, [c_void_p, POINTER(CalibratorLayer)]),
     "sale_calibrator_end": (c_int, [c_void_p]),
     "sale_calibrator_cancel": (c_int, [c_void_p]),

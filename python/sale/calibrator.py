@@ -106,10 +106,19 @@ class Calibrator:
         _c.check(_c.lib.sale_calibrator_get(self._made, ctypes.byref(s)))
         return State(_cc.PASSES[s.pass_], s.prompt, s.prompts, s.done, s.resumed)
 
-    def begin(self, text: str, tokens: int) -> None:
-        """A prompt; `text` says what it is, for the file."""
+    def begin(self, text: str, tokens: int, asking: Sequence[int] = ()) -> None:
+        """A prompt; `text` says what it is, for the file. asking: tokens from which answers are read, ascending; errors
+        there are taken by themselves (sale_calibrator_asks)."""
         what = text_of("text", text).encode()
+        if not isinstance(asking, (list, tuple, range)):
+            raise TypeError(f"asking: {described(asking)}; a list of numbers of tokens is needed")
+        rows = (ctypes.c_int64 * len(asking))(*(integer("asking", row, 0, INT64) for row in asking))
         _c.check(_c.lib.sale_calibrator_begin(self._made, what, integer("tokens", tokens, 1, INT64)))
+        try:
+            _c.check(_c.lib.sale_calibrator_asks(self._made, rows, len(rows)))
+        except Exception:
+            self.cancel()
+            raise
 
     def feed(self, layer: int, q, k, v, *, scale: float = 0.0) -> None:
         """Causal attention of one layer: q [1, q_heads, rows, head_dim], k and v [1, kv_heads, keys, head_dim], the rows

@@ -133,6 +133,57 @@ TEST(Calibrator, SeveralGoalsOfOneMeasuring) {
   REFUSED(c.result(4), "goal: 4 is not in 0 .. 3");
 }
 
+// Rows that answers are read from can only ask for more than the text does, and do where they see more than their tile's
+// neighbours; what is not asked for changes nothing.
+TEST(Calibrator, RowsOfAnswersCountByThemselves) {
+  Asked asked;
+  asked.goals = {{SALE_GOAL_ERROR, 0.05}};
+  const auto made_with = [&](const std::vector<int64_t>& rows) {
+    sale::Calibrator c(asked.get());
+    while (!c.done()) {
+      c.begin("prompt", tokens);
+      c.asks(rows);
+      feed(c, 0);
+      c.end();
+    }
+    return c.result();
+  };
+  sale::Calibrator plain(asked.get());
+  while (!plain.done()) {
+    plain.begin("prompt", tokens);
+    feed(plain, 0);
+    plain.end();
+  }
+  EXPECT_EQ(printed(made_with({})), printed(plain.result()));
+  std::vector<int64_t> every(tokens);
+  for (size_t i = 0; i < every.size(); ++i) every[i] = static_cast<int64_t>(i);
+  const sale::Calibration text = plain.result(), answers = made_with({tokens - 400, tokens - 300, tokens - 2});
+  int lower = 0;
+  for (size_t h = 0; h < text.thresholds.size(); ++h) {
+    EXPECT_LE(answers.thresholds[h], text.thresholds[h]) << h;
+    lower += answers.thresholds[h] < text.thresholds[h] ? 1 : 0;
+  }
+  EXPECT_GT(lower, 0);
+  EXPECT_GT(answers.density, text.density);
+  EXPECT_NO_THROW(made_with(every)) << "as many of them as are sampled";
+}
+
+TEST(Calibrator, RefusesRowsOfAnswersThatCannotBe) {
+  Asked asked;
+  sale::Calibrator c(asked.get());
+  const std::vector<int64_t> one{5}, twice{5, 5}, beyond{5, tokens}, below{-1};
+  REFUSED(c.asks(one), "rows: no prompt was begun");
+  c.begin("prompt", tokens);
+  REFUSED(c.asks(twice), "rows: element 1 is 5; they ascend");
+  REFUSED(c.asks(beyond), "rows: element 1 is 1536");
+  REFUSED(c.asks(below), "rows: element 0 is -1");
+  EXPECT_EQ(sale_calibrator_asks(c.get(), nullptr, 1), SALE_INVALID_ARGUMENT);
+  EXPECT_EQ(sale_calibrator_asks(c.get(), one.data(), -1), SALE_INVALID_ARGUMENT);
+  const Attention a = attention(0, 0);
+  c.feed(layer_of(a, 0));
+  REFUSED(c.asks(one), "rows: they are said before the prompt is fed");
+}
+
 // Parts of a prompt, one after the other, are the prompt; strides of other layouts are read as they are.
 TEST(Calibrator, PartsAndLayoutsChangeNothing) {
   Asked asked;
