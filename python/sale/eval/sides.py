@@ -73,9 +73,11 @@ class Exam(NamedTuple):
 
 
 def exam(tokenizer, text: str, task: str, tokens: int, *, after: int = 0, seed: int = 1) -> Exam:
-    """A context of at most `tokens` tokens with questions and answers, and the last `after` tokens of text behind them."""
+    """A context of at most `tokens` tokens with questions and answers, and the last `after` tokens of text behind them.
+    Shorter contexts than 5,120 tokens ask for less than 20 facts."""
     ids = lambda words, **how: tokenizer(words, **how).input_ids  # noqa: E731
-    kind, facts = _MADE_OF[task]
+    kind, most = _MADE_OF[task]
+    facts = max(1, min(most, (tokens - after) // 256))
     prompt = make_prompt(tokenizer, text, kind, tokens - after - 64 * facts, facts=facts, seed=seed)
     whole, answers = ids(prompt.context), []
     for f in prompt.facts:
