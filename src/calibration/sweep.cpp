@@ -100,8 +100,7 @@ void sweep(const Layer& layer, Stage& stage, const Tries& tries, const Sampling&
   judge(0, sampled, true);
   judge(sampled, kept.rows, false);
   for (size_t t = 0; t < tries.size(); ++t)
-    for (size_t h = 0; h < heads; ++h)
-      to.of[t][static_cast<size_t>(layer.number) * heads + h] = found.of[t][h];
+    for (size_t h = 0; h < heads; ++h) to.of[t][static_cast<size_t>(layer.number) * heads + h] = found.of[t][h];
   to.cost.add(found.cost);
   to.rows_of_blocks += found.rows_of_blocks;
 }
