@@ -30,6 +30,7 @@ def main():
     p.add_argument("--backend")
     p.add_argument("--rows", type=int, default=48)
     p.add_argument("--plain", action="store_true", help="rows of answers count as any other")
+    p.add_argument("--compensate", action="store_true", help="for attention that is compensated")
     a = p.parse_args()
     model, tokenizer = load(a.model, a.device, a.dtype)
     start = before = time.monotonic()
@@ -42,7 +43,7 @@ def main():
 
     made = sale.transformers.calibrate(
         model, tokenizer, a.out, text=a.text, tokens=a.tokens, prompts=a.prompts, rank=a.rank, goals=a.goals, format=a.format,
-        backend=a.backend, rows=a.rows, answers=not a.plain, report=report,
+        backend=a.backend, rows=a.rows, answers=not a.plain, compensate=a.compensate, report=report,
     )  # fmt: skip
     print(f"{len(made)} calibrations in {time.monotonic() - start:.1f} s")
     for (kind, value), c in zip(a.goals, made):

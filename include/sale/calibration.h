@@ -210,7 +210,8 @@ typedef struct sale_calibrator_options {
   int32_t smoothing;                 /* 1: also the layers' own smoothing vectors, means over all prompts' keys, and
                                         for SALE_FP8 scales; thresholds are measured with them. Codes are then functions
                                         of the keys alone, as index pages need */
-  int32_t reserved;                  /* 0 */
+  int32_t compensate; /* 1: errors are those of attention that is compensated (sale_options.compensate), as the
+                         thresholds are then to be used; not with SALE_GOAL_PAPER */
 } sale_calibrator_options;
 
 static inline sale_calibrator_options sale_calibrator_options_init(void) {

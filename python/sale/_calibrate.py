@@ -123,6 +123,7 @@ def calibrate(
     local_heads: bool = False,
     smoothing: bool = False,
     answers: bool = True,
+    compensate: bool = False,
     progress: str | os.PathLike | None = None,
     report=None,
 ) -> Calibration | list[Calibration]:
@@ -143,6 +144,7 @@ def calibrate(
     local_heads  heads that lose no more than the budget by it see sink and local keys alone
     smoothing    also the layers' own smoothing vectors (and, on Hopper, scales), which codes in pages need
     answers      errors where answers are read are measured by themselves; False: as any other rows near the end
+    compensate   errors are those of compensated attention; give `use` the options with compensate=True then
     progress     file by which an interrupted calibration goes on; removed in the end
     report       called with a sale.calibrator.State after every prompt
 
@@ -160,9 +162,9 @@ def calibrate(
         **d, goals=wanted, backend=backend, name=pathlib.Path(name).name if pathlib.Path(name).is_dir() else name,
         fingerprint=(model_fingerprint(folder) if folder else None), dtype=str(model.dtype).removeprefix("torch."),
         device=None if device.type == "cpu" else ordinal_of(device), format=form, rank=rank, prompts=prompts, rows=rows,
-        seed=seed, local_heads=local_heads, smoothing=smoothing, progress=progress,
+        seed=seed, local_heads=local_heads, smoothing=smoothing, compensate=compensate, progress=progress,
         command=f"sale.transformers.calibrate(tokens={tokens}, prompts={prompts}, rank={rank}, "
-                f"goals={wanted}, rows={rows}, seed={seed}, answers={answers})",
+                f"goals={wanted}, rows={rows}, seed={seed}, answers={answers}, compensate={compensate})",
     )  # fmt: skip
 
     watching = _Watching(lambda layer, q, k, v, scale: calibrator.feed(layer, q, k, v, scale=scale or 0.0))

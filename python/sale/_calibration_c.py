@@ -49,7 +49,7 @@ class CalibratorOptions(Structure):
         ("k_projections", _floats), ("sink", c_int32), ("local", c_int32), ("dense_below", c_int64),
         ("goals", POINTER(Goal)), ("n_goals", c_int64), ("prompts", c_int32), ("rows", c_int32), ("seed", c_uint64),
         ("local_heads", c_int32), ("progress", c_char_p), ("command", c_char_p), ("date", c_char_p), ("note", c_char_p),
-        ("smoothing", c_int32), ("reserved", c_int32),
+        ("smoothing", c_int32), ("compensate", c_int32),
     ]  # fmt: skip
 
 

@@ -57,6 +57,7 @@ class Calibrator:
     projections  (q, k), [layers, kv_heads, head_dim, rank] each, made before
     prompts      of each pass; rows: sampled of every head and prompt
     smoothing    also the layers' own smoothing vectors ("fp8": and scales), which codes in pages need
+    compensate   errors are those of compensated attention, as the thresholds are then to be used
     progress     file by which interrupted work goes on
 
     Copying and pickling are refused. ValueError names what is wrong; NotImplementedError: nothing here can run it.
@@ -67,7 +68,7 @@ class Calibrator:
         name: str = "", fingerprint: str | None = None, dtype: str = "bfloat16", device: int | None = None,
         backend: str | None = None, threads: int = 0, format: str = "int8", rank: int = 0, projections=None,
         prompts: int = 1, rows: int = 48, seed: int = 1, local_heads: bool = False,
-        smoothing: bool = False, progress: str | os.PathLike | None = None, command: str = "", date: str | None = None, note: str = "",
+        smoothing: bool = False, compensate: bool = False, progress: str | os.PathLike | None = None, command: str = "", date: str | None = None, note: str = "",
     ) -> None:  # fmt: skip
         word("dtype", dtype, tuple(_DTYPES)), word("format", format, tuple(_c.FORMATS)), text_of("name", name)
         sizes = {"layers": layers, "q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim}
@@ -87,7 +88,7 @@ class Calibrator:
             k_projections=_pointer(k), goals=wanted, n_goals=len(wanted), prompts=integer("prompts", prompts, 1, INT32),
             rows=integer("rows", rows, 1, INT32), seed=integer("seed", seed, 0, UINT64),
             local_heads=flag("local_heads", local_heads),
-            smoothing=flag("smoothing", smoothing),
+            smoothing=flag("smoothing", smoothing), compensate=flag("compensate", compensate),
             progress=None if progress is None else os.fsencode(path("progress", progress)), **given,
         )  # fmt: skip
         self._dtype, self._shape, self._made = _DTYPES[dtype], (q_heads, kv_heads, head_dim), None

@@ -35,7 +35,8 @@ Json settings_of(const Request& r) {
           {"rows", r.sampling.rows},
           {"seed", r.sampling.seed},
           {"local_heads", r.local_heads},
-          {"smoothing", r.smoothing}};
+          {"smoothing", r.smoothing},
+          {"compensate", r.sampling.compensate}};
 }
 
 std::string words_of(const sale_goal& g) {

@@ -39,6 +39,7 @@ void sweep(const Layer& layer, Stage& stage, const Tries& tries, const Sampling&
   const size_t sampled = rows[0].size();
   for (std::vector<int64_t>& of_head : rows)
     of_head.insert(of_head.end(), sampling.asking.begin(), sampling.asking.end());
+  std::vector<int64_t> tile_of(heads * rows[0].size());  // the first row of each row's tile
   Kept kept{rows[0].size(), std::vector<Bits>(tries.size() * heads * rows[0].size())};
   Measured found(tries.size(), heads);
 
@@ -54,22 +55,27 @@ void sweep(const Layer& layer, Stage& stage, const Tries& tries, const Sampling&
     }
     for (size_t h = 0; h < heads; ++h) {
       found.of[t][h].kept = s.stats.heads[h].kept_blocks, found.of[t][h].visible = s.stats.heads[h].visible_blocks;
+      for (size_t i = 0; i < kept.rows; ++i) tile_of[h * kept.rows + i] = rows[h][i] / q_block * q_block;
       for (size_t i = 0; i < kept.rows; ++i)
         kept.at(t, heads, h, i) =
             bits_of(s.blocks.row(0, static_cast<int32_t>(h), rows[h][i] / q_block).kept, layer.tokens);
     }
   }
 
+  std::vector<Means> means(sampling.compensate ? static_cast<size_t>(layer.shape.kv_heads) : 0);
+  share_out(pool, static_cast<int64_t>(means.size()),
+            [&](int64_t head, int) { means[static_cast<size_t>(head)] = Means(layer, static_cast<int32_t>(head)); });
   std::vector<ExactRow> exact(static_cast<size_t>(pool.threads()));
   std::vector<double> sizes(heads * kept.rows);
   std::vector<ExactRow::Loss> losses(kept.bits.size());  // as kept
   share_out(pool, static_cast<int64_t>(heads * kept.rows), [&](int64_t item, int thread) {
     const size_t h = static_cast<size_t>(item) / kept.rows, i = static_cast<size_t>(item) % kept.rows;
     ExactRow& row = exact[static_cast<size_t>(thread)];
-    row.compute(layer, static_cast<int32_t>(h), rows[h][i]);
+    const size_t kv_head = h / static_cast<size_t>(layer.shape.group());
+    row.compute(layer, static_cast<int32_t>(h), rows[h][i], means.empty() ? nullptr : &means[kv_head]);
     sizes[static_cast<size_t>(item)] = row.size();
     for (size_t t = 0; t < tries.size(); ++t)
-      losses[(t * heads + h) * kept.rows + i] = row.loss(kept.at(t, heads, h, i));
+      losses[(t * heads + h) * kept.rows + i] = row.loss(kept.at(t, heads, h, i), tile_of[static_cast<size_t>(item)]);
   });
 
   // Sampled rows and rows that are asked for, each by themselves: among all rows the few of the second kind would count

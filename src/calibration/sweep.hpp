@@ -11,6 +11,7 @@ namespace sale::calibration {
 struct Sampling {
   int32_t rows = 48;  // of every head
   uint64_t seed = 1;
+  bool compensate = false;
   bool cost = false;                 // attention itself is run too, at every fourth try
   std::vector<int64_t> asking = {};  // rows whose error is taken by itself; the larger one counts
 };

@@ -168,6 +168,41 @@ TEST(Calibrator, RowsOfAnswersCountByThemselves) {
   EXPECT_NO_THROW(made_with(every)) << "as many of them as are sampled";
 }
 
+// What it says of compensated attention is what compensated attention is off by, on the rows it samples.
+TEST(Calibrator, MeasuresCompensatedAttention) {
+  double density[2];
+  for (const int compensate : {0, 1}) {
+    Asked asked;
+    asked.goals = {{SALE_GOAL_ERROR, 0.2}};
+    asked.c.rows = 1000, asked.c.compensate = compensate;
+    sale::Calibrator c(asked.get());
+    finish(c);
+    const sale::Calibration made = c.result();
+    density[compensate] = made.density;
+    const sale::Problem problem(1, q_heads, kv_heads, tokens, tokens, head_dim, SALE_F32);
+    for (int32_t layer = 0; layer < layers; ++layer) {
+      const Attention a = attention(0, layer);
+      const auto output = [&](sale::Options options) {
+        std::vector<float> out(a.q.size());
+        const sale::Plan plan(problem, options.threads(2));
+        const sale::Workspace workspace(plan.workspace().total);
+        plan.run({.q = a.q.data(), .k = a.k.data(), .v = a.v.data(), .out = out.data()}, workspace);
+        return out;
+      };
+      const std::vector<float> dense = output(made.options(layer).dense());
+      const std::vector<float> sparse = output(made.options(layer).compensate(compensate == 1));
+      for (size_t h = 0; h < q_heads; ++h) {
+        double error = 0, size = 0;
+        for (size_t i = (h * tokens + 1024) * head_dim; i < (h + 1) * tokens * head_dim; ++i)
+          error += std::fabs(sparse[i] - dense[i]), size += std::fabs(dense[i]);
+        const double found = c.findings().heads[static_cast<size_t>(layer) * q_heads + h].relative;
+        EXPECT_NEAR(found, error / size, 0.1 * found) << compensate << " " << layer << " " << h;
+      }
+    }
+  }
+  EXPECT_LT(density[1], density[0]);
+}
+
 TEST(Calibrator, RefusesRowsOfAnswersThatCannotBe) {
   Asked asked;
   sale::Calibrator c(asked.get());
@@ -304,8 +339,10 @@ TEST(Calibrator, Smoothing) {
   }
   asked.c.smoothing = 2;
   REFUSED(sale::Calibrator(asked.get()), "options.smoothing: 2");
-  asked.c.smoothing = 0, asked.c.reserved = 1;
-  REFUSED(sale::Calibrator(asked.get()), "options.reserved: 1");
+  asked.c.smoothing = 0, asked.c.compensate = 2;
+  REFUSED(sale::Calibrator(asked.get()), "options.compensate: 2");
+  asked.c.compensate = 1, asked.goals = {{SALE_GOAL_PAPER, 0.4}};
+  REFUSED(sale::Calibrator(asked.get()), "options.compensate: the paper's procedure");
 }
 
 // An interrupted calibrator goes on where it was, in every pass, and gives what an uninterrupted one gives.
