@@ -86,12 +86,13 @@ void fill_lists(const sale_case::Instance& in, const CasePlan& plan, sale_blocks
   for (int32_t b = 0; b < in.c.batch; ++b)
     for (int32_t h = 0; h < in.c.q_heads; ++h)
       for (int64_t t = 0; t * q_block < in.sequences[static_cast<size_t>(b)].q_len; ++t) {
-        sale_row_counts counts{};
-        sale::check(sale_blocks_row(blocks, {b, h, t}, nullptr, 0, &counts));
+        const std::vector<int32_t> all = row_of(blocks, {b, h, t}).kept;  // a new list holds what is visible
+        const auto visible = static_cast<int64_t>(all.size());
+        if (visible == 0) continue;
         std::vector<int32_t> row;
-        for (int64_t i = 0; i < counts.visible; ++i)
-          if (i == 0 || i >= counts.visible - last || static_cast<double>(random.below(1 << 20)) < density * (1 << 20))
-            row.push_back(static_cast<int32_t>(i));
+        for (int64_t i = 0; i < visible; ++i)
+          if (i == 0 || i >= visible - last || static_cast<double>(random.below(1 << 20)) < density * (1 << 20))
+            row.push_back(all[static_cast<size_t>(i)]);
         sale::check(sale_blocks_set_row(blocks, {b, h, t}, row.data(), static_cast<int64_t>(row.size())));
       }
 }
@@ -100,7 +101,11 @@ void fill_lists(const sale_case::Instance& in, const CasePlan& plan, sale_blocks
 double dense_flop(const sale_case::Instance& in) {
   double pairs = 0;
   for (const sale_case::Sequence& s : in.sequences)
-    for (int64_t i = 0; i < s.q_len; ++i) pairs += static_cast<double>(std::min(s.k_len, i + s.q_offset + 1));
+    for (int64_t i = 0; i < s.q_len; ++i) {
+      const int64_t end = std::min(s.k_len, i + s.q_offset + 1);
+      const int64_t first = in.c.window == 0 ? 0 : std::clamp<int64_t>(i + s.q_offset + 1 - in.c.window, 0, end);
+      pairs += static_cast<double>(end - first + (in.c.window_sink ? std::min<int64_t>(in.c.sink, first) : 0));
+    }
   return 4.0 * in.c.head_dim * in.c.q_heads * pairs;
 }
 

@@ -31,8 +31,11 @@ struct Verdict {
 sale_oracle::Head head_of(const Instance& in, int64_t b, int64_t h) {
   const sale_case::Sequence& s = in.sequences[static_cast<size_t>(b)];
   const int64_t kv = h / (in.c.q_heads / in.c.kv_heads);
-  return {in.c.head_dim,    s.q_len,          s.k_len,    s.q_offset, in.q.head(b, h),
-          in.k.head(b, kv), in.v.head(b, kv), in.scale(), {}};
+  sale_oracle::Head head{in.c.head_dim,    s.q_len,          s.k_len,    s.q_offset, in.q.head(b, h),
+                         in.k.head(b, kv), in.v.head(b, kv), in.scale(), {}};
+  head.window = in.c.window;
+  head.kept_sink = in.c.window_sink ? in.c.sink : 0;
+  return head;
 }
 
 sale_oracle::Estimator estimator_of(const Instance& in, int64_t h) {

@@ -41,7 +41,7 @@ int of_line(const Arguments& a) {
   const std::string backend = backend_for(in, a.model.sparse.backend);
   const PlacedCase at(in, backend);
   CasePlan plan(at.problem(), in.layer, in.options, backend);
-  const Blocks blocks = blocks_for(plan);
+  const Blocks blocks = blocks_for(plan), all = blocks_for(plan);  // new lists hold what is visible
   plan.select(at.call(), blocks.get());
 
   const sale_case::Sequence& s = in.sequences.front();
@@ -51,7 +51,7 @@ int of_line(const Arguments& a) {
     KeptGrid grid(s.q_len, s.k_len, a.cells);
     const int64_t q_block = sale_plan_q_block(plan.get());
     for (int64_t tile = 0; tile * q_block < s.q_len; ++tile)
-      grid.add(tile * q_block, row_of(blocks.get(), {0, h, tile}));
+      grid.add(tile * q_block, row_of(blocks.get(), {0, h, tile}).kept, row_of(all.get(), {0, h, tile}).kept);
     densities.push_back(grid.density());
     if (h == a.head) picture = std::move(grid);
   }

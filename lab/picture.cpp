@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
 
 #include "lab/image.hpp"
 #include "sale/sale.h"
@@ -20,14 +21,20 @@ KeptGrid::KeptGrid(int64_t queries, int64_t keys, int cells) : queries_(queries)
 }
 
 void KeptGrid::add(int64_t first_query, const BlockList::Row& row) {
+  std::vector<int32_t> visible(static_cast<size_t>(row.visible));
+  std::iota(visible.begin(), visible.end(), 0);
+  add(first_query, row.kept, visible);
+}
+
+void KeptGrid::add(int64_t first_query, const std::vector<int32_t>& kept, const std::vector<int32_t>& visible) {
   const int64_t r = std::clamp<int64_t>(first_query * rows_ / queries_, 0, rows_ - 1);
   const auto cell = [&](int64_t block) {
     return static_cast<size_t>(r * columns_ + std::min<int64_t>(block * SALE_K_BLOCK * columns_ / keys_, columns_ - 1));
   };
-  for (int64_t b = 0; b < row.visible; ++b) visible_[cell(b)] += 1;
-  for (int32_t b : row.kept) kept_[cell(b)] += 1;
-  kept_blocks_ += static_cast<int64_t>(row.kept.size());
-  visible_blocks_ += row.visible;
+  for (int32_t b : visible) visible_[cell(b)] += 1;
+  for (int32_t b : kept) kept_[cell(b)] += 1;
+  kept_blocks_ += static_cast<int64_t>(kept.size());
+  visible_blocks_ += static_cast<int64_t>(visible.size());
 }
 
 double KeptGrid::share(int row, int column) const {

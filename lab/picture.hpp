@@ -16,6 +16,8 @@ public:
   KeptGrid(int64_t queries, int64_t keys, int cells);
   // One row of blocks: `first_query` is the position of its first query row.
   void add(int64_t first_query, const BlockList::Row& row);
+  // The same of a row that does not see every block up to its last one.
+  void add(int64_t first_query, const std::vector<int32_t>& kept, const std::vector<int32_t>& visible);
   int rows() const { return rows_; }
   int columns() const { return columns_; }
   // 0 .. 1; -1 where nothing is visible.

@@ -46,6 +46,10 @@ public:
 
   Problem& q_offset(int64_t position) { return problem_.q_offset = position, *this; }
   Problem& not_causal() { return q_offset(problem_.k_len); }
+  // Rows see so many keys up to their own, and with `sink` the layer's sink besides; 0: all.
+  Problem& window(int64_t keys, bool sink = false) {
+    return problem_.window = keys, problem_.window_sink = sink, *this;
+  }
   Problem& scale(float s) { return problem_.scale = s, *this; }
   Problem& strides(sale_strides q, sale_strides k, sale_strides v, sale_strides out) {
     problem_.q = q, problem_.k = k, problem_.v = v, problem_.out = out;

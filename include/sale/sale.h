@@ -103,6 +103,7 @@ typedef struct sale_strides {
  *   whole prompt         q_len == k_len, q_offset 0
  *   chunked prefill      q_len <  k_len, q_offset k_len - q_len (what SALE_AUTO means)
  *   not causal           q_offset = k_len
+ *   sliding window       window: of those keys a row sees the last ones alone
  * Ragged batches: give per-sequence arrays [batch] (host memory, copied by sale_plan_create). Sequence b then starts at
  * token q_starts[b] of q and out, and k_starts[b] of k and v, so packed tensors (stride batch = 0) and padded ones
  * (starts NULL) are the same thing.
@@ -135,6 +136,10 @@ typedef struct sale_problem {
   int32_t reserved;                           /* 0 */
   const int64_t* k_coded; /* with SALE_INDEX_PAGES: NULL or [batch], 0 .. k_len each: first keys whose codes are in the
                              pages already. NULL: those before the first row, min(q_offset, k_len) */
+  int64_t window;      /* 0, or how many keys a row sees: the last ones up to its position, its own among them. Blocks
+                          that a tile's windows have left behind are neither scanned nor listed nor counted */
+  int32_t window_sink; /* with a window, 1: rows see the layer's sink besides; 0: only while it is in their windows */
+  int32_t reserved_2;  /* 0 */
 } sale_problem;
 
 /* A problem of one sequence, its tensors contiguous [batch, heads, tokens, head_dim] in host memory. */

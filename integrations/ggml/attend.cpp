@@ -251,7 +251,7 @@ const sale_index* Attention::index_for(const Stream& s, const Run& run, const Pr
 
 bool Attention::shown(const Stream& s, const Run& run) {
   return s.layer.number >= 0 && s.layer.fingerprint && run.kind == Run::causal && run.ordered &&
-         run.rows() == run.key_count && run.first_sees == 1 && s.k.type != Type::q8_0 &&
+         run.rows() == run.key_count && run.first_sees == 1 && run.window == 0 && s.k.type != Type::q8_0 &&
          common_.models.layers(cache_of(s.op)) > 0 && common_.calibrating.wants(common_.settings, run.rows());
 }
 
@@ -272,7 +272,7 @@ void Attention::run_library(const Stream& s, const Run& run) {
   Problem problem(1, q_heads, s.k.heads, run.rows(), run.key_count, dim, type);
   problem.scale(parameter(op, flash_scale))
       .strides(rq.strides, rk.strides, rv.strides, {0, dim, int64_t{dim} * q_heads});
-  problem.q_offset(run.kind == Run::all ? run.key_count : run.first_sees - 1);
+  problem.q_offset(run.kind == Run::all ? run.key_count : run.first_sees - 1).window(run.window);
 
   const sale_index* index = nullptr;
   const bool watched = shown(s, run);

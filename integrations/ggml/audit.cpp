@@ -1,4 +1,5 @@
 // Rows of a served call computed again in double precision over every key they see: what the selection left out.
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -35,9 +36,10 @@ void Attention::audit(const Stream& s, const Run& run, const std::vector<float>&
     };
     const float *query = at(q, q.nb[2], q.nb[1]), *out = at(s.op, s.op.nb[1], s.op.nb[2]);
     const int64_t sees = run.kind == Run::all ? run.key_count : run.first_sees + r;
+    const int64_t first = run.window == 0 ? 0 : std::max<int64_t>(sees - run.window, 0);
     std::vector<double> scores(static_cast<size_t>(sees));
     double most = -INFINITY;
-    each_cell(run.keys, 0, sees, [&](int64_t j, int64_t cell) {
+    each_cell(run.keys, first, sees, [&](int64_t j, int64_t cell) {
       widen(s.k, cell, kv_head, room, row);
       double sum = 0;
       for (size_t c = 0; c < row.size(); ++c) sum += static_cast<double>(query[c]) * static_cast<double>(row[c]);
@@ -45,7 +47,7 @@ void Attention::audit(const Stream& s, const Run& run, const std::vector<float>&
     });
     double norm = 0;
     std::vector<double> exact(static_cast<size_t>(s.v.dim));
-    each_cell(run.keys, 0, sees, [&](int64_t j, int64_t cell) {
+    each_cell(run.keys, first, sees, [&](int64_t j, int64_t cell) {
       const double weight = std::exp(scores[static_cast<size_t>(j)] - most);
       norm += weight;
       widen(s.v, cell, kv_head, room, row);

@@ -41,22 +41,57 @@ int64_t mismatch(const uint16_t* a, const uint16_t* b, int64_t from, int64_t key
   return keys;
 }
 
-// The key that `row` sees and `before` does not, when that is all they differ in; else -1.
-int64_t one_more(const uint16_t* before, const uint16_t* row, int64_t keys) {
-  const int64_t j = mismatch(before, row, 0, keys);
-  if (j == keys || !seen(row[j]) || before[j] != hidden) return -1;
-  return mismatch(before, row, j + 1, keys) == keys ? j : -1;
+// The key that `row` sees and `before` does not, and the one that it is the other way round with, -1 where there is
+// none. Rows that differ in more: gained is -1.
+struct Change {
+  int64_t gained = -1, lost = -1;
+};
+Change change(const uint16_t* before, const uint16_t* row, int64_t keys) {
+  Change c;
+  for (int64_t j = mismatch(before, row, 0, keys); j < keys; j = mismatch(before, row, j + 1, keys)) {
+    if (seen(row[j]) && before[j] == hidden && c.gained < 0)
+      c.gained = j;
+    else if (seen(before[j]) && row[j] == hidden && c.lost < 0)
+      c.lost = j;
+    else
+      return {};
+  }
+  return c;
 }
+
+// Cells of a list that grows at its end, from the first on.
+class Oldest {
+public:
+  explicit Oldest(const std::vector<Cells>& keys) : keys_(keys), cell_(keys.front().begin) {}
+  int64_t cell() const { return cell_; }
+  void next() {
+    if (++cell_ == keys_[range_].end && range_ + 1 < keys_.size()) cell_ = keys_[++range_].begin;
+  }
+
+private:
+  const std::vector<Cells>& keys_;
+  size_t range_ = 0;
+  int64_t cell_;
+};
 
 // Adds to a causal run of one row, m, those that follow it. Returns the first row that does not.
 int64_t extend(const uint16_t* m, int64_t rows, int64_t keys, Run& run) {
-  int64_t r = run.row_begin + 1, last = run.keys.back().end - 1;
+  int64_t r = run.row_begin + 1, last = run.keys.back().end - 1, sees = run.first_sees;
   run.ordered = true;
-  for (int64_t j; r < rows && (j = one_more(m, m + keys, keys)) >= 0; ++r, m += keys) {
-    run.ordered = run.ordered && j > last;
-    last = std::max(last, j);
-    if (run.keys.back().end != j) run.keys.push_back({j, j});
-    run.keys.back().end = j + 1;
+  Oldest oldest(run.keys);
+  for (; r < rows; ++r, m += keys) {
+    const Change c = change(m, m + keys, keys);
+    if (c.gained < 0 || (c.lost >= 0 && c.lost != oldest.cell()) || (c.lost < 0 && run.window != 0)) break;
+    run.ordered = run.ordered && c.gained > last;
+    last = std::max(last, c.gained);
+    if (run.keys.back().end != c.gained) run.keys.push_back({c.gained, c.gained});
+    run.keys.back().end = c.gained + 1;
+    if (c.lost < 0) {
+      ++sees;
+    } else {
+      run.window = sees;
+      oldest.next();
+    }
   }
   run.key_count = run.first_sees + r - run.row_begin - 1;
   return r;

@@ -10,6 +10,8 @@
 //   r1 [xx..xxxx..]   ... and 7           =>     r1 [xxxxxx.]
 //   r2 [xx..xxxxx.]   ... and 8                  r2 [xxxxxxx]
 //
+// In a run with a window every row loses, once there are so many keys, the oldest of the list for each that it gains.
+//
 // By blocks of the list and tiles of rows: all seen before the first row's end, none after the last row's, mixed
 // between.
 #pragma once
@@ -29,13 +31,14 @@ struct Run {
     causal,
     all,    // every row sees the same keys
     blind,  // sees nothing
-    other   // anything else: rows that lose keys (sliding windows), finite biases; ggml's own kernel takes these
+    other   // anything else: rows that lose other keys than their oldest, finite biases; ggml's own kernel takes these
   };
   Kind kind = other;
   int64_t row_begin = 0, row_end = 0;
   // Causal and all: the keys in list order, and how many of them the run's first row sees.
   std::vector<Cells> keys;
   int64_t key_count = 0, first_sees = 0;
+  int64_t window = 0;  // causal: how many keys of the list, up to its own, a row sees at most; 0: all
   // The rows' own keys come after all older ones, so that the order of the list is the order of the tokens: what is
   // near in the list is near in the text. Where it is not, nothing may be left out.
   bool ordered = false;

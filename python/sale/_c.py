@@ -46,7 +46,8 @@ class Problem(_Sized):
         ("q", Strides), ("k", Strides), ("v", Strides), ("out", Strides),
         ("q_lens", _int64s), ("k_lens", _int64s), ("q_offsets", _int64s), ("q_starts", _int64s), ("k_starts", _int64s),
         ("device", c_int32), ("page_size", c_int32), ("pages", c_int64), ("part", c_int32),
-        ("reserved", c_int32), ("k_coded", _int64s),
+        ("reserved", c_int32), ("k_coded", _int64s), ("window", c_int64), ("window_sink", c_int32),
+        ("reserved_2", c_int32),
     ]  # fmt: skip
 
 

@@ -34,9 +34,12 @@ class Said(NamedTuple):
     page_table: object = None
     k_lens: object = None
     reference: object = None  # float32 [batch, q_heads, rows], see sale_problem in sale.h
+    window: int = 0  # keys that a row sees; 0: all
+    window_sink: bool = False
 
 
-SCHEMA = {"scale": "float", "causal": "bool", "q_offset": "int?", **{name: "Tensor?" for name in Said._fields[3:]}}
+SCHEMA = {name: "Tensor?" for name in Said._fields}
+SCHEMA.update(scale="float", causal="bool", q_offset="int?", window="int", window_sink="bool")
 _TYPES = ("float32", "float16", "bfloat16")  # by number, as in _c
 
 
@@ -174,7 +177,7 @@ def step_of(api, q, k, v, said: Said, out=None) -> tuple[Step, Views]:
     """The step that a call belongs to. out: the tensor it writes; None: one like q."""
     vq, vk, vv = api.view("q", q), api.view("k", k), api.view("v", v)
     vo = vq if out is None else api.view("out", out)
-    _, _, _, spans, cu_q, cu_k, pages, k_lens, reference = said
+    _, _, _, spans, cu_q, cu_k, pages, k_lens, reference, *_ = said
     table = None
     if not (spans is cu_q is cu_k is pages is k_lens is reference is None):
         said, table = _by_value(api, said)
@@ -237,6 +240,8 @@ def _lay_out(vq: View, vk: View, vv: View, vo: View, said: Said) -> tuple[Layout
     if not said.causal:
         if said.q_offset is not None:
             raise ValueError("q_offset: given, but causal is False")
+        if said.window:
+            raise ValueError("window: given, but causal is False")
         q_offset = k_tokens
         if "k_lens" in lists:
             lists["q_offsets"] = lists["k_lens"]
@@ -249,6 +254,7 @@ def _lay_out(vq: View, vk: View, vv: View, vo: View, said: Said) -> tuple[Layout
     layout = Layout(
         batch, heads, q_tokens, k_tokens, q_offset, said.scale, axes_of("q", vq, order_q), axes_of("k", vk, order_k),
         axes_of("v", vv, order_k), axes_of("out", vo, order_q), **lists, **pages, part=int(said.reference is not None),
+        window=said.window, window_sink=int(said.window_sink),
     )  # fmt: skip
     return layout, idle
 
@@ -379,6 +385,8 @@ def _run_in_pieces(api, q, k, v, options, said, offset, indexes, with_lse, with_
                         ("cu_seqlens_q", said.cu_seqlens_q), ("page_table", said.page_table)):  # fmt: skip
         if given is not None and len(given):
             raise NotImplementedError(f"{name}: given together with an attn_mask whose visible keys are not one range")
+    if said.window and not _pieces.are_whole(api.segments(said.spans)):
+        raise NotImplementedError("window: given together with an attn_mask that hides keys between visible ones")
     step_of(api, q, k, v, Said(causal=False))  # that the tensors' shapes fit together
     out = api.zeros_like(q)
     lse = api.floats(q, q.shape[:3], -float("inf")) if with_lse else None
@@ -389,7 +397,8 @@ def _run_in_pieces(api, q, k, v, options, said, offset, indexes, with_lse, with_
     if found is None:
         return out, lse, stats
     q_batch, q_at, k_batch, k_at, q_bounds, k_bounds, owner = found
-    packed = Said(said.scale, said.causal, None, None, q_bounds, k_bounds)
+    packed = Said(said.scale, said.causal, cu_seqlens_q=q_bounds, cu_seqlens_k=k_bounds, window=said.window,
+                  window_sink=said.window_sink)  # fmt: skip
     some, some_lse, made = run(api, q[q_batch, :, q_at], k[k_batch, :, k_at], v[k_batch, :, k_at], options, packed, (),
                                with_lse, with_stats)  # fmt: skip
     out[q_batch, :, q_at] = some

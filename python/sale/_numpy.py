@@ -86,6 +86,11 @@ def spans(name: str, x) -> list[list[int]]:
     return x[:, :HEAD].tolist()
 
 
+def segments(spans) -> np.ndarray:
+    """[batch, keys] of a mask that has them."""
+    return spans[:, HEAD:]
+
+
 def gathered(spans, offset: int, rows: int, causal: bool):
     """See _pieces.gathered."""
     return _pieces.gathered(spans[:, HEAD:], offset, rows, causal)
@@ -97,7 +102,7 @@ def spans_of(mask, offset: int):
     at = np.arange(keys)
     first, end = np.where(mask, at, keys).min(1), np.where(mask, at + 1, 0).max(1)
     made = np.empty((mask.shape[0], HEAD + keys), np.int64)
-    for column, numbers in enumerate((first, end, mask.sum(1), offset, 1, keys, MARK)):
+    for column, numbers in enumerate((first, end, mask.sum(1), offset, 1, keys, 0, MARK)):
         made[:, column] = numbers
     made[:, HEAD:] = mask
     return made

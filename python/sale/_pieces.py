@@ -7,6 +7,8 @@ A mask travels as `spans`, [batch, HEAD + keys] integers, of each sequence
     offset       key position of the first query
     segments     how many there are: keys of one do not see another's
     keys         all of them, hidden or not
+    window       how many keys up to its own a row sees at most; 0: all. Of masks that transformers makes; of others a
+                 window is said beside the mask
     mark         MARK; anything else was changed on the way
 
 and behind them, unless every sequence is one visible range of one segment, for every key the number of its segment, 1, 2,
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
-HEAD = 7
+HEAD = 8
 MARK = 0x53414C45
 
 
@@ -30,7 +32,17 @@ def are_ranges(rows: list[list[int]]) -> bool:
 
 def are_ours(rows: list[list[int]], keys: int, width: int = HEAD) -> bool:
     """Whether these rows, the first of so many numbers, are as they were made, for so many keys."""
-    return width in (HEAD, HEAD + keys) and all(mark == MARK and of == keys for *_, of, mark in rows)
+    return width in (HEAD, HEAD + keys) and all(mark == MARK and of == keys for *_, of, _, mark in rows)
+
+
+def are_whole(segments: np.ndarray) -> bool:
+    """Whether the keys of every segment stand one behind the other: what is gathered is then as far apart as it was."""
+    for line in segments:
+        used = line[line > 0]
+        starts = np.flatnonzero((line > 0) & (np.diff(line, prepend=0) != 0))
+        if len(starts) != len(np.unique(used)):
+            return False
+    return True
 
 
 def gathered(segments: np.ndarray, offset: int, rows: int, causal: bool):

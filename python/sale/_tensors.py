@@ -14,7 +14,7 @@ def api_of(name: str, x):
     view(name, x) -> View                  empty_like(x), zeros_like(x)
     floats(like, shape, value=None)        integers(name, x) -> tuple
     is_float32(x), contiguous(x), bools(name, x), shape(name, x)
-    spans_of(mask, offset), spans(name, x), gathered(spans, offset, rows, causal): see _pieces.py
+    spans_of(mask, offset), spans(name, x), segments(spans), gathered(spans, offset, rows, causal): see _pieces.py
     address(x), table(name, x)             workspace(bytes, like) -> (address, what keeps it)
     stream(like), capturing(like)
     """

@@ -106,8 +106,9 @@ def _listed(name: str, x):
 class Spans:
     """What a mask that this package made says, read once: it is written to nowhere else. Kept with the tensor."""
 
-    def __init__(self, rows: list[list[int]] | None = None) -> None:
+    def __init__(self, rows: list[list[int]] | None = None, window: int = 0) -> None:
         self.rows = rows
+        self.window = window
         self.pieces: dict = {}
 
 
@@ -122,15 +123,20 @@ def spans(name: str, x: torch.Tensor) -> list[list[int]]:
     return rows
 
 
-def spans_of(mask: torch.Tensor, offset) -> torch.Tensor:
+def spans_of(mask: torch.Tensor, offset, window: int = 0) -> torch.Tensor:
     """[batch, HEAD + keys] of a mask [batch, keys], bool or of segment numbers; see _pieces.py."""
     seen = mask != 0
     keys = mask.shape[1]
     at = torch.arange(keys, device=mask.device)
     first, end = torch.where(seen, at, keys).amin(1), torch.where(seen, at + 1, 0).amax(1)
     segments = torch.ones_like(first) if mask.dtype == torch.bool else mask.amax(1)
-    numbers = (first, end, seen.sum(1), offset, segments, keys, MARK)
+    numbers = (first, end, seen.sum(1), offset, segments, keys, window, MARK)
     return torch.cat([torch.stack([torch.zeros_like(first) + n for n in numbers], 1), mask.long()], 1)
+
+
+def segments(x: torch.Tensor) -> np.ndarray:
+    """[batch, keys] of a mask that has them."""
+    return x.reshape(x.shape[0], -1)[:, HEAD:].cpu().numpy()
 
 
 def gathered(x: torch.Tensor, offset: int, rows: int, causal: bool):
@@ -139,7 +145,7 @@ def gathered(x: torch.Tensor, offset: int, rows: int, causal: bool):
     key = (offset, rows, causal)
     if held is not None and key in held.pieces:
         return held.pieces[key]
-    found = _pieces.gathered(x.reshape(x.shape[0], -1)[:, HEAD:].cpu().numpy(), offset, rows, causal)
+    found = _pieces.gathered(segments(x), offset, rows, causal)
     if found is not None:
         found = (*(torch.from_numpy(i).to(x.device) for i in found[:4]), *found[4:])
     if held is not None:
@@ -275,7 +281,7 @@ def _lists_of(q: torch.Tensor, said: Said) -> Said:
 def attention(q, k, v, key: str, said: Said, indexes=(), with_lse: bool = False):
     """(out, lse or None) through the operator; key: Options.key. See sale.attention."""
     q, k, v = check("q", q), check("k", k), check("v", v)
-    _, _, _, spans, cu_q, cu_k, pages, k_lens, reference = said
+    _, _, _, spans, cu_q, cu_k, pages, k_lens, reference, *_ = said
     if not (spans is cu_q is cu_k is pages is k_lens is reference is None):
         said = _lists_of(q, said)
     for name, x in (("k", k), ("v", v)):

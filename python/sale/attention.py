@@ -73,7 +73,7 @@ _key._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, wi
 
 
 def _said(api, q, k, *, scale=None, causal=True, q_offset=None, attn_mask=None, cu_seqlens_q=None, cu_seqlens_k=None,
-          page_table=None, k_lens=None, reference=None) -> Said:  # fmt: skip
+          page_table=None, k_lens=None, reference=None, window=None, window_sink=False) -> Said:  # fmt: skip
     """Checks what does not depend on the numbers in the tensors, and puts a mask into the form calls work with."""
     flag("causal", causal)
     if scale is None:
@@ -82,6 +82,10 @@ def _said(api, q, k, *, scale=None, causal=True, q_offset=None, attn_mask=None, 
         raise ValueError(f"scale: {scale} is not positive")
     if q_offset is not None:
         integer("q_offset", q_offset, 0, INT64)
+    if window is not None:
+        integer("window", window, 1, INT32 + 1)
+    if flag("window_sink", window_sink) and window is None:
+        raise ValueError("window_sink: given without a window")
     if cu_seqlens_q is None and cu_seqlens_k is not None:
         raise ValueError("cu_seqlens_k: given without cu_seqlens_q")
     spans = None
@@ -91,7 +95,8 @@ def _said(api, q, k, *, scale=None, causal=True, q_offset=None, attn_mask=None, 
         offset = k.shape[2] - q.shape[2] if q_offset is None else q_offset
         spans = api.spans_of(_padding(api, attn_mask, q, k), offset)
         q_offset = None
-    return Said(float(scale), causal, q_offset, spans, cu_seqlens_q, cu_seqlens_k, page_table, k_lens, reference)
+    return Said(float(scale), causal, q_offset, spans, cu_seqlens_q, cu_seqlens_k, page_table, k_lens, reference,
+                window or 0, window_sink)  # fmt: skip
 
 
 def _padding(api, mask, q, k):
@@ -138,6 +143,8 @@ def attention(
     page_table=None,
     k_lens=None,
     reference=None,
+    window: int | None = None,
+    window_sink: bool = False,
     index: KeyIndex | Sequence[KeyIndex] | None = None,
     return_lse: bool = False,
     return_stats: bool = False,
@@ -166,6 +173,9 @@ def attention(
                  visible rows and keys are gathered first
     reference    k and v are a part of each sequence's keys: of every row the logarithm of the sum of exp of scores over the
                  sink and local keys of the whole, float32 [batch, q_heads, Lq] (see sale.parallel.ring)
+    window       keys that a row sees: the last ones up to its position, its own among them (a sliding window). Blocks that
+                 its tile has left behind cost nothing. None: all
+    window_sink  rows see the options' sink besides their window
     index        KeyIndex of each sequence, up to date with its k, instead of an index made and forgotten
     return_lse   also the natural logarithm of the sum of exp of scores over the keys attended to, float32
                  [batch, q_heads, Lq], packed: [q_heads, tokens]
@@ -182,7 +192,7 @@ def attention(
     api = api_of("q", q)
     said = _said(api, q, k, scale=scale, causal=causal, q_offset=q_offset, attn_mask=attn_mask,
                  cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, page_table=page_table, k_lens=k_lens,
-                 reference=reference)  # fmt: skip
+                 reference=reference, window=window, window_sink=window_sink)  # fmt: skip
     indexes = _listed(index)
     flag("return_lse", return_lse), flag("return_stats", return_stats)
     stats = None
@@ -218,20 +228,23 @@ def select(
     attn_mask=None,
     cu_seqlens_q=None,
     cu_seqlens_k=None,
+    window: int | None = None,
+    window_sink: bool = False,
     index: KeyIndex | Sequence[KeyIndex] | None = None,
 ) -> BlockList:
     """The key blocks that attention would keep, as compressed sparse rows. Arguments and errors: see attention."""
     api = api_of("q", q)
     q, k = api.check("q", q), api.check("k", k)
     said = _said(api, q, k, scale=scale, causal=causal, q_offset=q_offset, attn_mask=attn_mask,
-                 cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)  # fmt: skip
+                 cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, window=window,
+                 window_sink=window_sink)  # fmt: skip
     chosen = _resolve(thresholds, calibration, layer, options)
     return _call.select(api, q, k, chosen, said, _listed(index), read_blocks)
 
 
 def explain(q, k, *, options: Options | None = None, **arguments) -> str:
     """Which backend attention(q, k, k, options=options, **arguments) gets and why not another, its estimator and its
-    bytes: one fact a line. Nothing is computed. arguments: scale to reference in attention's list."""
+    bytes: one fact a line. Nothing is computed. arguments: scale to window_sink in attention's list."""
     api = api_of("q", q)
     q, k = api.cast("q", q), api.cast("k", k)
     said = _said(api, q, k, **arguments)

@@ -28,6 +28,8 @@ class BlockList:
     visible   [rows] int64: blocks the tile could keep
     tiles     tiles of each sequence
     heads     query heads
+    first     [rows] int64: with a window, the first block the tile sees besides the sink; None: 0
+    sink      with a window: blocks at the start that are seen besides
     """
 
     indptr: np.ndarray
@@ -37,6 +39,8 @@ class BlockList:
     heads: int
     q_block: int
     k_block: int = _c.K_BLOCK
+    first: np.ndarray | None = None
+    sink: int = 0
 
     def row_number(self, sequence: int, head: int, tile: int) -> int:
         """Of a tile. IndexError when there is no such tile."""
@@ -60,9 +64,13 @@ class BlockList:
         """[tiles, blocks] uint8 of one head: 0 what the tile cannot see, 1 dropped, 2 kept."""
         first = self.row_number(sequence, head, 0)
         rows = range(first, first + self.tiles[sequence])
-        picture = np.zeros((len(rows), int(self.visible[first : first + len(rows)].max())), np.uint8)
+        begin = np.zeros_like(self.visible) if self.first is None else self.first
+        sink = np.minimum(self.sink, begin)
+        end = begin + self.visible - sink
+        picture = np.zeros((len(rows), int(end[first : first + len(rows)].max())), np.uint8)
         for line, r in zip(picture, rows):
-            line[: self.visible[r]] = 1
+            line[begin[r] : end[r]] = 1
+            line[: sink[r]] = 1
             line[self.indices[self.indptr[r] : self.indptr[r + 1]]] = 2
         return picture
 
@@ -70,11 +78,17 @@ class BlockList:
 def read_blocks(step: Step, estimator: Estimator, blocks) -> BlockList:
     """What a sale_blocks of this step holds."""
     heads, q_block = step.heads.q_heads, estimator.q_block
-    tiles, visible = [], []
+    window = step.layout.window
+    sink = estimator.options.sink // _c.K_BLOCK if step.layout.window_sink else 0
+    tiles, visible, firsts = [], [], []
     for rows, keys, offset in step.layout.sequences():
         ends = np.minimum(np.arange(q_block, rows + q_block, q_block), rows)  # of each tile's rows
         tiles.append(len(ends))
-        visible.append(np.tile(-(-np.minimum(ends + offset, keys) // _c.K_BLOCK), heads))
+        end = -(-np.minimum(ends + offset, keys) // _c.K_BLOCK)
+        key = np.maximum(np.arange(0, rows, q_block) + offset + 1 - window, 0) if window else np.zeros_like(end)
+        first = np.where(key < keys, key // _c.K_BLOCK, -(-keys // _c.K_BLOCK))
+        visible.append(np.tile(end - first + np.minimum(sink, first), heads))
+        firsts.append(np.tile(first, heads))
     seen = np.concatenate(visible)
     indptr, indices = np.empty(len(seen) + 1, np.int64), np.empty(int(seen.sum()), np.int32)
     counts = _c.CsrCounts()
@@ -83,7 +97,8 @@ def read_blocks(step: Step, estimator: Estimator, blocks) -> BlockList:
     if counts.rows != len(seen) or counts.kept > len(indices):
         raise _c.InternalError(f"select: {counts.rows} rows of {counts.kept} blocks where {len(seen)} of at most "
                                f"{len(indices)} were expected")  # fmt: skip
-    return BlockList(indptr, indices[: counts.kept].copy(), seen, tuple(tiles), heads, q_block)
+    return BlockList(indptr, indices[: counts.kept].copy(), seen, tuple(tiles), heads, q_block,
+                     first=np.concatenate(firsts) if window else None, sink=sink)  # fmt: skip
 
 
 _PALETTE = bytes((246, 246, 244) + (255, 255, 255) + (33, 58, 102))  # cannot see, dropped, kept

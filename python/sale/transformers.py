@@ -97,23 +97,31 @@ def audits(model) -> dict[int, np.ndarray]:
     return {layer: sums.copy() for layer, sums in found if sums is not None}
 
 
-def _attend(module, query, key, value, options: Options, said: Said, indexes=()) -> torch.Tensor:
+def _attend(module, query, key, value, options: Options, said: Said, indexes=(), sinks=None) -> torch.Tensor:
     """By these options; an audit's sums go to the module."""
     if not options.audit:
-        return _torch.attention(query, key, value, options.key, said, indexes)[0]
+        return _join(*_torch.attention(query, key, value, options.key, said, indexes, sinks is not None), sinks)
     query, key, value = (_torch.check(name, x) for name, x in (("query", query), ("key", key), ("value", value)))
-    out, _, stats = _call.run(_torch, query, key, value, options, said, indexes, with_stats=True)
+    out, lse, stats = _call.run(_torch, query, key, value, options, said, indexes, sinks is not None, with_stats=True)
     if getattr(module, "_sale_audits", None) is None:
         module._sale_audits = _call.no_audits(query.shape[1])
     for found in stats.audits:
         _call.add_audits(module._sale_audits, slice(None), found)
-    return out
+    return _join(out, lse, sinks)
+
+
+def _join(out: torch.Tensor, lse: torch.Tensor | None, sinks: torch.Tensor | None) -> torch.Tensor:
+    """What attention is once each row's sink has joined its softmax: less, by the weight that the sink takes."""
+    if sinks is None:
+        return out
+    return (out.float() * (lse - sinks[None, :, None]).sigmoid()[..., None]).to(out.dtype)
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------
 
 _ORDINARY = {"module", "query", "key", "value", "attention_mask", "scaling", "dropout", "is_causal", "sliding_window"}
-_REFUSED = ("softcap", "s_aux", "sinks", "position_bias", "output_attentions", "cu_seq_lens_q")
+_REFUSED = ("softcap", "position_bias", "output_attentions", "cu_seq_lens_q")
+_SINKS = ("s_aux", "sinks")
 _told: set[str] = set()
 
 
@@ -124,7 +132,8 @@ def _extras(source: str) -> tuple[str, ...]:
     if found is None:
         eager = getattr(sys.modules.get(source), "eager_attention_forward", None)
         names = inspect.signature(eager).parameters if eager is not None else ()
-        found = _extras_of[source] = tuple(n for n in names if n not in _ORDINARY and n != "kwargs" and n not in _REFUSED)
+        known = {*_ORDINARY, *_REFUSED, *_SINKS, "kwargs"}
+        found = _extras_of[source] = tuple(n for n in names if n not in known)
     return found
 
 
@@ -134,7 +143,6 @@ _extras._dynamo_marked_constant = True  # torch.compiler.assume_constant_result,
 
 def _refuse_all(module, dropout: float, given: dict, more: tuple[str, ...] = ()) -> None:
     _refuse("dropout", dropout)
-    _refuse("sinks", getattr(module, "sinks", None))
     for name in (*_REFUSED, *_extras(type(module).__module__), *more):
         _refuse(name, given.get(name))
 
@@ -146,15 +154,43 @@ def _refuse(name: str, value) -> None:
         )
 
 
+def _sinks(module, query: torch.Tensor, given: dict) -> torch.Tensor | None:
+    """Learned sinks: of every query head one logit that joins its rows' softmax and has no value, [q_heads]."""
+    found = next((given[name] for name in _SINKS if given.get(name) is not None), getattr(module, "sinks", None))
+    if found is None:
+        return None
+    if not isinstance(found, torch.Tensor) or found.shape != query.shape[1:2]:
+        raise NotImplementedError(f"sale: sinks other than one for each of {query.shape[1]} query heads are not supported")
+    return found.float()
+
+
+def _by_torch(module, query, key, value, mask, scaling, is_causal, sinks) -> torch.Tensor:
+    """What is not SALE's. mask: bool, or None: all keys, or those before each row where is_causal."""
+    if sinks is None:
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, is_causal=is_causal)[0]
+    rows, keys = query.shape[2], key.shape[2]
+    if mask is None and is_causal:
+        mask = torch.ones(rows, keys, dtype=torch.bool, device=query.device).tril(keys - rows)
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    scores = (query @ key.mT).float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    total = torch.logaddexp(scores.logsumexp(-1, keepdim=True), sinks[None, :, None, None])
+    return ((scores - total).exp().to(value.dtype) @ value).transpose(1, 2)
+
+
 def _why_not(module, query, key, value, attention_mask, ours, is_causal, sliding_window) -> str | None:
     """Why this is not attention of ours: what SALE is for are rows of a decoder that see the keys before them."""
-    if sliding_window is not None:
-        return "attention with a sliding window"
+    if sliding_window is not None and not ours:
+        return "attention with a sliding window that no mask of ours tells"
     if attention_mask is not None:
         if not ours:
             return "attention with a mask other than causal and padding"
         if attention_mask.shape[0] != query.shape[0]:
             return "attention with a mask for another batch"
+        if not torch.compiler.is_compiling() and _transformers_masks.window_of(attention_mask):
+            if _transformers_masks.are_gathered(attention_mask):
+                return "attention with a sliding window and padding between tokens"
     elif not _is_causal(module, is_causal):
         return "attention that is not causal"
     elif query.shape[2] != key.shape[2] and query.shape[2] > 1:
@@ -199,10 +235,12 @@ def attention(
     """The attention function that models call: query [B, q_heads, Lq, D], key and value [B, kv_heads, Lk, D] (not
     expanded), attention_mask from `mask`. Returns ([B, Lq, q_heads, D], None).
 
-    Causal attention of decoders is SALE's; everything else, cross attention, encoders, sliding windows, other masks, is
-    run by sdpa, with one warning for each kind. NotImplementedError: what neither computes: soft-capped scores, learned
-    sinks, position biases, dropout, attention weights asked for."""
+    Causal attention of decoders is SALE's, within a sliding window too; everything else, cross attention, encoders, other
+    masks, is run by sdpa, with one warning for each kind. Learned sinks join the softmax of what is kept; the selection does not
+    count them, and so keeps what it would keep without. NotImplementedError: what neither computes: soft-capped scores,
+    position biases, dropout, attention weights asked for."""
     _refuse_all(module, dropout, kwargs)
+    sinks = _sinks(module, query, kwargs)
     compiling = torch.compiler.is_compiling()
     held = None if compiling else current_layer(module)
     if isinstance(attention_mask, (_transformers_masks.Mask, _transformers_masks.Bools)):
@@ -223,7 +261,7 @@ def attention(
             attention_mask, is_causal = _transformers_masks.for_sdpa(query, key, attention_mask), True
         elif attention_mask is None:
             is_causal = _is_causal(module, is_causal)
-        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal)
+        out = _by_torch(module, query, key, value, attention_mask, scaling, is_causal, sinks)
         if held is not None:
             held.decoded(key)
         return out, None
@@ -231,18 +269,19 @@ def attention(
     query, key, value = (_torch.cast(name, x) for name, x in (("query", query), ("key", key), ("value", value)))
     indexes = ()
     options = _options(module, query)
+    window = _transformers_masks.window_of(attention_mask) if ours and not compiling else 0
     if options is not None and not compiling:
         key, value, attention_mask = _transformers_masks.plainly(query, key, value, attention_mask)
         if held is not None:
             indexes = held.indexes(query, key, attention_mask, options)
-    said = Said(0.0 if scaling is None else scaling, True, None, attention_mask)
+    said = Said(0.0 if scaling is None else scaling, True, None, attention_mask, window=window)
     if compiling:
         if options is not None and options.audit:
             raise NotImplementedError("sale: audit is not supported in compiled models; use options without")
         options_key = key_while_compiling(module, query) if options is None else options.key
-        out, _ = _torch.attention(query, key, value, options_key, said)
+        out = _join(*_torch.attention(query, key, value, options_key, said, (), sinks is not None), sinks)
     else:
-        out = _attend(module, query, key, value, options, said, indexes)
+        out = _attend(module, query, key, value, options, said, indexes, sinks)
     if held is not None:
         held.decoded(in_cache)
     return out.transpose(1, 2), None
@@ -273,7 +312,8 @@ def paged(module, query, key, value, attention_mask, scaling=None, dropout=0.0, 
     the new keys and values away and gathers all of each sequence's. Sequences of a few rows are decoding and run
     densely, the others by SALE."""
     _refuse_all(module, dropout, {**kwargs, "block_table": block_table, "sliding_window": sliding_window},
-                ("block_table", "sliding_window"))  # fmt: skip
+                ("block_table", "sliding_window", *_SINKS))  # fmt: skip
+    _refuse("sinks", getattr(module, "sinks", None))
     if cache is None:
         raise ValueError("sale: 'paged|sale' was called without a paged cache; use 'sale' for a plain forward")
     key, value = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, read_index=read_index,

@@ -28,7 +28,7 @@ NAMED = {
     "clip_text_model": "causal without a cache", "dinov2": "", "bert": "no causality", "roberta": "no causality", "modernbert": "windows without causality",
     "splinter": "no word of causality", "bridgetower": "a false word of causality", "wav2vec2": "sound", "doge": "a mask of its own", "bloom": "another interface", "llama4_text": "chunks", "granite": "", "stablelm": "", "nemotron": "",
 }  # fmt: skip
-REFUSED = {"gemma2": "softcap", "gpt_oss": "sinks", "t5": "position_bias", "mt5": "position_bias", "doge": "attention mask"}
+REFUSED = {"gemma2": "softcap", "t5": "position_bias", "mt5": "position_bias", "doge": "attention mask"}
 EXACT = 2e-3  # of the largest output: float32, other orders of summation
 
 

@@ -247,7 +247,8 @@ bool same_blocks(const Plan& a, const Plan& b) {
          std::equal(a.sequences.begin(), a.sequences.end(), b.sequences.begin(),
                     [](const Sequence& x, const Sequence& y) {
                       return x.sight.q_len == y.sight.q_len && x.sight.k_len == y.sight.k_len &&
-                             x.sight.q_offset == y.sight.q_offset;
+                             x.sight.q_offset == y.sight.q_offset && x.sight.window == y.sight.window &&
+                             x.sight.sink == y.sight.sink;
                     });
 }
 

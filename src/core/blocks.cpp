@@ -11,7 +11,11 @@ namespace {
 
 struct Row {
   uint64_t* words;  // in the memory of the plan's device
-  int64_t visible;
+  const Sequence& sequence;
+  int64_t tile;
+
+  int64_t end() const { return sequence.end_block(tile); }
+  int64_t visible() const { return sequence.visible_blocks(tile); }
 };
 
 Row block_row(const sale_blocks& blocks, const sale_tile& at) {
@@ -22,8 +26,7 @@ Row block_row(const sale_blocks& blocks, const sale_tile& at) {
           plan.problem.q_heads - 1);
   const Sequence& s = plan.sequences[static_cast<size_t>(at.sequence)];
   require(at.tile >= 0 && at.tile < s.tiles, "tile: ", at.tile, " is not in 0 .. ", s.tiles - 1);
-  return {blocks.words() + s.bits_at + at.head * s.words + s.row_word[static_cast<size_t>(at.tile)],
-          s.visible_blocks(at.tile)};
+  return {blocks.words() + s.bits_at + at.head * s.words + s.row_word[static_cast<size_t>(at.tile)], s, at.tile};
 }
 
 // A row is handled in pieces of this many words.
@@ -36,8 +39,12 @@ std::vector<uint64_t> all_kept(const Plan& plan) {
     for (int64_t h = 0; h < plan.problem.q_heads; ++h)
       for (int64_t t = 0; t < s.tiles; ++t) {
         uint64_t* row = words.data() + s.bits_at + h * s.words + s.row_word[static_cast<size_t>(t)];
-        for (int64_t left = s.visible_blocks(t); left > 0; left -= 64)
-          *row++ = left >= 64 ? ~uint64_t{0} : (uint64_t{1} << left) - 1;
+        const auto fill = [&](int64_t begin, int64_t end) {
+          for (int64_t b = begin; b < end; ++b) row[b / 64] |= uint64_t{1} << (b % 64);
+        };
+        const int64_t first = s.sight.first_block(t, s.q_block);
+        fill(first, s.end_block(t));
+        fill(0, std::min(s.sight.sink_blocks(), first));
       }
   return words;
 }
@@ -88,16 +95,17 @@ sale_status sale_blocks_row(const sale_blocks* blocks, sale_tile at, int32_t* ou
     const Plan& plan = *blocks->plan;
     uint64_t piece[row_piece];
     int64_t n = 0;
-    for (int64_t i = 0; i < row.visible; ++i) {
+    const int64_t end = row.end();
+    for (int64_t i = 0; i < end; ++i) {
       if (i % (64 * row_piece) == 0)
         plan.stages().space.read(piece, row.words + i / 64,
-                                 static_cast<size_t>(std::min(row_piece, ceil_div(row.visible - i, 64))) * 8,
+                                 static_cast<size_t>(std::min(row_piece, ceil_div(end - i, 64))) * 8,
                                  plan.problem.device);
       if ((piece[i / 64 % row_piece] >> (i % 64) & 1) == 0) continue;
       if (n < capacity) out[n] = static_cast<int32_t>(i);
       ++n;
     }
-    *counts = {n, row.visible};
+    *counts = {n, row.visible()};
   });
 }
 
@@ -153,13 +161,16 @@ sale_status sale_blocks_set_row(sale_blocks* blocks, sale_tile at, const int32_t
     require(blocks != nullptr, "blocks: null");
     require(kept != nullptr, "kept: null");
     const Row row = block_row(*blocks, at);
-    require(count >= 1 && count <= row.visible, "count: ", count, " is not in 1 .. ", row.visible,
+    require(count >= 1 && count <= row.visible(), "count: ", count, " is not in 1 .. ", row.visible(),
             ", the visible blocks");
-    for (int64_t i = 0; i < count; ++i)
-      require(kept[i] >= 0 && kept[i] < row.visible && (i == 0 || kept[i] > kept[i - 1]), "kept: element ", i, " is ",
-              kept[i], "; block numbers ascend, without repeats, below ", row.visible);
+    for (int64_t i = 0; i < count; ++i) {
+      require(kept[i] >= 0 && kept[i] < row.end() && (i == 0 || kept[i] > kept[i - 1]), "kept: element ", i, " is ",
+              kept[i], "; block numbers ascend, without repeats, below ", row.end());
+      require(row.sequence.sees(row.tile, kept[i]), "kept: element ", i, " is ", kept[i],
+              ", which the tile's windows have left behind");
+    }
     const Plan& plan = *blocks->plan;
-    const int64_t words = ceil_div(row.visible, 64);
+    const int64_t words = ceil_div(row.end(), 64);
     int64_t next = 0;
     for (int64_t from = 0; from < words; from += row_piece) {
       uint64_t piece[row_piece] = {};

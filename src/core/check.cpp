@@ -56,6 +56,8 @@ Sequence check_sequence(const sale_problem& p, int32_t b) {
   require(whole.k_coded >= 0 && whole.k_coded <= s.k_len, "k_coded", of, ": ", whole.k_coded, " is not in 0 .. ",
           s.k_len, ", its keys");
   s.last_position = p.part != 0 ? INT64_MAX : s.k_len - 1;
+  // One that reaches back to the first key from every row leaves nothing out.
+  s.window = p.window == 0 || p.window >= s.q_offset + s.q_len ? Sight::no_window : p.window;
   return whole;
 }
 
@@ -94,6 +96,10 @@ std::vector<Sequence> check_problem(const sale_problem& p) {
   require(p.page_size >= 0 && p.page_size % 16 == 0, "page_size: ", p.page_size, " is neither 0 nor a multiple of 16");
   require(p.part == 0 || p.part == 1, "part: ", p.part, " is neither 0 nor 1");
   require(p.reserved == 0, "reserved: ", p.reserved, " is not 0");
+  require(p.reserved_2 == 0, "reserved_2: ", p.reserved_2, " is not 0");
+  require(p.window >= 0 && p.window <= max_tokens, "window: ", p.window, " is not in 0 .. 2^31");
+  require(p.window_sink == 0 || p.window_sink == 1, "window_sink: ", p.window_sink, " is neither 0 nor 1");
+  require(p.window_sink == 0 || p.window != 0, "window_sink: 1, but window is 0: rows see the sink anyway");
   require(p.batch >= 1 && p.batch <= 65536, "batch: ", p.batch, " is not in 1 .. 65536");
   require(p.scale == 0 || (std::isfinite(p.scale) && p.scale > 0), "scale: ", p.scale,
           " is neither 0 (automatic) nor positive and finite");

@@ -64,13 +64,14 @@ struct HeadGroup : Sight {
       if (is_scanned(thresholds[g])) return true;
     return false;
   }
-  int64_t visible_keys(int64_t row) const { return end_key(row); }
   int64_t rows(int64_t tile) const { return end_row(tile, q_block) - first_row(tile, q_block); }
-  int64_t visible_blocks(int64_t tile) const { return end_block(tile, q_block); }
-  // First block of the local region of a tile; candidates stand between the sink and it.
+  int64_t first_block(int64_t tile) const { return Sight::first_block(tile, q_block); }
+  int64_t end_block(int64_t tile) const { return Sight::end_block(tile, q_block); }
   int64_t local_block(int64_t tile) const { return Sight::local_block(tile * q_block, shape.local); }
+  int64_t sink_end(int64_t tile) const { return Sight::sink_end(tile, q_block, shape.sink); }
+  Candidates candidates(int64_t tile) const { return Sight::candidates(tile, q_block, shape.sink, shape.local); }
+  int64_t mean_begin(int64_t tile) const { return Sight::mean_begin(tile, q_block); }
   int64_t mean_end(int64_t tile) const { return Sight::mean_end(tile * q_block, shape.local); }
-  int64_t sink_blocks() const { return shape.sink / k_block; }
   int64_t bias_stride() const { return (k_len + k_block - 1) / k_block * k_block; }
 };
 

@@ -95,6 +95,8 @@ std::string explain(const Plan& plan, const Layer& layer) {
             layer.key_scales.empty() ? "" : " and scales", "\n");
   e += text("dense      ", dense_heads, " of ", plan.problem.q_heads, " query heads by threshold 0, ", dense_sequences,
             " of ", plan.problem.batch, " sequences by length\n");
+  if (plan.problem.window != 0)
+    e += text("window     ", plan.problem.window, " keys", plan.problem.window_sink != 0 ? " and the sink" : "", "\n");
   if (plan.audit > 0) e += text("audit      ", plan.audit, " rows of every sequence and query head\n");
   e += plan.stages().explain(plan, layer);
   e += text("workspace  ", w.total, " bytes: tables ", w.index_at, ", key index ", w.bits_at - w.index_at,
@@ -145,6 +147,7 @@ std::unique_ptr<Plan> make_plan(const sale_problem& p, const sale_options& o, co
   const int64_t pays = layer.form.projected && layer.form.rank <= 32 ? b.dense_below_projected : b.dense_below;
   const int64_t below = o.dense_below == SALE_AUTO ? pays : o.dense_below;
   for (Sequence& s : plan->sequences) {
+    if (p.window_sink != 0 && s.sight.windowed()) s.sight.sink = layer.sink;
     s.dense = layer.dense || s.sight.k_len < below;
     // Pages are kept up for those who will be long enough one day.
     s.indexed = plan->paged_index() ? !layer.dense : !s.dense && plan->index == SALE_INDEX_OF_CALL;

@@ -66,7 +66,12 @@ struct Sequence {
 
   // Codes from this block on are not in the index pages, or not all of them.
   int64_t first_uncoded() const { return k_coded == sight.k_len ? Sight::blocks_of(k_coded) : k_coded / Sight::block; }
-  int64_t visible_blocks(int64_t tile) const { return sight.end_block(tile, q_block); }
+  int64_t end_block(int64_t tile) const { return sight.end_block(tile, q_block); }
+  int64_t visible_blocks(int64_t tile) const { return sight.visible_blocks(tile, q_block); }
+  // Whether the tile sees anything of a block.
+  bool sees(int64_t tile, int64_t block) const {
+    return block < end_block(tile) && (block >= sight.first_block(tile, q_block) || block < sight.sink_blocks());
+  }
 };
 
 // Parts of a workspace, one after the other, each at a multiple of 64 bytes.

@@ -171,6 +171,17 @@ TEST(Plan, DenseBelowWhatPays) {
   }
 }
 
+TEST(Plan, Windows) {
+  for (const int64_t n : {int64_t{-1}, (int64_t{1} << 31) + 1, INT64_MAX, INT64_MIN})
+    refuse_plan("window " + std::to_string(n), "window", [&](Good& g) { g.problem.window = n; });
+  for (const int32_t n : {-1, 2, INT32_MAX})
+    refuse_plan("window_sink " + std::to_string(n), "window_sink",
+                [&](Good& g) { g.problem.window = 100, g.problem.window_sink = n; });
+  refuse_plan("window_sink without a window", "window_sink", [](Good& g) { g.problem.window_sink = 1; });
+  for (const int32_t n : {-1, 1})
+    refuse_plan("reserved_2 " + std::to_string(n), "reserved_2", [&](Good& g) { g.problem.reserved_2 = n; });
+}
+
 TEST(Plan, Options) {
   refuse_plan("a pseudo-key for a part's last block", "compensate: of a part", [](Good& g) {
     g.problem.part = 1;

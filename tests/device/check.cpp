@@ -25,10 +25,14 @@ void check_frame(const Head& h, const sale_oracle::BlockLists& lists, const sale
                  const std::string& where) {
   for (size_t t = 0; t < lists.size(); ++t) {
     const auto range = sale_oracle::wide_range(h, static_cast<int64_t>(t), r);
-    for (int64_t b = 0; b < range.visible; ++b)
-      if (dense || b < range.first || b >= range.last)
-        expect(std::binary_search(lists[t].begin(), lists[t].end(), static_cast<int32_t>(b)),
-               where + " tile " + std::to_string(t) + ": block " + std::to_string(b) + " is always kept, but dropped");
+    for (int64_t b = 0; b < range.visible; ++b) {
+      const bool kept = std::binary_search(lists[t].begin(), lists[t].end(), static_cast<int32_t>(b));
+      const std::string block = where + " tile " + std::to_string(t) + ": block " + std::to_string(b);
+      if (!h.sees_block(static_cast<int64_t>(t), b, tested().tile))
+        expect(!kept, block + " is kept, but no row sees any of it");
+      else if (dense || b < range.first || b >= range.last)
+        expect(kept, block + " is always kept, but dropped");
+    }
     expect(lists[t].empty() || lists[t].back() < range.visible, where + ": a block beyond the visible ones");
   }
 }
@@ -141,7 +145,8 @@ Tally check_device_instance(Instance& in) {
       check_device_codes(in, b, kv, r.indexes[s].get(), in.sequences[s].k_len);
     for (int64_t h = 0; h < c.q_heads; ++h) {
       const std::string where = "sequence " + std::to_string(b) + " head " + std::to_string(h);
-      const Head head = head_of(in, b, h);
+      Head head = head_of(in, b, h);
+      head.rule_rows = tested().tile;
       const auto& wide = r.lists[s][static_cast<size_t>(h)];
       const bool dense = in.dense(b) || in.tau(h) == 0;
       if (tested().int4()) {

@@ -1,6 +1,7 @@
 // Problems out of the whole space, every length around the block sizes, and one small problem per kernel.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -93,6 +94,42 @@ TEST(Generated, LongAndAwkwardLengths) {
             "q=129 k=12k d=128 estimator=fp8:28 page=16 compute=fp8",
             "q=200 k=33000 d=128 estimator=fp8:28 page=64 compute=fp8 compensate=1",
             "q=300 k=20000 d=128 estimator=fp8:28 type=f16 qheads=2 kvheads=1 compute=fp8 compensate=1 tau=0.05"});
+}
+
+// Windows that begin at every place in a block, of a key, of a tile, near the local region, as long as the keys, over
+// rows beyond the keys; with the sink in sight and without.
+TEST(Generated, Windows) {
+  // Where fewer problems are wanted of the generator (an emulator), fewer of these too.
+  on_cases("windows", std::min<int64_t>(60 * forms, flags().cases), [](int64_t n) {
+    const int64_t i = n / forms;
+    constexpr int64_t windows[]{1, 2, 31, 32, 33, 64, 128, 129, 190, 222, 223, 224, 256, 300, 385, 600, 1023, 1500};
+    Case c;
+    c.q_len = i % 3 == 0 ? 1100 : 300 + 7 * i;
+    c.k_len = 1100;
+    c.q_offset = i % 7 == 6 ? 1000 : SALE_AUTO;
+    c.window = windows[i % static_cast<int64_t>(std::size(windows))];
+    c.window_sink = i % 2 == 1;
+    c.sink = i % 5 == 0 ? 64 : 32;
+    c.local = i % 4 == 0 ? 64 : 128;
+    c.q_heads = static_cast<int32_t>(1 + i % 4);
+    c.head_dim = i % 3 == 1 ? 64 : 128;
+    c.dense_below = 0;
+    c.taus = {i % 6 == 5 ? 0.0f : 0.05f};
+    c.format = i % 4 == 0 ? SALE_INT8 : SALE_FP8;
+    c.rank = i % 4 == 1 ? 28 : 0;
+    c.page_size = i % 5 == 3 ? 16 : 0;
+    c.dtype = i % 3 == 0 ? SALE_F16 : SALE_BF16;
+    set_form(c, n);
+    c.seed = static_cast<uint64_t>(i) + 4000;
+    return c;
+  });
+}
+
+TEST(Generated, LongWindows) {
+  on_lines("long windows", {"q=300 k=20000 d=128 estimator=fp8:28 window=9000 qheads=2 kvheads=1",
+                            "q=300 k=20000 d=64 estimator=int8 window=5000 windowsink=1",
+                            "q=129 k=33000 d=128 estimator=fp8 window=4096 windowsink=1 compute=fp8 compensate=1",
+                            "q=129 k=33000 d=64 estimator=fp8:28 window=700 page=64 compensate=1 tau=0.05"});
 }
 
 // Groups of query heads take 4, 2 or 1 slot of a thread block.
@@ -205,6 +242,7 @@ TEST(Generated, ListsOfInt8AreThoseOfTheCpu) {
     c.compute = SALE_COMPUTE_EXACT;
     c.compensate = false;
     c.data = sale_case::Data::real_like;
+    c.window = 0, c.window_sink = false;  // where one begins, a tile of 128 rows has more candidates than its halves
     Instance in(c);
     const Lists host = sale_test::run(in, last_backend()).lists;
     Copy copy(in);
@@ -246,7 +284,11 @@ const char* const small[]{
     "qheads=2 kvheads=1 k=400 d=128 densebelow=0 local=32 tau=0.2 estimator=fp8 type=f16 compute=fp8 "
     "compensate=1",
     "qheads=2 kvheads=1 k=400 d=64 densebelow=0 local=32 tau=0.2 estimator=fp8:28 compute=fp8 "
-    "compensate=1 page=16"};
+    "compensate=1 page=16",
+    // windows
+    "qheads=4 kvheads=1 k=700 d=128 densebelow=0 local=32 tau=0.2 estimator=fp8:28 window=300 compensate=1",
+    "qheads=2 kvheads=1 k=600 d=64 densebelow=0 local=32 tau=0.2 estimator=int8 window=257 windowsink=1",
+    "qheads=1 kvheads=1 k=500 d=128 densebelow=0 local=32 tau=0.2 estimator=fp8 type=f16 window=200 compute=fp8"};
 class OneShape : public testing::TestWithParam<int> {};
 TEST_P(OneShape, OfEveryKernel) {
   Case c = served_line(small[GetParam()]);

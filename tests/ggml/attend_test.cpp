@@ -106,13 +106,35 @@ TEST(Attend, MasksThatNoListDescribesGoToTheHost) {
   Session session;
   Prompt prompt({}, 256);
   prompt.write(0, 256, 0);
+  // One that every row moves by two keys.
   Tensor* window =
-      prompt.attend(64, 256, [](int64_t r, int64_t c, int64_t) { return c <= r + 64 && c > r ? 0 : hide; });
+      prompt.attend(64, 256, [](int64_t r, int64_t c, int64_t) { return c <= 2 * r + 64 && c > 2 * r ? 0 : hide; });
   Tensor* biased = prompt.attend(64, 256, [](int64_t r, int64_t c, int64_t) {
     return c > r + 64 ? hide : -0.25f * static_cast<float>((r + c) % 5);
   });
   for (Tensor* op : {window, biased}) expect_equal(session, op, 1e-6, "by the host");
   EXPECT_EQ(session.end()["rows"]["ggml"], 128);
+}
+
+// Sliding windows: open at first, from the first row on, over scattered cells, long enough to be sparse.
+TEST(Attend, SlidingWindows) {
+  for (const Named& n : shapes) {
+    Session session;
+    Prompt prompt(n.shape, 2048);
+    for (int64_t stream = 0; stream < n.shape.streams; ++stream) prompt.write(0, 2048, stream);
+    const auto window = [&](int64_t rows, int64_t first, int64_t keys, int64_t w, int64_t every) {
+      return prompt.attend(rows, keys, [=](int64_t r, int64_t c, int64_t) {
+        if (c % every != 0) return hide;
+        const int64_t at = c / every;
+        return at <= first + r && at > first + r - w ? 0 : hide;
+      });
+    };
+    expect_equal(session, window(200, 0, 256, 50, 1), tolerance(n.shape), n.name);
+    expect_equal(session, window(64, 100, 256, 64, 1), tolerance(n.shape), n.name);
+    expect_equal(session, window(100, 100, 512, 70, 2), tolerance(n.shape), n.name);
+    expect_equal(session, window(128, 1900, 2048, 1500, 1), 0.1, n.name);
+    EXPECT_EQ(session.end()["rows"]["ggml"], 0) << n.name;
+  }
 }
 
 // The layers of a pass share a mask, which is read once; the next pass fills the same tensor anew.

@@ -35,6 +35,7 @@ std::string text(const std::vector<sale::ggml::Run>& runs) {
     s << r.row_begin << '-' << r.row_end;
     for (const Cells& c : r.keys) s << " [" << c.begin << ',' << c.end << ')';
     if (r.key_count > 0) s << ' ' << r.first_sees << '/' << r.key_count;
+    if (r.window > 0) s << " window " << r.window;
     s << "; ";
   }
   return s.str();
@@ -49,8 +50,15 @@ TEST(Mask, Runs) {
   // A hole filled: in list order the last key is cell 2.
   EXPECT_EQ(text(runs_of({"xx..xx", "xxx.xx"})), "unordered 0-2 [0,2) [4,6) [2,3) 4/5; ");
   EXPECT_EQ(text(runs_of({"x...", "xxx."})), "causal 0-1 [0,1) 1/1; causal 1-2 [0,3) 3/3; ");
-  EXPECT_EQ(text(runs_of({"xx..", ".xx.", "..xx"})),
-            "causal 0-1 [0,2) 2/2; causal 1-2 [1,3) 2/2; causal 2-3 [2,4) 2/2; ");
+  EXPECT_EQ(text(runs_of({"xx..", ".xx.", "..xx"})), "causal 0-3 [0,4) 2/4 window 2; ");
+  EXPECT_EQ(text(runs_of({"x....", "xx...", "xxx..", ".xxx.", "..xxx"})), "causal 0-5 [0,5) 1/5 window 3; ");
+  EXPECT_EQ(text(runs_of({"x.x...", "..xx..", "...xx."})), "causal 0-3 [0,1) [2,5) 2/4 window 2; ");
+  // Lost is not the oldest; nothing is lost where something was; two are.
+  EXPECT_EQ(text(runs_of({"xxx..", "x.xx."})), "causal 0-1 [0,3) 3/3; causal 1-2 [0,1) [2,4) 3/3; ");
+  EXPECT_EQ(text(runs_of({"xx...", ".xx..", ".xxx."})), "causal 0-2 [0,3) 2/3 window 2; causal 2-3 [1,4) 3/3; ");
+  EXPECT_EQ(text(runs_of({"xxx..", "..xx."})), "causal 0-1 [0,3) 3/3; causal 1-2 [2,4) 2/2; ");
+  // A ring: the new cell is where the oldest was.
+  EXPECT_EQ(text(runs_of({".xx", "x.x"})), "unordered 0-2 [1,3) [0,1) 2/3 window 2; ");
   EXPECT_EQ(text(runs_of({"xxx.", "xxx.", "xxxx"})), "all 0-2 [0,3) 3/3; causal 2-3 [0,4) 4/4; ");
   EXPECT_EQ(text(runs_of({"xb..", "xxb.", "x...", "xx.."})), "other 0-2; causal 2-4 [0,2) 1/2; ");
 }
@@ -64,8 +72,15 @@ TEST(Mask, AgreesWithEveryRow) {
     for (int64_t r = 0; r < rows; ++r) {
       uint16_t* row = mask.data() + r * keys;
       if (r > 0 && random() % 8 != 0) std::copy(row - keys, row, row);
+      // Mostly the oldest, while rows gain keys behind it.
+      if (random() % 3 != 0) *std::find(row, row + keys - 1, uint16_t{0}) = 0xfc00;
       const int more = random() % 10 == 0 ? 3 : 1;
       for (int i = 0; i < more; ++i) row[random() % static_cast<uint64_t>(keys)] = 0;
+      if (random() % 4 != 0) {
+        int64_t last = keys - 1;
+        while (last > 0 && row[last] != 0) --last;
+        row[std::min(last + 1, keys - 1)] = 0;
+      }
     }
     int64_t next = 0;
     for (const sale::ggml::Run& run : read_mask(mask.data(), rows, keys)) {
@@ -79,7 +94,8 @@ TEST(Mask, AgreesWithEveryRow) {
       for (int64_t r = run.row_begin; r < run.row_end; ++r) {
         std::vector<uint16_t> row(static_cast<size_t>(keys), 0xfc00);
         const int64_t sees = run.first_sees + (run.kind == sale::ggml::Run::all ? 0 : r - run.row_begin);
-        for (int64_t i = 0; i < sees; ++i) row[static_cast<size_t>(list[static_cast<size_t>(i)])] = 0;
+        const int64_t first = run.window == 0 ? 0 : std::max<int64_t>(sees - run.window, 0);
+        for (int64_t i = first; i < sees; ++i) row[static_cast<size_t>(list[static_cast<size_t>(i)])] = 0;
         ASSERT_TRUE(std::equal(row.begin(), row.end(), mask.begin() + static_cast<std::ptrdiff_t>(r * keys)));
       }
     }

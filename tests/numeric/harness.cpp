@@ -270,6 +270,8 @@ sale_oracle::Head head_of(const Instance& in, int64_t b, int64_t h) {
   const int64_t kv = h / (in.c.q_heads / in.c.kv_heads);
   sale_oracle::Head head{in.c.head_dim,    s.q_len,          s.k_len,    s.q_offset, in.q.head(b, h),
                          in.k.head(b, kv), in.v.head(b, kv), in.scale(), {}};
+  head.window = in.c.window;
+  head.kept_sink = in.c.window_sink ? in.c.sink : 0;
   if (in.reference.empty()) return head;
   const auto first = in.reference.begin() + (b * in.c.q_heads + h) * in.longest_q();
   head.reference = {first, first + s.q_len};

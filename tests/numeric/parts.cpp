@@ -48,6 +48,7 @@ sale_oracle::Head head_of_part(const Instance& in, int64_t h, const Part& part, 
   head.q_len -= part.row;
   head.k_len = part.end - part.begin;
   head.q_offset = part.row - part.begin;
+  if (part.begin > 0) head.kept_sink = 0;
   if (reference != nullptr) head.reference = {reference, reference + head.q_len};
   return head;
 }

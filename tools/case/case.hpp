@@ -55,6 +55,8 @@ struct Case {
   int32_t rank = 0;
   sale_compute compute = SALE_COMPUTE_EXACT;
   int32_t sink = 32, local = 128;
+  int64_t window = 0;  // 0: none
+  bool window_sink = false;
   int64_t dense_below = 1024;
   bool compensate = false;
   int32_t page_size = 0;    // a device's keys and values in pages, their order shuffled; the tensors here are not

@@ -183,6 +183,8 @@ void Instance::describe() {
   problem.k_len = c.k_len;
   problem.q_offset = c.q_offset;
   problem.scale = c.scale;
+  problem.window = c.window;
+  problem.window_sink = c.window_sink ? 1 : 0;
   problem.q = q.strides;
   problem.k = k.strides;
   problem.v = v.strides;

@@ -91,6 +91,17 @@ void estimate(Random& random, Case& c) {
   if (random.one_in(5)) c.scale = 0.05f + 0.2f * random.uniform();
 }
 
+// A case in four has a window: of a key, near a block's boundary, within the local region, beyond the keys.
+void window(Random& random, Case& c) {
+  if (!random.one_in(4)) return;
+  const int64_t kind = random.below(8);
+  if (kind == 0) c.window = random.between(1, 40);
+  if (kind == 1) c.window = 32 * random.between(1, 12) + random.between(-1, 1);
+  if (kind == 2) c.window = c.local + random.between(-31, 130);
+  if (kind >= 3) c.window = random.between(1, c.k_len + 40);
+  c.window_sink = random.one_in(2);
+}
+
 Data data(Random& random) {
   if (random.below(100) < 55) return Data::real_like;
   if (random.below(100) < 35) return Data::normal;
@@ -117,6 +128,9 @@ Case random_case(uint64_t seed, const Limits& limits) {
   c.data = data(random);
   c.threads = static_cast<int32_t>(random.between(1, 3));
   c.seed = seed;
+  // By numbers of its own: what else a seed stands for is what it was before there were windows.
+  Random more(seed ^ 0x317d0e);
+  window(more, c);
   return c;
 }
 

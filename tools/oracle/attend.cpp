@@ -13,7 +13,8 @@ constexpr double infinity = std::numeric_limits<double>::infinity();
 std::vector<int64_t> seen_keys(const Head& h, const std::vector<int32_t>& blocks, int64_t row) {
   std::vector<int64_t> keys;
   for (int32_t b : blocks)
-    for (int64_t j = b * block_keys; j < std::min((b + 1) * block_keys, h.visible_keys(row)); ++j) keys.push_back(j);
+    for (int64_t j = b * block_keys; j < (b + 1) * block_keys; ++j)
+      if (h.sees(row, j)) keys.push_back(j);
   return keys;
 }
 
@@ -32,6 +33,8 @@ std::vector<Term> terms_of(const Head& h, const Operands& x, const Form& form, c
   const int64_t first = row / form.tile * form.tile, first_local = h.first_local(first, form.local);
   for (int64_t m = 0; m * mean_keys < h.k_len; ++m) {
     if (std::min((m + 1) * mean_keys, h.k_len) > h.visible_keys(first)) break;  // not seen whole by every row
+    // Nor is one there that a row of the tile has left behind a part of.
+    if (m * mean_keys < h.first_key(std::min(first + form.tile, h.q_len) - 1)) continue;
     int64_t dropped = 0;
     for (int64_t b = m * mean_blocks; b < std::min((m + 1) * mean_blocks, first_local) && b * block_keys < h.k_len; ++b)
       dropped += !std::binary_search(blocks.begin(), blocks.end(), static_cast<int32_t>(b));
@@ -82,7 +85,8 @@ BlockLists all_blocks(const Head& h) {
   BlockLists lists;
   for (int64_t t = 0; t < h.tiles(); ++t) {
     lists.emplace_back();
-    for (int32_t b = 0; b < h.visible_blocks(t); ++b) lists.back().push_back(b);
+    for (int32_t b = 0; b < h.visible_blocks(t); ++b)
+      if (h.sees_block(t, b)) lists.back().push_back(b);
   }
   return lists;
 }

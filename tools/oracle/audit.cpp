@@ -30,7 +30,9 @@ Audit audit(const Head& h, const BlockLists& kept, const Floats& out, const std:
       a.error += std::fabs(double{out[static_cast<size_t>(c)]} - exact);
       a.size += std::fabs(exact);
     }
-    const double mass = std::exp(part.lse[static_cast<size_t>(row)] - all.lse[static_cast<size_t>(row)]);
+    const double whole = all.lse[static_cast<size_t>(row)];
+    // A row that sees nothing loses nothing.
+    const double mass = std::isinf(whole) && whole < 0 ? 1 : std::exp(part.lse[static_cast<size_t>(row)] - whole);
     a.mass += mass, a.least_mass = std::min(a.least_mass, mass);
   }
   return a;

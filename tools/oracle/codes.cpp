@@ -176,6 +176,20 @@ std::vector<int8_t> fp4_rows(const Floats& k, int64_t k_len, int64_t d, const Fl
 
 int64_t Head::last_row(int64_t tile) const { return std::min(q_len, (tile + 1) * tile_rows) - 1; }
 int64_t Head::visible_keys(int64_t row) const { return std::min(k_len, row + q_offset + 1); }
+int64_t Head::first_key(int64_t row) const {
+  return window == 0 ? 0 : std::max<int64_t>(0, row + q_offset - window + 1);
+}
+bool Head::sees(int64_t row, int64_t key) const {
+  const int64_t position = row + q_offset;
+  if (key < 0 || key >= k_len || key > position) return false;
+  return window == 0 || position - key < window || key < kept_sink;
+}
+bool Head::sees_block(int64_t tile, int64_t block, int64_t rows) const {
+  for (int64_t i = tile * rows; i < std::min(q_len, (tile + 1) * rows); ++i)
+    for (int64_t j = block * block_keys; j < (block + 1) * block_keys; ++j)
+      if (sees(i, j)) return true;
+  return false;
+}
 int64_t Head::visible_blocks(int64_t tile) const {
   return (visible_keys(last_row(tile)) + block_keys - 1) / block_keys;
 }

@@ -81,11 +81,10 @@ void code_row(const float* q, int64_t d, const Estimator& e, sale_dtype dtype, R
 double reference_of(const Head& h, int64_t i, const Regions& r, double& farthest) {
   if (!h.reference.empty()) return double{h.reference[static_cast<size_t>(i)]};
   const float* q = h.q.data() + i * h.d;
-  const int64_t first = r.sink / block_keys, last = std::max(first, h.first_local(i / tile_rows * tile_rows, r.local));
   double m = -infinity, l = 0;
   std::vector<double> scores;
   for (int64_t j = 0; j < h.visible_keys(i); ++j) {
-    if (j / block_keys >= first && j / block_keys < last) continue;
+    if (!h.sees(i, j) || !is_reference(h, i, j, r)) continue;
     const float* k = h.k.data() + j * h.d;
     scores.push_back(double{h.scale} * dot(q, k, h.d));
     farthest = std::max(farthest, double{h.scale} * reach(q, k, h.d));

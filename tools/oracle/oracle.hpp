@@ -21,12 +21,19 @@ struct Head {
   int64_t d = 0, q_len = 0, k_len = 0, q_offset = 0;
   Floats q, k, v;
   float scale = 0;
-  Floats reference = {};  // of every row, when the keys are a part of a sequence's; else empty
+  Floats reference = {};   // of every row, when the keys are a part of a sequence's; else empty
+  int64_t window = 0;      // keys that a row sees, its own the last; 0: all
+  int64_t kept_sink = 0;   // with a window: first keys that are seen besides
+  int64_t rule_rows = 64;  // rows of the tile by which sink and candidates are told, 128 where lists are of such tiles
 
   int64_t tiles() const { return (q_len + tile_rows - 1) / tile_rows; }
   int64_t last_row(int64_t tile) const;     // of the tile, within q_len
-  int64_t visible_keys(int64_t row) const;  // keys 0 .. this - 1 are seen
-  int64_t visible_blocks(int64_t tile) const;
+  int64_t visible_keys(int64_t row) const;  // no key from this one on is seen
+  int64_t first_key(int64_t row) const;     // and none before this one that is not of the kept sink
+  bool sees(int64_t row, int64_t key) const;
+  // Whether some row of a tile of so many rows sees something of a block.
+  bool sees_block(int64_t tile, int64_t block, int64_t rows = tile_rows) const;
+  int64_t visible_blocks(int64_t tile) const;  // no block from this one on is seen
   // First block of the local region of a tile that begins at `row`; of a part of a sequence maybe beyond its keys.
   int64_t first_local(int64_t row, int64_t local) const;
 };
@@ -40,6 +47,14 @@ struct Estimator {
 struct Regions {
   int64_t sink = 32, local = 128;
 };
+// Blocks of a tile that everyone keeps are, of those it sees, the ones outside [first, last); those before `sink` and
+// from `last` on are its reference.
+struct Span {
+  int64_t sink, first, last;
+};
+Span candidates_of(const Head& h, int64_t tile, int64_t rows, const Regions& r);
+// Whether a key that the row sees is one of its reference.
+bool is_reference(const Head& h, int64_t row, int64_t key, const Regions& r);
 
 // ---- 1, 2: codes ---------------------------------------------------------------------------------------------------
 

@@ -13,20 +13,11 @@ namespace {
 constexpr float float_nan = std::numeric_limits<float>::quiet_NaN();
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
-// Blocks of tile t that everyone keeps are those outside [first, last).
-void candidate_range(const Head& h, int64_t tile, const Regions& r, int64_t& first, int64_t& last) {
-  first = r.sink / block_keys;
-  last = std::max(first, std::min(h.first_local(tile_rows * tile, r.local), h.visible_blocks(tile)));
-  first = std::min(first, last);
-}
-
 // The reference keys of a row: of the always-kept blocks, those it sees.
 std::vector<int64_t> reference_keys(const Head& h, int64_t row, const Regions& r) {
-  int64_t first, last;
-  candidate_range(h, row / tile_rows, r, first, last);
   std::vector<int64_t> keys;
   for (int64_t j = 0; j < h.visible_keys(row); ++j)
-    if (j / block_keys < first || j / block_keys >= last) keys.push_back(j);
+    if (h.sees(row, j) && is_reference(h, row, j, r)) keys.push_back(j);
   return keys;
 }
 
@@ -104,6 +95,7 @@ double defined_ln(double x) {
 float defined_threshold(const Floats& scores, float tau) {
   for (float s : scores)
     if (!std::isfinite(s)) return float_nan;
+  if (scores.empty()) return std::numeric_limits<float>::infinity();  // sees nothing: its tile has no candidates
   const float m = *std::max_element(scores.begin(), scores.end());
   float log2e;
   const uint32_t log2e_bits = 0x3fb8aa3b;
@@ -148,6 +140,30 @@ double given_threshold(const Head& h, int64_t row, const Floats& smoothing, doub
 }
 
 }  // namespace
+
+Span candidates_of(const Head& h, int64_t tile, int64_t rows, const Regions& r) {
+  const int64_t first_row = tile * rows, last_row = std::min(h.q_len, (tile + 1) * rows) - 1;
+  const int64_t blocks = (h.k_len + block_keys - 1) / block_keys;
+  const int64_t end = (h.visible_keys(last_row) + block_keys - 1) / block_keys;
+  // Where the window of the first row begins, and whether the last one's is open to the first key.
+  const int64_t behind = h.first_key(first_row) >= h.k_len ? blocks : h.first_key(first_row) / block_keys;
+  const bool whole = h.kept_sink > 0 || h.first_key(last_row) == 0;
+  Span s{};
+  s.sink = whole ? r.sink / block_keys : 0;
+  s.last = std::min(h.first_local(first_row, r.local), end);
+  s.first = std::max(s.sink, behind);
+  // Some row does not see all of the local region: no candidates.
+  if (h.first_key(last_row) > s.last * block_keys) s.last = s.first;
+  s.last = std::max(s.first, s.last);
+  return s;
+}
+
+bool is_reference(const Head& h, int64_t row, int64_t key, const Regions& r) {
+  const int64_t block = key / block_keys;
+  // The sink is told by the tile that shares a list, local keys by the 64 rows.
+  const int64_t sink = candidates_of(h, row / h.rule_rows, h.rule_rows, r).sink;
+  return block < sink || block >= std::max(sink, h.first_local(row / tile_rows * tile_rows, r.local));
+}
 
 Thresholds thresholds(const Head& h, const Floats& smoothed_keys, const Floats& smoothing, float tau, const Regions& r,
                       bool fixed) {
@@ -285,8 +301,11 @@ std::vector<Tile> select(const Head& h, const Floats& smoothing, const Estimator
   for (int64_t t = 0; t < h.tiles(); ++t) {
     Tile tile;
     tile.visible = h.visible_blocks(t);
-    candidate_range(h, t, r, tile.first_candidate, tile.last_candidate);
+    const int64_t shared = t * tile_rows / h.rule_rows;
+    const Span span = candidates_of(h, shared, h.rule_rows, r);
+    tile.first_candidate = span.first, tile.last_candidate = span.last;
     for (int64_t b = 0; b < tile.visible; ++b) {
+      if (!h.sees_block(shared, b, h.rule_rows)) continue;
       Candidate c{static_cast<int32_t>(b), -infinity, 0, dense || b < tile.first_candidate || b >= tile.last_candidate};
       if (!c.kept && !local) {
         for (int64_t i = t * tile_rows; i <= h.last_row(t); ++i)

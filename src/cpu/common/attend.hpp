@@ -8,7 +8,7 @@
 //     for each lane, for each strip of 32 rows:
 //       for each run of up to 4 kept blocks (128 keys):
 //         S = Q K^T          [32,128] f32, L1
-//         mask               only blocks that reach the diagonal
+//         mask               only blocks that reach the diagonal, or back beyond a window
 //         P = 2^(S c - m)    c = scale log2 e; when m grows, O and l of that row shrink first
 //         O += P V
 //     with compensation, after every 256 blocks: the means of eight blocks each are one more block of 32 pseudo-keys,
@@ -288,7 +288,7 @@ struct Attend {
   // nothing was dropped. False when that is so everywhere.
   static bool weights(const Lane& lane, int64_t first, float (&to)[k_block]) {
     const HeadGroup& h = *lane.h;
-    const int64_t end = h.mean_end(lane.tile);
+    const int64_t begin = h.mean_begin(lane.tile), end = h.mean_end(lane.tile);
     uint64_t some = 0;
     for (int64_t w = 0; w < span_blocks / 64; ++w) {
       const int64_t left = end - first - 64 * w;
@@ -296,6 +296,8 @@ struct Attend {
       if (left > 0) {
         dropped = ~h.bits[lane.head * h.head_words + h.row_word[lane.tile] + first / 64 + w];
         if (left < 64) dropped &= (uint64_t{1} << left) - 1;
+        const int64_t behind = begin - first - 64 * w;
+        if (behind > 0) dropped &= behind < 64 ? ~uint64_t{0} << behind : 0;
       }
       some |= dropped;
       for (int64_t i = 0; i < 64 / mean_blocks; ++i) {
@@ -307,16 +309,22 @@ struct Attend {
     return some != 0;
   }
 
-  // Keys that a row does not see, in blocks that reach beyond the diagonal.
+  // Keys that a row does not see, in blocks that reach beyond the diagonal or back beyond a row's window.
   static void mask(const Lane& lane, int64_t row, int64_t rows, const int64_t* keys, int blocks, float* s) {
     const HeadGroup& h = *lane.h;
     const int64_t at = lane.tile * q_block + row;
     for (int b = 0; b < blocks; ++b) {
-      if (keys[b] + k_block <= h.visible_keys(at)) continue;
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t seen = h.visible_keys(at + r) - keys[b];
-        for (int64_t c = seen < 0 ? 0 : seen; c < k_block; ++c) s[r * run_keys + b * k_block + c] = -__builtin_inff();
-      }
+      float* block = s + b * k_block;
+      if (keys[b] + k_block > h.end_key(at))
+        for (int64_t r = 0; r < rows; ++r) {
+          const int64_t seen = h.end_key(at + r) - keys[b];
+          for (int64_t c = seen < 0 ? 0 : seen; c < k_block; ++c) block[r * run_keys + c] = -__builtin_inff();
+        }
+      if (keys[b] < h.first_key(at + rows - 1) && keys[b] >= h.sink)
+        for (int64_t r = 0; r < rows; ++r) {
+          const int64_t behind = h.first_key(at + r) - keys[b];
+          for (int64_t c = 0; c < behind && c < k_block; ++c) block[r * run_keys + c] = -__builtin_inff();
+        }
     }
   }
 
@@ -437,7 +445,7 @@ struct Attend {
     const Scratch w = lay_out(h.shape, lanes, arena);
     for (int64_t u = 0; u < lanes; ++u)
       start(h, static_cast<int>(u % h.shape.group), begin + u / h.shape.group, w.lanes[u]);
-    const int64_t blocks = h.visible_blocks(end - 1);
+    const int64_t blocks = h.end_block(end - 1);
     for (int64_t first = 0; first < blocks; first += chunk_blocks) {
       uint32_t any = 0;
       for (int64_t u = 0; u < lanes; ++u) any |= kept(w.lanes[u], first);

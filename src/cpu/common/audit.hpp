@@ -5,7 +5,7 @@
 //
 //   for each run of 4 key blocks:
 //     pack K and V in f32                              <- shared by all lanes
-//     for the lanes that see any of them (a suffix):   S = Q K^T, mask, P = 2^(S c - m), kept += P of kept blocks,
+//     for the lanes from the first that sees any:      S = Q K^T, mask, P = 2^(S c - m), kept += P of kept blocks,
 //                                                      O += P V
 //   exact = O / l; error = |out - exact|_1, size = |exact|_1, mass = kept / l
 //
@@ -31,9 +31,12 @@ public:
     Lanes w = lay_out(h.shape, arena);
     w.h = &h, w.rows = rows, w.begin = begin, w.count = end - begin;
     start(w);
-    const int64_t blocks = (h.visible_keys(w.row(w.count - 1)) + k_block - 1) / k_block;
-    for (int64_t first = 0; first < blocks; first += run_blocks)
+    const int64_t blocks = (h.end_key(w.row(w.count - 1)) + k_block - 1) / k_block;
+    for (int64_t first = 0; first < blocks; first += run_blocks) {
+      // No row sees any of them.
+      if ((first + run_blocks) * k_block <= h.first_key(w.row(0)) && first >= h.sink_blocks()) continue;
       step(w, first, blocks - first < run_blocks ? static_cast<int>(blocks - first) : run_blocks);
+    }
     for (int64_t i = 0; i < w.count; ++i) to[i] = compare(w, i);
   }
 
@@ -91,7 +94,7 @@ private:
       MixF32::pack_v(h, key, keys, w.v[b]);
     }
     int64_t lane = 0;
-    while (h.visible_keys(w.row(lane)) <= first * k_block) ++lane;
+    while (h.end_key(w.row(lane)) <= first * k_block) ++lane;
     lane = lane / row_step * row_step;
     const int64_t padded = (w.count + row_step - 1) / row_step * row_step - lane;
     ScoreF32::scores(h, padded, w.q + lane * d, nullptr, w.k, blocks, w.s);
@@ -99,8 +102,11 @@ private:
     for (int64_t i = 0; i < padded; ++i) {
       float *s = w.s + i * run_keys, *p = w.p + i * run_keys;
       // Lanes that are there to fill up see nothing.
-      const int64_t seen = lane + i < w.count ? h.visible_keys(w.row(lane + i)) - first * k_block : 0;
+      const int64_t seen = lane + i < w.count ? h.end_key(w.row(lane + i)) - first * k_block : 0;
       for (int64_t c = seen < 0 ? 0 : seen; c < columns; ++c) s[c] = -__builtin_inff();
+      const int64_t behind = lane + i < w.count ? h.first_key(w.row(lane + i)) - first * k_block : 0;
+      const int64_t sink = h.sink - first * k_block;
+      for (int64_t c = sink < 0 ? 0 : sink; c < behind && c < columns; ++c) s[c] = -__builtin_inff();
       soften(w, lane + i, first, blocks, s, p);
     }
     MixF32::mix(h, padded, w.p, w.v, blocks, w.o + lane * d);
@@ -114,7 +120,7 @@ private:
     if (lane >= w.count) return;
     if (w.m[lane] != before) w.kept[lane] *= static_cast<double>(__builtin_exp2f(before - w.m[lane]));
     for (int b = 0; b < blocks; ++b)
-      if ((first + b) * k_block < w.h->visible_keys(w.row(lane)) && keeps(w, lane, first + b))
+      if ((first + b) * k_block < w.h->end_key(w.row(lane)) && keeps(w, lane, first + b))
         w.kept[lane] += static_cast<double>(sum_lanes(load(p + b * k_block) + load(p + b * k_block + 16)));
   }
 

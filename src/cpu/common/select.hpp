@@ -225,10 +225,10 @@ struct Select {
   // INT64_MAX).
   static int64_t reference(const HeadGroup& h, int64_t tile, const Scratch& w) {
     const int32_t d = h.shape.head_dim;
-    const int64_t visible = h.visible_blocks(tile), local = h.local_block(tile);
+    const int64_t end = h.end_block(tile), sink = h.sink_end(tile), local = h.local_block(tile);
     alignas(64) float x[k_block * 256];
     int64_t n = 0;
-    for (int64_t b = 0; b < visible; b = b + 1 == h.sink_blocks() && local > b + 1 ? local : b + 1) {
+    for (int64_t b = sink > 0 ? 0 : local; b < end; b = b + 1 == sink && local > b + 1 ? local : b + 1) {
       const int64_t key = b * k_block, keys = h.k_len - key < k_block ? h.k_len - key : k_block;
       smooth(h, key, keys, x);
       for (int64_t j = 0; j < k_block; ++j, ++n) {
@@ -398,17 +398,18 @@ struct Select {
   // ---- walk ----
 
   static void start(const HeadGroup& h, int head, int64_t tile, int64_t n_reference, Lane& lane, const Scratch& w) {
-    const int64_t visible = h.visible_blocks(tile);
+    const int64_t begin = h.first_block(tile), end = h.end_block(tile);
+    const Sight::Candidates candidates = h.candidates(tile);
     lane.head = head;
     lane.tile = tile;
     lane.rows = h.rows(tile);
     lane.bits = h.bits + head * h.head_words + h.row_word[tile];
-    lane.first = h.sink_blocks() < visible ? h.sink_blocks() : visible;
-    lane.last = h.local_block(tile) > lane.first ? h.local_block(tile) : lane.first;
+    lane.first = candidates.first, lane.last = candidates.last;
     for (int64_t i = 0; i < h.row_word[tile + 1] - h.row_word[tile]; ++i) lane.bits[i] = 0;
     const bool dense = h.dense || h.thresholds[head] == 0;
-    keep(lane.bits, 0, lane.first);
-    keep(lane.bits, dense ? lane.first : lane.last, visible);
+    keep(lane.bits, 0, h.sink_blocks() < begin ? h.sink_blocks() : begin);
+    keep(lane.bits, begin, lane.first);
+    keep(lane.bits, dense ? lane.first : lane.last, end);
     if (dense || is_local(h.thresholds[head])) lane.last = lane.first;
     if (lane.first == lane.last) return;
     for (int64_t r = 0; r < lane.rows; ++r)
@@ -419,7 +420,8 @@ struct Select {
   }
 
   static bool needs_reference(const HeadGroup& h, int64_t tile) {
-    return h.scanned() && h.reference == nullptr && h.local_block(tile) > h.sink_blocks();
+    const Sight::Candidates candidates = h.candidates(tile);
+    return h.scanned() && h.reference == nullptr && candidates.last > candidates.first;
   }
 
   static void item(const HeadGroup& h, int64_t begin, int64_t end, void* scratch) {
@@ -428,16 +430,18 @@ struct Select {
     const int64_t lanes = (end - begin) * group;
     const Scratch w = lay_out(h.shape, lanes, arena);
     Scan::begin();
-    int64_t last = 0;
+    int64_t first = INT64_MAX, last = 0;
     for (int64_t t = begin; t < end; ++t) {
       const int64_t n = needs_reference(h, t) ? reference(h, t, w) : 0;
       for (int g = 0; g < group; ++g) {
         Lane& lane = w.lanes[(t - begin) * group + g];
         start(h, g, t, n, lane, w);
-        if (lane.last > lane.first && lane.last > last) last = lane.last;
+        if (lane.last == lane.first) continue;
+        if (lane.first < first) first = lane.first;
+        if (lane.last > last) last = lane.last;
       }
     }
-    for (int64_t first = h.sink_blocks(); first < last; first += scan_blocks)
+    for (; first < last; first += scan_blocks)
       scan(h, w, lanes, first, first + scan_blocks < last ? first + scan_blocks : last);
     Scan::end();
   }
@@ -454,14 +458,14 @@ struct Select {
     }
     for (int64_t u = 0; u < lanes; ++u) {
       const Lane& lane = w.lanes[u];
-      const int64_t end = lane.last < last ? lane.last : last;
-      if (first >= end) continue;
+      const int64_t begin = lane.first > first ? lane.first : first, end = lane.last < last ? lane.last : last;
+      if (begin >= end) continue;
       if (h.shape.format != SALE_INT4) {
-        vote_int8(h, lane, w.chunk, first, end - first);
+        vote_int8(h, lane, w.chunk + (begin - first) * bytes, begin, end - begin);
         continue;
       }
       const float* bias = h.bias + lane.head * h.bias_stride();
-      for (int64_t b = first; b < end; ++b)
+      for (int64_t b = begin; b < end; ++b)
         if (vote_int4(h, lane, w, w.chunk + (b - first) * bytes, h.index.scales + b * 4, bias + b * k_block))
           keep(lane.bits, b, b + 1);
     }

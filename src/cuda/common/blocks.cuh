@@ -16,10 +16,9 @@ struct Place {
 };
 
 __device__ __forceinline__ int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-__device__ __forceinline__ int64_t visible_keys(const Sequence& s, int64_t row) { return s.end_key(row); }
 // Block numbers fit 32 bits: max_keys.
 template <int64_t tile_rows>
-__device__ __forceinline__ int32_t visible_blocks(const Sequence& s, int64_t tile) {
+__device__ __forceinline__ int32_t end_block(const Sequence& s, int64_t tile) {
   return static_cast<int32_t>(s.end_block(tile, tile_rows));
 }
 __device__ __forceinline__ int32_t local_block(const Sequence& s, int64_t row, int32_t local) {
@@ -31,17 +30,49 @@ __device__ __forceinline__ uint64_t* tile_bits(const Common& c, const Sequence& 
 __device__ __forceinline__ uint64_t bits_below(int32_t n) {
   return n <= 0 ? uint64_t{0} : n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1;
 }
+// Bits [begin, end) of a row of bits, those of its word w.
+__device__ __forceinline__ uint64_t bits_between(int32_t begin, int32_t end, int32_t w) {
+  return bits_below(end - 64 * w) & ~bits_below(begin - 64 * w);
+}
+// A tile's row of block bits as selection leaves it.
+struct RowOfBits {
+  int32_t begin, end, sink;     // the tile sees blocks [begin, end) and those of [0, sink) that are below end
+  int32_t first = 0, last = 0;  // candidates; the others are kept
+
+  __device__ RowOfBits(const Common& c, const Sequence& s, int64_t tile, int64_t rows, bool drops)
+      : begin(static_cast<int32_t>(s.first_block(tile, rows))),
+        end(static_cast<int32_t>(s.end_block(tile, rows))),
+        sink(static_cast<int32_t>(s.sink_blocks())) {
+    if (!drops) return;
+    const Sight::Candidates asked = s.candidates(tile, rows, c.sink, c.local);
+    first = static_cast<int32_t>(asked.first), last = static_cast<int32_t>(asked.last);
+  }
+  __device__ int32_t words() const { return (end + 63) / 64; }
+  __device__ uint64_t word(int32_t w, uint64_t votes) const {
+    const uint64_t asked = bits_between(first, last, w), seen = ~bits_below(begin - 64 * w) | bits_below(sink - 64 * w);
+    return ((votes & asked) | ~asked) & seen & bits_below(end - 64 * w);
+  }
+};
+// Whether something of a head's tile may be dropped, and whether it has to be looked at.
+__device__ __forceinline__ bool drops(const Common& c, const Sequence& s, int32_t head, int64_t tile, int64_t rows) {
+  const Sight::Candidates asked = s.candidates(tile, rows, c.sink, c.local);
+  return s.dense == 0 && c.thresholds[head] != 0 && asked.last > asked.first;
+}
 __device__ __forceinline__ int32_t mean_end(const Sequence& s, int64_t row, int32_t local) {
   return static_cast<int32_t>(s.mean_end(row, local));
 }
-// How many of the blocks of each of the pseudo-keys 4 w .. 4 w + 3 are dropped and below `end`, a byte each. row: of
-// block bits.
-__device__ __forceinline__ uint32_t dropped_counts(const uint64_t* row, int32_t w, int32_t end) {
+// From which on they count; at the sequence's end at the latest.
+__device__ __forceinline__ int32_t mean_begin(const Common& c, const Sequence& s, int64_t tile, int64_t rows) {
+  return c.windowed == 0 ? 0 : static_cast<int32_t>(least(s.mean_begin(tile, rows), Sight::blocks_of(s.k_len)));
+}
+// How many of the blocks of each of the pseudo-keys 4 w .. 4 w + 3 are dropped and in [begin, end), a byte each. row:
+// of block bits.
+__device__ __forceinline__ uint32_t dropped_counts(const uint64_t* row, int32_t w, int32_t begin, int32_t end) {
   constexpr auto of_mean = static_cast<int32_t>(mean_blocks);
   static_assert(64 % (4 * of_mean) == 0);
   const int32_t first = w * 4 * of_mean, word = first / 64;
   if (first >= end) return 0;
-  const uint64_t x = (~row[word] & bits_below(end - word * 64)) >> first % 64;
+  const uint64_t x = (~row[word] & bits_below(end - word * 64) & ~bits_below(begin - word * 64)) >> first % 64;
   uint32_t counts = 0;
 #pragma unroll
   for (int i = 0; i < 4; ++i)

@@ -47,6 +47,7 @@ struct Common {
   int32_t q_heads, kv_heads, group, head_dim;
   int32_t dtype;  // sale_dtype: SALE_F16 or SALE_BF16
   int32_t sink, local;
+  int32_t windowed;  // some sequence's rows have left keys behind
   float scale;
   int32_t page_size;          // 0: not paged
   int64_t pages;              // page table row length
@@ -207,7 +208,7 @@ struct AuditCall {
   const uint16_t *q, *out;  // the sequence's first row, head 0
   int64_t q_head, q_token, out_head, out_token;
   int32_t dtype, head_dim, kv_heads, group;
-  int64_t k_len, q_offset;
+  Sight sight;
   const uint64_t* bits;  // the sequence's: head h's at bits + h * words,
   int64_t words;
   const int64_t* row_word;  // tile t's at row_word[t] after that

@@ -116,6 +116,27 @@ __device__ __forceinline__ void mask(float (&s)[16 * blocks], const int32_t (&id
   }
 }
 
+// Nor do keys count that a row's window has left behind, before the `first` that it sees; those of blocks below `sink`
+// do.
+template <int blocks>
+__device__ __forceinline__ void mask_behind(float (&s)[16 * blocks], const int32_t (&id)[blocks], int32_t first0,
+                                            int32_t first1, int32_t sink) {
+  const int column = threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int b = 0; b < blocks; ++b) {
+    const int32_t key = id[b] * 32 + column;
+    const int32_t behind0 = id[b] < sink ? 0 : first0 - key, behind1 = id[b] < sink ? 0 : first1 - key;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        if (8 * i + e < behind0) s[4 * (4 * b + i) + e] = -INFINITY;
+        if (8 * i + e < behind1) s[4 * (4 * b + i) + 2 + e] = -INFINITY;
+      }
+    }
+  }
+}
+
 // Scores of pseudo-keys grow by the binary logarithm of how many of their blocks were dropped, and become -inf where
 // none was. counts: of lane l, those of pseudo-keys 4 l .. 4 l + 3, a byte each. scale: of scores, in base 2. What one
 // block weighs is step()'s bonus, mean_bonus.

@@ -24,6 +24,7 @@ Common common_of(const Architecture&, const Call& call, const Group& group) {
     s.row_word_at = tables.row_word_of[static_cast<size_t>(b)];
     s.batch = b;
     s.dense = from.dense;
+    c.windowed |= s.windowed() ? 1 : 0;
     s.mean_at = tables.mean_at[static_cast<size_t>(b)];
     s.block_at = tables.block_at[static_cast<size_t>(b)];
     s.mean_block_at = tables.mean_block_at[static_cast<size_t>(b)];
@@ -232,7 +233,7 @@ AuditCall audit_of(const Architecture& a, const Call& call, size_t b, int64_t fi
   c.q_head = by.q.head, c.q_token = by.q.token;
   c.out_head = by.out.head, c.out_token = by.out.token;
   c.dtype = x.dtype, c.head_dim = x.head_dim, c.kv_heads = x.kv_heads, c.group = p.group;
-  c.k_len = s.sight.k_len, c.q_offset = s.sight.q_offset;
+  c.sight = s.sight;
   c.bits = call.bits + s.bits_at, c.words = s.words;
   c.row_word = part<int64_t>(call, t.row_word_at) + t.row_word_of[b];
   c.tile_rows = a.tile_rows;

@@ -55,7 +55,7 @@ struct Keys16 {
       weigh_means(s, step.counts, softmax.scale);
       softmax.step(s, shrink, mean_bonus / softmax.scale);
     } else {
-      if (!seen_whole(step, work)) mask(s, step.id, work.visible(lane_row()), work.visible(lane_row() + 8));
+      if (!seen_whole(step, work)) hide(s, step, work);
       softmax.step(s, shrink);
     }
   }

@@ -67,18 +67,24 @@ __device__ inline Place place_of(const Common& c, int32_t number) {
 // One item as every thread sees it. Registers are what the kernels have least of: what is needed once is looked up
 // anew.
 struct Work {
+  const Common& c;
   const Sequence& s;  // among the kernel's parameters
   int32_t tile, head, kv_head;
   int32_t k_len, seen;  // seen: keys that the tile's first row sees, if there are as many
 
   __device__ Work(const Common& c, const Place& at)
-      : s(*at.sequence), tile(at.tile), head(at.head), kv_head(at.head / c.group) {
+      : c(c), s(*at.sequence), tile(at.tile), head(at.head), kv_head(at.head / c.group) {
     k_len = static_cast<int32_t>(s.k_len);
     seen = static_cast<int32_t>(least(s.q_offset + first_row() + 1, INT32_MAX - tile_rows));
   }
   __device__ int64_t first_row() const { return int64_t{tile} * tile_rows; }
   __device__ int32_t rows() const { return static_cast<int32_t>(least(s.q_len - first_row(), tile_rows)); }
   __device__ int32_t visible(int row) const { return min(k_len, seen + row); }
+  // The key from which on a row sees, where there are windows.
+  __device__ int32_t first_seen(int row) const {
+    return static_cast<int32_t>(least(s.first_key(first_row() + row), max_keys));
+  }
+  __device__ int32_t sink_blocks() const { return static_cast<int32_t>(s.sink_blocks()); }
 };
 
 // What a step works on: two blocks of keys, or two blocks of 32 means.
@@ -99,16 +105,16 @@ class Walk {
 public:
   __device__ Walk(const AttendCall& call, const Work& work)
       : row_(tile_bits(call.common, work.s, work.tile, work.head)),
-        at_((visible_blocks<tile_rows>(work.s, work.tile) + 63) / 64) {}
+        at_((end_block<tile_rows>(work.s, work.tile) + 63) / 64) {}
   __device__ __forceinline__ Step next(const AttendCall& call, const Work& work) {
     Step step{};
-    step.id[1] = next_block();
-    step.id[0] = next_block();
+    step.id[1] = next_block(work);
+    step.id[0] = next_block(work);
     if (step.id[1] < 0 && call.k_means != nullptr) {
       constexpr int32_t of_block = 32 * static_cast<int32_t>(mean_blocks), words = step_keys / 4;
-      const int32_t end = end_of_means(call, work);
+      const int32_t begin = mean_begin(call.common, work.s, work.tile, tile_rows), end = end_of_means(call, work);
       for (; !step.means && mean_ * of_block < end; mean_ += step_blocks) {
-        step.counts = dropped_counts(row_, mean_ * (32 / 4) + static_cast<int32_t>(threadIdx.x) % words, end);
+        step.counts = dropped_counts(row_, mean_ * (32 / 4) + static_cast<int32_t>(threadIdx.x) % words, begin, end);
         step.means = __any_sync(0xffffffff, step.counts != 0);
         if (step.means) step.id[0] = mean_, step.id[1] = mean_ + 1;
       }
@@ -121,8 +127,9 @@ public:
   }
 
 private:
-  __device__ __forceinline__ int32_t next_block() {
+  __device__ __forceinline__ int32_t next_block(const Work& work) {
     while (left_ == 0) {
+      if (work.c.windowed != 0 && at_ <= work.s.first_block(work.tile, tile_rows) / 64) to_sink(work);
       if (at_ == 0) return -1;
       left_ = row_[--at_];
     }
@@ -130,6 +137,8 @@ private:
     left_ ^= uint64_t{1} << bit;
     return at_ * 64 + bit;
   }
+  // What the tile's windows have left behind is empty.
+  __device__ __forceinline__ void to_sink(const Work& work) { at_ = min(at_, (work.sink_blocks() + 63) / 64); }
   const uint64_t* row_;
   uint64_t left_ = 0;  // of word at_
   int32_t at_;
@@ -159,7 +168,14 @@ __device__ __forceinline__ int lane_row() { return warp_row() + static_cast<int>
 
 // Whether the warp's rows all see the two blocks whole.
 __device__ __forceinline__ bool seen_whole(const Step& step, const Work& work) {
+  if (work.c.windowed != 0 && step.id[0] * 32 < work.first_seen(warp_row() + 15)) return false;
   return step.id[0] >= 0 && step.id[1] < work.visible(warp_row()) / 32;
+}
+// Scores of keys that this lane's rows do not see become -inf.
+__device__ __forceinline__ void hide(float (&s)[step_keys / 2], const Step& step, const Work& work) {
+  const int row = lane_row();
+  mask(s, step.id, work.visible(row), work.visible(row + 8));
+  if (work.c.windowed != 0) mask_behind(s, step.id, work.first_seen(row), work.first_seen(row + 8), work.sink_blocks());
 }
 
 // Row `row` of the tile's queries.

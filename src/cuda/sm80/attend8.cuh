@@ -175,7 +175,7 @@ struct Keys8 {
     if (step.means)
       weigh_means(s, step.counts, softmax.scale);
     else
-      mask(s, step.id, work.visible(lane_row()), work.visible(lane_row() + 8));
+      hide(s, step, work);
     softmax.step(s, shrink, step.means ? mean_bonus : 0.0f);
   }
 };

@@ -54,8 +54,9 @@ __device__ void load_rows(const AuditCall& c, const Tokens& from, int32_t kv_hea
                           uint16_t (&to)[half_keys][D + 8]) {
   for (int i = threadIdx.x; i < half_keys * (D / 8); i += threads) {
     const int row = i / (D / 8), part = i % (D / 8) * 8;
-    const bool present = first + row < c.k_len;
-    ptx::copy_16(&to[row][part], cuda::token_row(from, kv_head, present ? first + row : c.k_len - 1) + part, present);
+    const bool present = first + row < c.sight.k_len;
+    const int64_t key = present ? first + row : c.sight.k_len - 1;
+    ptx::copy_16(&to[row][part], cuda::token_row(from, kv_head, key) + part, present);
   }
 }
 
@@ -117,7 +118,8 @@ __global__ void __launch_bounds__(threads, 2) partial_kernel(const __grid_consta
   const int64_t first_lane = int64_t{blockIdx.y} * lanes;
   const int t = threadIdx.x, row = t / 32 * 16 + t % 32 / 4;
   const Lane mine[2] = {{c, kv_head, first_lane + row}, {c, kv_head, first_lane + row + 8}};
-  // Rows ascend, so the last lane sees most.
+  // Rows ascend: the first lane's window reaches back the farthest, and the last lane's keys end last.
+  const Lane earliest(c, kv_head, first_lane);
   const Lane last(c, kv_head, least(first_lane + lanes, int64_t{c.n_rows} * c.group) - 1);
   const int64_t begin = int64_t{blockIdx.x} * c.range_steps;
   const int64_t end = least(begin + c.range_steps, (last.seen + step_keys - 1) / step_keys);
@@ -132,13 +134,15 @@ __global__ void __launch_bounds__(threads, 2) partial_kernel(const __grid_consta
   if (begin < end) load_queries(c, kv_head, first_lane, sh);
 #pragma unroll 1
   for (int64_t n = 2 * begin; n < 2 * end; ++n) {
+    const bool skip = cuda::is_behind(c, earliest, n, half_keys);
     __syncthreads();
-    load_rows<D>(c, c.k, kv_head, n * half_keys, sh.k);
-    load_rows<D>(c, c.v, kv_head, n * half_keys, sh.v);
+    if (!skip) load_rows<D>(c, c.k, kv_head, n * half_keys, sh.k);
+    if (!skip) load_rows<D>(c, c.v, kv_head, n * half_keys, sh.v);
     if (n % (2 * word_steps) == 0)
 #pragma unroll
       for (int r = 0; r < 2; ++r)
         if (mine[r].seen > n * half_keys) word[r] = mine[r].bits(c)[n / (2 * word_steps)];
+    if (skip) continue;
     ptx::copies_wait();
     __syncthreads();
 
@@ -146,6 +150,9 @@ __global__ void __launch_bounds__(threads, 2) partial_kernel(const __grid_consta
     multiply_qk<D, T>(scores, sh);
     const auto block = static_cast<int32_t>(2 * n);
     cuda::mask<2>(scores, {block, block + 1}, static_cast<int32_t>(mine[0].seen), static_cast<int32_t>(mine[1].seen));
+    if (c.sight.windowed())
+      cuda::mask_behind<2>(scores, {block, block + 1}, static_cast<int32_t>(mine[0].first),
+                           static_cast<int32_t>(mine[1].first), static_cast<int32_t>(c.sight.sink_blocks()));
     softmax.step(scores, shrink);
 #pragma unroll
     for (int r = 0; r < 2; ++r)

@@ -11,7 +11,6 @@ using cuda::key_place;
 using cuda::KeyPlace;
 using cuda::least;
 using cuda::local_block;
-using cuda::visible_keys;
 
 // Per (chunk of the slice, head, tile of the chunk): 64 coded rows; 64 thresholds, then scales of codes: INT4 one a
 // pair of rows (r, r + 8) of each 16, INT8 the tile's times that of scores.
@@ -39,7 +38,7 @@ __device__ __forceinline__ int bias_place(int key) { return key % 8 / 2 * 8 + ke
 
 // Whether anything between sink and local keys of a head's tile may be dropped, and whether it has to be looked at.
 __device__ __forceinline__ bool drops(const Common& c, const Sequence& s, int32_t head, int64_t tile) {
-  return !s.dense && c.thresholds[head] != 0 && local_block(s, tile * tile_rows, c.local) > c.sink / block_keys;
+  return cuda::drops(c, s, head, tile, tile_rows);
 }
 __device__ __forceinline__ bool scans(const Common& c, const Sequence& s, int32_t head, int64_t tile) {
   return drops(c, s, head, tile) && !is_local(c.thresholds[head]);

@@ -160,10 +160,10 @@ __global__ void __launch_bounds__(head_threads* max_heads)
   const int row[2] = {stand_in(at[0], n), stand_in(at[1], n)};
   const uint16_t* const from[2] = {query_row(call, s, head, first + row[0]), query_row(call, s, head, first + row[1])};
   const Rows<D> rows(from, c.dtype == SALE_BF16);
-  const int64_t seen[2] = {visible_keys(s, first + row[0]), visible_keys(s, first + row[1])};
-  // Blocks [0, sink) and [local, last).
-  const auto last = static_cast<int32_t>((visible_keys(s, first + n - 1) + block_keys - 1) / block_keys);
-  const int32_t sink = min(c.sink / static_cast<int32_t>(block_keys), last);
+  const int64_t seen[2] = {s.end_key(first + row[0]), s.end_key(first + row[1])};
+  // Blocks [0, sink) and [local, last): every row that is looked at sees them from their first key on.
+  const auto last = cuda::end_block<tile_rows>(s, tile);
+  const int32_t sink = min(static_cast<int32_t>(s.sink_end(tile, tile_rows, c.sink)), last);
   const int32_t local = max(sink, local_block(s, first, c.local));
   const float log2e = __int_as_float(0x3fb8aa3b);
   float most[2] = {-INFINITY, -INFINITY};

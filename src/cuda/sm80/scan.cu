@@ -25,8 +25,6 @@
 namespace sale::sm80 {
 namespace {
 
-using cuda::bits_below;
-
 constexpr int threads = 32 * scan_warps, chunk_keys = 128, chunk_blocks = chunk_keys / 32, stages = 3, max_heads = 4;
 constexpr int row_tiles = 4;                // of 16 rows
 constexpr int32_t shift_bits = 0x4b400000;  // 1.5 x 2^23
@@ -192,16 +190,20 @@ __global__ void __launch_bounds__(threads, bytes == 128 ? 1 : 2)
   const int32_t of_head = warp % heads, head = first_head + of_head, in_chunk = warp / heads,
                 tile = item.tile + in_chunk;
   const bool present = int64_t{tile} * tile_rows < s.q_len;
-  const int32_t sink = c.sink / static_cast<int32_t>(block_keys);
-  const auto local_of = [&](int32_t t) { return local_block(s, int64_t{t} * tile_rows, c.local); };
   const bool chosen = present && drops(c, s, head, tile), mine = chosen && scans(c, s, head, tile);
-  const int32_t local = present ? local_of(tile) : 0, end = mine ? local : 0;
-  // The last tile of the chunk has most candidates.
+  const int32_t end = mine ? local_block(s, int64_t{tile} * tile_rows, c.local) : 0;
+  // The last tile of the chunk has most candidates; with windows they begin with those of the first that has any.
   const int64_t tiles = (s.q_len + tile_rows - 1) / tile_rows;
   const auto last_tile = static_cast<int32_t>(least(item.tile + scan_warps / heads, tiles) - 1);
-  bool any = false;
-  for (int32_t h = 0; h < heads; ++h) any = any || scans(c, s, first_head + h, last_tile);
-  const int32_t blocks = any ? local_of(last_tile) : 0, n_chunks = (blocks + chunk_blocks - 1) / chunk_blocks;
+  int32_t begin = 0, n_chunks = 0;
+  for (int32_t t = c.windowed != 0 ? item.tile : last_tile; t <= last_tile; ++t) {
+    bool any = false;
+    for (int32_t h = 0; h < heads; ++h) any = any || scans(c, s, first_head + h, t);
+    if (!any) continue;
+    const Sight::Candidates asked = s.candidates(t, tile_rows, c.sink, c.local);
+    if (n_chunks == 0) begin = static_cast<int32_t>(asked.first) / 64 * (64 / chunk_blocks);  // whole words of votes
+    n_chunks = (static_cast<int32_t>(asked.last) + chunk_blocks - 1) / chunk_blocks;
+  }
 
   const auto fetch_chunk = [&](int32_t n) {
     if (n < n_chunks)
@@ -209,23 +211,23 @@ __global__ void __launch_bounds__(threads, bytes == 128 ? 1 : 2)
     else
       ptx::copies_commit();
   };
-  for (int n = 0; n < stages - 1; ++n) fetch_chunk(n);
+  for (int n = 0; n < stages - 1; ++n) fetch_chunk(begin + n);
 
   uint64_t* row = present ? cuda::tile_bits(c, s, tile, head) : nullptr;
-  const int32_t visible = present ? cuda::visible_blocks<tile_rows>(s, tile) : 0;
+  const cuda::RowOfBits bits(c, s, present ? tile : 0, tile_rows, chosen);
   // 64 blocks of the row of bits: votes between sink and local, everything else kept.
   const auto write = [&](int32_t w, uint64_t votes) {
-    uint64_t bits = ~uint64_t{0};
-    if (chosen) bits = votes | bits_below(sink - 64 * w) | ~bits_below(local - 64 * w);
-    if (lane == 0) row[w] = bits & bits_below(visible - 64 * w);
+    if (lane == 0) row[w] = bits.word(w, votes);
   };
+  if (present)
+    for (int32_t w = 0; w < min(begin * chunk_blocks / 64, bits.words()); ++w) write(w, 0);
   if (n_chunks > 0) {
     // Warps without candidates read what was never written and vote on nothing.
     const auto rows = load_rows<bytes, int4>(query_place(call, chunk, head, mine ? in_chunk : 0));
     uint64_t votes = 0;
     uint32_t word = 0;
 #pragma unroll 1
-    for (int32_t n = 0; n < n_chunks; ++n) {
+    for (int32_t n = begin; n < n_chunks; ++n) {
       ptx::copies_wait<stages - 2>();
       __syncthreads();  // the chunk is there, and everyone is done with the stage that comes next
       fetch_chunk(n + stages - 1);
@@ -246,7 +248,7 @@ __global__ void __launch_bounds__(threads, bytes == 128 ? 1 : 2)
         votes |= uint64_t{word} << at % 2 * 32;
         word = 0;
         if (at % 2 == 1 || done >= end) {
-          if (at / 2 < (visible + 63) / 64) write(at / 2, votes);
+          if (at / 2 < bits.words()) write(at / 2, votes);
           votes = 0;
         }
       }
@@ -254,7 +256,7 @@ __global__ void __launch_bounds__(threads, bytes == 128 ? 1 : 2)
   }
   ptx::copies_wait();
   if (!present) return;
-  for (int32_t w = (end + 63) / 64; w < (visible + 63) / 64; ++w) write(w, 0);
+  for (int32_t w = max((end + 63) / 64, begin * chunk_blocks / 64); w < bits.words(); ++w) write(w, 0);
 }
 
 template <int bytes, bool int4>

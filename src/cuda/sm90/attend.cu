@@ -112,11 +112,12 @@ __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
       store_nothing<D>(call, work, group);
       continue;
     }
-    // What rows r and r + 8 see; blocks below `whole` are seen whole by every row of the group.
+    // What rows r and r + 8 see; blocks from `from` on and below `whole` are seen whole by every row of the group.
     const int32_t limit[2] = {work.visible(group * 64 + row), work.visible(group * 64 + row + 8)};
     const int32_t whole = work.visible(group * 64) / static_cast<int32_t>(block_keys);
-    const auto hide = [&](float(&x)[64], const int4& ids) {
-      if (ids.x < 0 || ids.w >= whole) mask(x, ids, limit[0], limit[1]);
+    const int32_t from = whole_from(c, work, group);
+    const auto hide_some = [&](float(&x)[64], const int4& ids) {
+      if (ids.x < from || ids.w >= whole) hide(x, c, work, ids, limit, group * 64 + row);
     };
 
     float o[D / 2], scores[64], shrink[2];
@@ -127,7 +128,7 @@ __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
     barrier_wait(&sh.q_full[qr.index], qr.parity);
 
     {
-      const uint32_t counts = counts_of(work, 0);
+      const uint32_t counts = counts_of(c, work, 0);
       barrier_wait(&sh.k_full[kr.index], kr.parity);
       const int4 ids = read_once(*reinterpret_cast<const int4*>(sh.ids[kr.index]));
       wgmma_fence();
@@ -141,7 +142,7 @@ __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
       if (means)
         weigh_means(scores, counts, softmax.scale);
       else
-        hide(scores, ids);
+        hide_some(scores, ids);
       softmax.step(scores, shrink, means ? bonus : 0.0f);
       round_p<T>(scores, prob);
       if (!means && ids.w >= work.k_len / static_cast<int32_t>(block_keys)) {
@@ -151,7 +152,7 @@ __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
     }
 #pragma unroll 1
     for (int32_t n = 1; n < work.steps; ++n) {
-      const uint32_t counts = counts_of(work, n);
+      const uint32_t counts = counts_of(c, work, n);
       barrier_wait(&sh.k_full[kr.index], kr.parity);
       const int4 ids = read_once(*reinterpret_cast<const int4*>(sh.ids[kr.index]));
       named_sync(1 + group, 128 * groups);
@@ -168,7 +169,7 @@ __device__ void consume(const AttendCall& call, Shared<Exact<D>>& sh) {
       release(&sh.k_empty[kr.index]);
       kr.next();
       if (n < work.kept) {
-        hide(scores, ids);
+        hide_some(scores, ids);
         softmax.step(scores, shrink);
       } else {
         weigh_means(scores, counts, softmax.scale);

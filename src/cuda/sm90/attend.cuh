@@ -155,11 +155,11 @@ __device__ inline Work look_up(const AttendCall& call, int32_t number) {
             s.q_start + first,
             tile_bits(c, s, p.tile, p.head),
             mean_end(s, first, c.local)};
-  const int32_t n_words = (visible_blocks(s, p.tile) + 63) / 64;
+  const int32_t n_words = (end_block(s, p.tile) + 63) / 64, begin = mean_begin(c, s, p.tile, tile_rows);
   int32_t kept = 0, dropped = 0;
   for (int32_t w = threadIdx.x % 32; w < n_words; w += 32) {
     kept += __popcll(work.bits[w]);
-    dropped += __popcll(~work.bits[w] & bits_below(work.mean_end - 64 * w));
+    dropped += __popcll(~work.bits[w] & bits_below(work.mean_end - 64 * w) & ~bits_below(begin - 64 * w));
   }
   work.kept = work.steps = (__reduce_add_sync(0xffffffff, kept) + step_blocks - 1) / step_blocks;
   constexpr int32_t step_of_means = step_keys * static_cast<int32_t>(mean_blocks);  // blocks
@@ -216,7 +216,7 @@ __device__ void produce(const AttendCall& call, Shared<P>& sh) {
       }
       qr.next();
     }
-    Bits bits(work.bits, (visible_blocks(s, work.tile) + 63) / 64);
+    Bits bits(work.bits, (end_block(s, work.tile) + 63) / 64);
     for (int32_t n = 0; n < work.steps; ++n) {
       Gathered g;
       g.means = n >= work.kept;
@@ -246,11 +246,32 @@ __device__ __forceinline__ void mask(float (&s)[64], const int4& ids, int32_t li
   const int32_t id[step_blocks] = {ids.x, ids.y, ids.z, ids.w};
   cuda::mask<step_blocks>(s, id, limit0, limit1);
 }
+// Where there are windows: the key from which on the row of a tile sees.
+__device__ __forceinline__ int32_t first_seen(const Common& c, const Work& work, int row) {
+  const int64_t key = c.sequences[work.sequence].first_key(int64_t{work.tile} * tile_rows + row);
+  return static_cast<int32_t>(least(key, cuda::max_keys));
+}
+// Blocks from this one on are seen from their first key on by every row of a group.
+__device__ __forceinline__ int32_t whole_from(const Common& c, const Work& work, int group) {
+  constexpr auto keys = static_cast<int32_t>(block_keys);
+  return c.windowed == 0 ? 0 : (first_seen(c, work, group * 64 + 63) + keys - 1) / keys;
+}
+// Scores of keys that rows `row` and `row` + 8 of the tile do not see become -inf. limit: keys seen by them.
+__device__ __forceinline__ void hide(float (&s)[64], const Common& c, const Work& work, const int4& ids,
+                                     const int32_t (&limit)[2], int row) {
+  mask(s, ids, limit[0], limit[1]);
+  if (c.windowed == 0) return;
+  const int32_t id[step_blocks] = {ids.x, ids.y, ids.z, ids.w};
+  cuda::mask_behind<step_blocks>(s, id, first_seen(c, work, row), first_seen(c, work, row + 8),
+                                 static_cast<int32_t>(c.sequences[work.sequence].sink_blocks()));
+}
 // For weigh_means(), of step n; 0 of a step of blocks.
-__device__ __forceinline__ uint32_t counts_of(const Work& work, int32_t n) {
+__device__ __forceinline__ uint32_t counts_of(const Common& c, const Work& work, int32_t n) {
   constexpr int words = step_keys / 4;
   if (n < work.kept) return 0;
-  return dropped_counts(work.bits, (n - work.kept) * words + static_cast<int32_t>(threadIdx.x) % words, work.mean_end);
+  const int32_t begin = c.windowed == 0 ? 0 : mean_begin(c, c.sequences[work.sequence], work.tile, tile_rows);
+  return dropped_counts(work.bits, (n - work.kept) * words + static_cast<int32_t>(threadIdx.x) % words, begin,
+                        work.mean_end);
 }
 
 // Where the rows of a group go.

@@ -213,9 +213,10 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
       store_nothing<D>(call, work, group);
       continue;
     }
-    // What rows r and r + 8 see; blocks below `whole` are seen whole by every row of the group.
+    // What rows r and r + 8 see; blocks from `from` on and below `whole` are seen whole by every row of the group.
     const int32_t limit[2] = {work.visible(group * 64 + row), work.visible(group * 64 + row + 8)};
     const int32_t whole = work.visible(group * 64) / static_cast<int32_t>(block_keys);
+    const int32_t from = whole_from(c, work, group);
     barrier_wait(&sh.q_full[qr.index], qr.parity);
     code_queries<D, T>(call, work, sh.q[qr.index], sh.own, group);
     const float row_by[2] = {sh.own.scale[group * 64 + row] * c.scale * log2e,
@@ -235,20 +236,20 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
       for (int i = 0; i < 2 * step_blocks; ++i)
         by[i / step_blocks][i % step_blocks] = row_by[i / step_blocks] * scale[i % step_blocks];
       const bool means = n >= work.kept;
-      if (!means && ids.x >= 0 && ids.w < whole && !may_be_huge<D>(row_by, scales))
+      if (!means && ids.x >= from && ids.w < whole && !may_be_huge<D>(row_by, scales))
         return step_whole(softmax, sums, scores, by, to);
 #pragma unroll
       for (int i = 0; i < 64; ++i) scores[i] = static_cast<float>(sums[i]) * by[i / 2 % 2][i / 16];
       if (means)
         weigh_means(scores, counts, softmax.scale);
       else
-        mask(scores, ids, limit[0], limit[1]);
+        hide(scores, c, work, ids, limit, group * 64 + row);
       softmax.step(scores, to, means ? mean_bonus : 0.0f);
     };
     {
       int32_t sums[64];
       float scores[64];
-      const uint32_t counts = counts_of(work, 0);
+      const uint32_t counts = counts_of(c, work, 0);
       barrier_wait(&sh.k_full[kr.index], kr.parity);
       const int4 ids = read_once(*reinterpret_cast<const int4*>(sh.ids[kr.index]));
       const float4 scales = read_once(*reinterpret_cast<const float4*>(sh.k[kr.index].scales));
@@ -267,7 +268,7 @@ __device__ void consume(const AttendCall& call, Shared<LowBitTiles<D>>& sh) {
     for (int32_t n = 1; n < work.steps; ++n) {
       int32_t sums[64];
       float scores[64], next[2];
-      const uint32_t counts = counts_of(work, n);
+      const uint32_t counts = counts_of(c, work, n);
       barrier_wait(&sh.k_full[kr.index], kr.parity);
       const int4 ids = read_once(*reinterpret_cast<const int4*>(sh.ids[kr.index]));
       const float4 scales = read_once(*reinterpret_cast<const float4*>(sh.k[kr.index].scales));

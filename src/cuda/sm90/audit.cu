@@ -53,9 +53,9 @@ template <int D>
 __device__ void load_step(const AuditCall& c, const Tokens& from, int32_t kv_head, int64_t first, Tile<D>& to) {
   for (int i = threadIdx.x; i < step_keys * (D / 8); i += threads) {
     const int row = i / (D / 8), part = i % (D / 8);
-    const bool present = first + row < c.k_len;
-    copy_16(&to[part / 8][swizzled(row, part)],
-            token_row(from, kv_head, present ? first + row : c.k_len - 1) + part * 8, present);
+    const bool present = first + row < c.sight.k_len;
+    const int64_t key = present ? first + row : c.sight.k_len - 1;
+    copy_16(&to[part / 8][swizzled(row, part)], token_row(from, kv_head, key) + part * 8, present);
   }
 }
 
@@ -81,7 +81,8 @@ __global__ void __launch_bounds__(threads, 2) partial_kernel(const __grid_consta
   const int64_t first_lane = int64_t{blockIdx.y} * lanes;
   const int t = threadIdx.x, row = t / 32 * 16 + t % 32 / 4;
   const Lane mine[2] = {{c, kv_head, first_lane + row}, {c, kv_head, first_lane + row + 8}};
-  // Rows ascend, so the last lane sees most.
+  // Rows ascend: the first lane's window reaches back the farthest, and the last lane's keys end last.
+  const Lane earliest(c, kv_head, first_lane);
   const Lane last(c, kv_head, least(first_lane + lanes, int64_t{c.n_rows} * c.group) - 1);
   const int64_t begin = int64_t{blockIdx.x} * c.range_steps;
   const int64_t end = least(begin + c.range_steps, (last.seen + step_keys - 1) / step_keys);
@@ -96,13 +97,15 @@ __global__ void __launch_bounds__(threads, 2) partial_kernel(const __grid_consta
   if (begin < end) load_queries(c, kv_head, first_lane, sh);
 #pragma unroll 1
   for (int64_t n = begin; n < end; ++n) {
+    const bool skip = cuda::is_behind(c, earliest, n, step_keys);
     __syncthreads();
-    load_step<D>(c, c.k, kv_head, n * step_keys, sh.k);
-    load_step<D>(c, c.v, kv_head, n * step_keys, sh.v);
+    if (!skip) load_step<D>(c, c.k, kv_head, n * step_keys, sh.k);
+    if (!skip) load_step<D>(c, c.v, kv_head, n * step_keys, sh.v);
     if (n % word_steps == 0)
 #pragma unroll
       for (int r = 0; r < 2; ++r)
         if (mine[r].seen > n * step_keys) word[r] = mine[r].bits(c)[n / word_steps];
+    if (skip) continue;
     copies_wait();
     fence_async();
     __syncthreads();
@@ -118,6 +121,10 @@ __global__ void __launch_bounds__(threads, 2) partial_kernel(const __grid_consta
     const auto block = static_cast<int32_t>(n) * step_blocks;
     mask(scores, {block, block + 1, block + 2, block + 3}, static_cast<int32_t>(mine[0].seen),
          static_cast<int32_t>(mine[1].seen));
+    if (c.sight.windowed())
+      cuda::mask_behind<step_blocks>(scores, {block, block + 1, block + 2, block + 3},
+                                     static_cast<int32_t>(mine[0].first), static_cast<int32_t>(mine[1].first),
+                                     static_cast<int32_t>(c.sight.sink_blocks()));
     softmax.step(scores, shrink);
 #pragma unroll
     for (int r = 0; r < 2; ++r)

@@ -12,13 +12,13 @@ using cuda::key_place;
 using cuda::KeyPlace;
 using cuda::least;
 using cuda::local_block;
+using cuda::mean_begin;
 using cuda::mean_end;
 using cuda::Place;
 using cuda::tile_bits;
-using cuda::visible_keys;
 
-__device__ __forceinline__ int32_t visible_blocks(const Sequence& s, int64_t tile) {
-  return cuda::visible_blocks<tile_rows>(s, tile);
+__device__ __forceinline__ int32_t end_block(const Sequence& s, int64_t tile) {
+  return cuda::end_block<tile_rows>(s, tile);
 }
 
 }  // namespace sale::sm90

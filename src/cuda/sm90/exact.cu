@@ -136,8 +136,8 @@ __global__ void __launch_bounds__(threads) exact_kernel(const __grid_constant__ 
   const Common& c = call.common;
   const int32_t half = blockIdx.x % 2, head = blockIdx.y, kv_head = head / c.group, item = first_item + blockIdx.x / 2;
   const Sequence& s = c.sequences[c.items[item].sequence];
-  if (s.dense || !is_scanned(c.thresholds[head])) return;
-  const int64_t first_row = int64_t{c.items[item].tile} * tile_rows + half * half_rows;
+  const int64_t tile = c.items[item].tile, first_row = tile * tile_rows + half * half_rows;
+  if (is_local(c.thresholds[head]) || !cuda::drops(c, s, head, tile, tile_rows)) return;
   const int row = threadIdx.x % half_rows, part = threadIdx.x / half_rows;
   const bool present = first_row + row < s.q_len, bf16 = c.dtype == SALE_BF16;
   const uint16_t* q = static_cast<const uint16_t*>(call.exact.q) + s.batch * call.exact.q_batch +
@@ -217,11 +217,10 @@ __global__ void __launch_bounds__(threads) exact_kernel(const __grid_constant__ 
 
   // The reference.
   const int64_t end_row = least(first_row + half_rows, s.q_len) - 1;
-  const int32_t last =
-      first_row < s.q_len ? static_cast<int32_t>((visible_keys(s, end_row) + block_keys - 1) / block_keys) : 0;
-  const int32_t sink = min(c.sink / static_cast<int32_t>(block_keys), last);
+  const int32_t last = first_row < s.q_len ? static_cast<int32_t>(Sight::blocks_of(s.end_key(end_row))) : 0;
+  const int32_t sink = min(static_cast<int32_t>(s.sink_end(tile, tile_rows, c.sink)), last);
   const int32_t local = max(sink, local_block(s, first_row, c.local));
-  const int64_t seen = visible_keys(s, first_row + row);
+  const int64_t seen = s.end_key(first_row + row);
   const float row_factor = __fmul_rn(rho.rho, c.scale);
   const float log2e = __int_as_float(0x3fb8aa3b);
   float most = -INFINITY;

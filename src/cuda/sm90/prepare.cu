@@ -45,15 +45,15 @@ struct Shared {
   alignas(1024) uint16_t q[max_heads][pieces][half_rows * 64];  // only as many heads as a thread block has are there
 };
 
-// The reference blocks of a half: the sink, then from the first local block on to the last one seen. None where every
-// row's reference is given.
+// The reference blocks of a half: the tile's sink, then from the half's first local block on to the last one seen. None
+// where every row's reference is given.
 struct Reference {
   int32_t sink, first, last;  // blocks [0, sink) and [first, last)
   __device__ Reference(const Common& c, const Sequence& s, int64_t row, bool given) : sink(0), first(0), last(0) {
     if (given) return;
     const int64_t end = least(row + half_rows, s.q_len) - 1;
-    last = static_cast<int32_t>((visible_keys(s, end) + block_keys - 1) / block_keys);
-    sink = min(c.sink / static_cast<int32_t>(block_keys), last);
+    last = static_cast<int32_t>(Sight::blocks_of(s.end_key(end)));
+    sink = min(static_cast<int32_t>(s.sink_end(row / tile_rows, tile_rows, c.sink)), last);
     first = max(sink, local_block(s, row, c.local));
   }
   __device__ int32_t count() const { return sink + max(0, last - first); }
@@ -286,10 +286,11 @@ __global__ void __launch_bounds__(128 * max_heads + 32)
                 kv_head = first_head / c.group;
   const int32_t item = first_item + blockIdx.x / 2;
   const Sequence s = c.sequences[c.items[item].sequence];
-  const int64_t first_row = int64_t{c.items[item].tile} * tile_rows + half * half_rows;
+  const int64_t tile = c.items[item].tile, first_row = tile * tile_rows + half * half_rows;
   bool wanted = false;
   for (int32_t h = 0; h < heads; ++h) wanted = wanted || is_scanned(c.thresholds[first_head + h]);
-  if (s.dense || !wanted) return;
+  const Sight::Candidates asked = s.candidates(tile, tile_rows, c.sink, c.local);
+  if (s.dense || !wanted || asked.last == asked.first) return;
   const bool any = first_row < s.q_len;
   const Reference reference(c, s, any ? first_row : first_row - half_rows, call.reference != nullptr);
   if (threadIdx.x == 0) {
@@ -320,9 +321,9 @@ __global__ void __launch_bounds__(128 * max_heads + 32)
   const int group = warpgroup(), t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4, column = t % 4 * 2;
   const int32_t head = first_head + group;
   const float tau = c.thresholds[head], key_scale = s.scales[kv_head * s.scales_head];
-  const int32_t seen0 = static_cast<int32_t>(visible_keys(s, first_row + row));
-  const int32_t seen1 = static_cast<int32_t>(visible_keys(s, first_row + row + 8));
-  const auto whole = static_cast<int32_t>(visible_keys(s, first_row) / block_keys);  // blocks every row sees all of
+  const int32_t seen0 = static_cast<int32_t>(s.end_key(first_row + row));
+  const int32_t seen1 = static_cast<int32_t>(s.end_key(first_row + row + 8));
+  const auto whole = static_cast<int32_t>(s.end_key(first_row) / block_keys);  // blocks every row sees all of
   const float scale2 = c.scale * log2e;
   Row rows[2];
   float scores[16];

@@ -143,9 +143,10 @@ struct Maxima {
 // whose keys are streamed for all of them together.
 struct Slot {
   const Sequence* sequence;  // null: nothing to do
-  int32_t item, tile, head, first_local, lead;
-  bool drops;  // false: dense, keeps all blocks
-  bool scans;  // and has to look which: no local head
+  int32_t item, tile, head, lead;
+  int32_t first, last;  // candidates
+  bool drops;           // false: dense, keeps all blocks
+  bool scans;           // and has to look which: no local head
 };
 template <class Vote>
 struct Shared {
@@ -155,7 +156,7 @@ struct Shared {
   alignas(16) uint32_t bits[slots][2 * max_words];
   uint64_t q_full, full[Vote::stages], empty[Vote::stages];
   Slot all[slots];
-  int32_t end[slots];  // blocks to scan for the slots led by this one
+  int32_t begin[slots], end[slots];  // blocks to scan for the slots led by this one
 };
 
 __device__ Slot slot_at(const SelectCall& call, int32_t first_item, int32_t items, int32_t heads, int32_t i) {
@@ -170,8 +171,9 @@ __device__ Slot slot_at(const SelectCall& call, int32_t first_item, int32_t item
   const Item& item = c.items[first_item + s.item];
   s.sequence = &c.sequences[item.sequence];
   s.tile = item.tile;
-  s.first_local = local_block(*s.sequence, int64_t{s.tile} * tile_rows, c.local);
-  s.drops = !s.sequence->dense && c.thresholds[s.head] != 0 && s.first_local > c.sink / block_keys;
+  const Sight::Candidates asked = s.sequence->candidates(s.tile, tile_rows, c.sink, c.local);
+  s.first = static_cast<int32_t>(asked.first), s.last = static_cast<int32_t>(asked.last);
+  s.drops = cuda::drops(c, *s.sequence, s.head, s.tile, tile_rows);
   s.scans = s.drops && !is_local(c.thresholds[s.head]);
   s.lead = i;
   for (int32_t j = 0; j < i; ++j) {
@@ -202,7 +204,8 @@ __device__ void stream(const SelectCall& call, Shared<Vote>& sh) {
     const uint8_t* codes = s.codes + kv_head * s.codes_head;
     const float* scales = s.scales + kv_head * s.scales_head;
     const int64_t keys = (s.k_len + block_keys - 1) / block_keys * block_keys;
-    for (int64_t first = 0; first < int64_t{sh.end[lead]} * block_keys; first += Vote::chunk) {
+    for (int64_t first = int64_t{sh.begin[lead]} * block_keys; first < int64_t{sh.end[lead]} * block_keys;
+         first += Vote::chunk) {
       barrier_wait(&sh.empty[at], parity);
       const auto n = static_cast<uint32_t>(least(Vote::chunk, keys - first));
       if constexpr (Vote::key_scales)
@@ -217,16 +220,10 @@ __device__ void stream(const SelectCall& call, Shared<Vote>& sh) {
 // The finished row of block bits: votes between sink and local, everything else kept.
 __device__ void write_row(const SelectCall& call, const Slot& s, const uint32_t* votes) {
   const Common& c = call.common;
-  const int32_t visible = visible_blocks(*s.sequence, s.tile), sink = c.sink / static_cast<int32_t>(block_keys);
+  const cuda::RowOfBits bits(c, *s.sequence, s.tile, tile_rows, s.drops);
   uint64_t* row = tile_bits(c, *s.sequence, s.tile, s.head);
-  for (int32_t w = threadIdx.x % 128; w < (visible + 63) / 64; w += 128) {
-    uint64_t bits = ~uint64_t{0};
-    if (s.drops) {
-      const uint64_t vote = s.scans ? votes[2 * w] | uint64_t{votes[2 * w + 1]} << 32 : 0;
-      bits = vote | bits_below(sink - 64 * w) | ~bits_below(s.first_local - 64 * w);
-    }
-    row[w] = bits & bits_below(visible - 64 * w);
-  }
+  for (int32_t w = threadIdx.x % 128; w < bits.words(); w += 128)
+    row[w] = bits.word(w, s.scans ? votes[2 * w] | uint64_t{votes[2 * w + 1]} << 32 : 0);
 }
 
 template <class Vote>
@@ -235,7 +232,7 @@ __device__ void scan(const SelectCall& call, Shared<Vote>& sh) {
   const Slot& mine = sh.all[slot];
   uint32_t* bits = sh.bits[slot];
   if (mine.scans)
-    for (int32_t w = t; w < (mine.first_local + 63) / 64 * 2; w += 128) bits[w] = 0;
+    for (int32_t w = t; w < (mine.last + 63) / 64 * 2; w += 128) bits[w] = 0;
   named_sync(1 + slot, 128);
 
   constexpr int blocks = Vote::chunk / block_keys;
@@ -243,9 +240,9 @@ __device__ void scan(const SelectCall& call, Shared<Vote>& sh) {
   uint32_t parity = 0;
 #pragma unroll 1
   for (int lead = 0; lead < slots; ++lead) {
-    const int32_t end = sh.end[lead];
+    const int32_t begin = sh.begin[lead], end = sh.end[lead];
     if (!mine.scans || mine.lead != lead) {  // the keys of others
-      for (int32_t b = 0; b < end; b += blocks) {
+      for (int32_t b = begin; b < end; b += blocks) {
         barrier_wait(&sh.full[at], parity);
         if (t % 32 == 0) barrier_arrive(&sh.empty[at]);
         if (++at == Vote::stages) at = 0, parity ^= 1;
@@ -259,7 +256,7 @@ __device__ void scan(const SelectCall& call, Shared<Vote>& sh) {
                            row_descriptor(shared_address(&sh.q[slot][half_rows * Vote::width]), Vote::width)};
     uint32_t word = 0;  // what this thread saw of 32 blocks
 #pragma unroll 1
-    for (int32_t b = 0; b < end; b += blocks) {
+    for (int32_t b = begin; b < end; b += blocks) {
       barrier_wait(&sh.full[at], parity);
       const uint64_t keys = row_descriptor(shared_address(sh.k[at]), Vote::width);
       typename Vote::Sum sums[64];
@@ -309,10 +306,11 @@ __global__ void __launch_bounds__(threads, 1)
     sh.all[threadIdx.x] = slot_at(call, first_item, items, heads, static_cast<int32_t>(threadIdx.x));
   __syncthreads();
   if (threadIdx.x < slots) {
-    int32_t end = 0;
+    int32_t begin = INT32_MAX, end = 0;
     for (const Slot& s : sh.all)
-      if (s.scans && s.lead == static_cast<int32_t>(threadIdx.x)) end = max(end, s.first_local);
-    sh.end[threadIdx.x] = end;
+      if (s.scans && s.lead == static_cast<int32_t>(threadIdx.x)) begin = min(begin, s.first), end = max(end, s.last);
+    // Votes leave by words of 32 blocks.
+    sh.begin[threadIdx.x] = begin / 32 * 32, sh.end[threadIdx.x] = end;
   }
   __syncthreads();
   if (threadIdx.x >= 128 * slots) {
