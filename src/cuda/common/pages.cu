@@ -4,8 +4,8 @@
 // hundredth of the scan of a chunk of 8192 rows over them; a scan that reads pages would save that and cost every tile
 // a look into the table.
 //
-// Pages that say themselves what they hold: reading sorts out the blocks that are not coded, in any order, since each is
-// coded by itself; coding and writing go over these.
+// Pages that say themselves what they hold: reading sorts out the blocks that are not coded, in any order, since each
+// is coded by itself; coding and writing go over these.
 #include "cuda/common/blocks_of.cuh"
 
 namespace sale::cuda {
