@@ -20,6 +20,7 @@ Thresholds are those of SALE_CALIBRATION (docs/serving.md). On a machine without
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import pathlib
@@ -192,7 +193,8 @@ def measure(args, backend: str, folder: str, found: dict) -> None:
             "lengths": [len(p.ids) for p in prompts], "tokens": alone,
             **{name: [right(tokenizer.decode(x), p) for x, p in zip(made, prompts)] for name, made in (("alone", alone), ("mixed", mixed))},
         }  # fmt: skip
-    del engine
+    del engine, session
+    gc.collect()
     if "prefix" in args.parts:
         engine = Engine(args, backend, folder, cached=True)
         begun = piece(17, args.long - 4096 if args.long > 8192 else args.long // 2)

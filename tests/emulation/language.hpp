@@ -157,6 +157,12 @@ T atomicMax(T* p, T x) {
   *p = std::max(before, x);
   return before;
 }
+template <class T>
+T atomicMin(T* p, T x) {
+  const T before = *p;
+  *p = std::min(before, x);
+  return before;
+}
 // The runtime's own is for pointers to void; kernels have no attributes here.
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {

@@ -44,7 +44,7 @@ class Measuring:
             command=f"SALE_CALIBRATION=auto, {tokens} tokens, {settings.prompts} prompts, budget {settings.budget}",
         )  # fmt: skip
         self._layers, self._tokens, self._done, self._say = model.layers, tokens, done, say
-        self.needed = settings.prompts * (3 if rank < model.head_dim else 2)
+        self.needed = 3 * settings.prompts  # of each pass: smoothing vectors ask for the first whatever the rank
         self._page: int | None = None  # the first of the request that is followed
         self._seen = 0  # of its tokens
         self._fed: set[int] = set()  # layers, of this step

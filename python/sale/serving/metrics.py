@@ -6,6 +6,8 @@ write to that folder, and the server shows all of it.
 
 from __future__ import annotations
 
+import weakref
+
 try:
     import prometheus_client as _prometheus
 except ImportError:
@@ -19,7 +21,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._shown: dict = {}
-        self._pages: list = []
+        self._pages: weakref.WeakSet = weakref.WeakSet()
         self._told = 0  # keys, to Prometheus
         self.reset()
 
@@ -27,7 +29,7 @@ class Metrics:
         """Totals start again; Prometheus counts on."""
         self.steps = self.tokens = self.audits = self.dense_heads = 0
         self._coded = 0  # by calls that code all of their keys
-        self._before = {pages: pages.made for pages in self._pages}
+        self._before = weakref.WeakKeyDictionary({pages: pages.made for pages in self._pages})
         self.density: dict[int, float] = {}
         self.error: dict[int, float] = {}
         self.last_state = "idle"
@@ -55,7 +57,7 @@ class Metrics:
 
     def coding(self, pages) -> None:
         """Pages of codes count for themselves, on their device."""
-        self._pages.append(pages)
+        self._pages.add(pages)
         self._before[pages] = 0
 
     @property

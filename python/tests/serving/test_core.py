@@ -248,7 +248,7 @@ def test_measuring_follows_one_request_at_a_time(tmp_path, monkeypatch):
     lines, layers, tokens = [], 2, 2048
     model = Model("org/two", layers, 4, 2, 64)
     made = session(lines, model=model, calibration="auto", tokens=1024, prompts=1, keys=tokens)
-    assert made.state == MEASURING and made.measuring.needed == 2
+    assert made.state == MEASURING and made.measuring.needed == 3
     cache = Cache([2600, 900, 2200], d=64)
     q = {b: torch.randn(n, 4, 64).bfloat16() * 3 for b, n in enumerate((2600, 900, 2200))}
 
@@ -272,6 +272,7 @@ def test_measuring_follows_one_request_at_a_time(tmp_path, monkeypatch):
     assert show((2, 300, 900), (0, 700, 1700)).row.request == 0
     assert show((0, 1700, 2600)).tokens == tokens - 1700  # cut; the first pass is done
     assert made.state == MEASURING and show((2, 0, 2100)).tokens == tokens
+    assert made.state == MEASURING and show((0, 0, 2600)).tokens == tokens
     assert made.state == SPARSE and made.measuring is None
     assert (tmp_path / "org--two.json").is_file()
     assert len(lines) == 2 and "density" in lines[1]

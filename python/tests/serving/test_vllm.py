@@ -24,13 +24,14 @@ from sale.vllm import NEWEST, release
 from vllm import LLM, SamplingParams, TokensPrompt
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-# Pages of 16 tokens: 75 for each of three requests of 1200 tokens, and one more, where each needs one more to decode.
-CHUNKED = dict(max_model_len=3584, max_num_batched_tokens=1024, max_num_seqs=6, num_gpu_blocks_override=227, enable_prefix_caching=True)
-WHOLE = dict(max_model_len=3584, max_num_batched_tokens=8192, max_num_seqs=6, enable_prefix_caching=False)
+# Pages of 32 tokens: 38 for each of three requests of 1216 tokens, and one more, where each needs one more to decode.
+CHUNKED = dict(max_model_len=3584, max_num_batched_tokens=1024, max_num_seqs=6, block_size=32, num_gpu_blocks_override=116,
+               enable_prefix_caching=True)  # fmt: skip
+WHOLE = dict(max_model_len=3584, max_num_batched_tokens=8192, max_num_seqs=6, block_size=16, enable_prefix_caching=False)
 
 
 def engine(backend: str, how: dict, model=MODEL) -> LLM:
-    return LLM(model=str(model), attention_backend=backend, enforce_eager=True, block_size=16, dtype="bfloat16", seed=0,
+    return LLM(model=str(model), attention_backend=backend, enforce_eager=True, dtype="bfloat16", seed=0,
                kv_cache_memory_bytes=1 << 28, compilation_config={"custom_ops": ["none"]}, disable_log_stats=False, **how)  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def counted(llm: LLM, name: str) -> int:
 
 
 class Prompts:
-    """Needles, key-value pairs, short prompts, and needles in 1200 tokens exactly."""
+    """Needles, key-value pairs, short prompts, and needles in 1216 tokens exactly."""
 
     def __init__(self, tokenizer) -> None:
         text = TEXT.read_text(encoding="utf-8")
@@ -56,7 +57,7 @@ class Prompts:
         self.full = []
         for seed in (5, 6, 7):
             p = asked(tokenizer, text, "needle", 1300, seed)[0]
-            self.full.append(p._replace(ids=p.ids[:1] + p.ids[len(p.ids) - 1199 :]))
+            self.full.append(p._replace(ids=p.ids[:1] + p.ids[len(p.ids) - 1215 :]))
         self.decode = tokenizer.decode
 
     def long(self):
@@ -132,7 +133,7 @@ def lines():
 
 
 newest = pytest.mark.skipif(release(vllm.__version__) != NEWEST, reason="with the newest release of vLLM")
-SMALL = dict(max_model_len=4096, max_num_batched_tokens=4096, max_num_seqs=2, enable_prefix_caching=False)
+SMALL = dict(max_model_len=4096, max_num_batched_tokens=4096, max_num_seqs=2, block_size=32, enable_prefix_caching=False)
 
 
 def served(model=MODEL) -> bool:
@@ -141,9 +142,13 @@ def served(model=MODEL) -> bool:
     return served_by(engine("CUSTOM", SMALL, model))
 
 
+def question(tokenizer):
+    return asked(tokenizer, TEXT.read_text(encoding="utf-8"), "needle", 1300, seed=3)[0]
+
+
 def served_by(llm: LLM) -> bool:
     tokenizer = llm.get_tokenizer()
-    p = asked(tokenizer, TEXT.read_text(encoding="utf-8"), "needle", 1300, seed=3)[0]
+    p = question(tokenizer)
     return right(tokenizer.decode(run(llm, [p.ids], [p.length])[0]), p)
 
 
@@ -210,7 +215,10 @@ def test_a_calibration_is_made_from_what_is_served(tmp_path, lines, monkeypatch)
     run(llm, [prompts.needles[0].ids[120:2320]], [1])
     assert METRICS.last_state == "sparse" and METRICS.steps == 1  # what was left of the last prompt
     assert len(list(shelf.glob("*.json"))) == len(list(shelf.glob("*.tensors"))) == 1
-    assert served_by(llm) and METRICS.steps > 1 and METRICS.audits > 0
+    before = METRICS.coded_keys
+    assert served_by(llm) and METRICS.steps > 2 and METRICS.audits > 0
+    # In two chunks, and each of its keys was coded once: codes are in pages beside the cache, which others had before.
+    assert METRICS.coded_keys - before == len(question(tokenizer).ids)
     assert set(METRICS.density) == set(range(8)) and 0 < min(METRICS.density.values()) <= 1
     assert 0 < max(METRICS.error.values()) < 0.3
     assert len([line for line in lines if "calibration" in line]) == 2, lines
