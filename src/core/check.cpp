@@ -93,7 +93,10 @@ std::vector<Sequence> check_problem(const sale_problem& p) {
   check_heads(p.q_heads, p.kv_heads, p.head_dim, p.dtype, p.device);
   require(p.page_size >= 0 && p.page_size % 16 == 0, "page_size: ", p.page_size, " is neither 0 nor a multiple of 16");
   require(p.part == 0 || p.part == 1, "part: ", p.part, " is neither 0 nor 1");
-  require(p.reserved == 0, "reserved: ", p.reserved, " is not 0");
+  require(p.kv_dtype == SALE_KV_DTYPE || p.kv_dtype == SALE_KV_E4M3, "kv_dtype: ", static_cast<int>(p.kv_dtype),
+          " is not SALE_KV_DTYPE or SALE_KV_E4M3");
+  require(p.kv_dtype == SALE_KV_DTYPE || p.page_size != 0,
+          "kv_dtype: SALE_KV_E4M3, but page_size is 0; such keys and values are read from pages only");
   require(p.batch >= 1 && p.batch <= 65536, "batch: ", p.batch, " is not in 1 .. 65536");
   require(p.scale == 0 || (std::isfinite(p.scale) && p.scale > 0), "scale: ", p.scale,
           " is neither 0 (automatic) nor positive and finite");
