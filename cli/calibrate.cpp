@@ -24,7 +24,7 @@ struct Arguments : CalibrationArguments {
   std::vector<double> budgets, errors, times;
   double paper = 0;  // theta
   int rows = 48;
-  bool local_heads = false, smoothing = false;
+  bool local_heads = false, smoothing = false, compensate = false;
 };
 
 std::vector<sale_goal> goals_of(const Arguments& a) {
@@ -86,6 +86,7 @@ int run(const Arguments& a, const std::string& command_line) {
   }
   o.goals = goals.data(), o.n_goals = static_cast<int64_t>(goals.size());
   o.rows = a.rows, o.local_heads = a.local_heads ? 1 : 0, o.smoothing = a.smoothing ? 1 : 0;
+  o.compensate = a.compensate ? 1 : 0;
   o.progress = progress.c_str(), o.command = command_line.c_str(), o.note = note.c_str();
   Calibrator calibrator(o);
   show_prompts(a, m, prompts, calibrator);
@@ -105,14 +106,15 @@ std::string goal_words(const Arguments& a) {
   for (double x : a.budgets) words += fmt::format("--budget {} ", x);
   for (double x : a.errors) words += fmt::format("--error {} ", x);
   for (double x : a.times) words += fmt::format("--time {} ", x);
-  return words +
-         fmt::format("--rows {}{}{}", a.rows, a.local_heads ? " --local-heads" : "", a.smoothing ? " --smoothing" : "");
+  return words + fmt::format("--rows {}{}{}{}", a.rows, a.local_heads ? " --local-heads" : "",
+                             a.smoothing ? " --smoothing" : "", a.compensate ? " --compensate" : "");
 }
 
 // What was left to be chosen.
 void complete(Arguments& a, bool json_prompts_given) {
   const bool goals = !(a.budgets.empty() && a.errors.empty() && a.times.empty());
   if (a.paper > 0 && goals) refuse("--paper: a goal of its own; give it without --budget, --error and --time");
+  if (a.paper > 0 && a.compensate) refuse("--compensate: the paper's procedure does not know it");
   if (a.paper > 0 && !json_prompts_given) a.json_prompts = 5;
   if (a.paper == 0 && !goals) a.budgets = {0.05};
 }
@@ -160,6 +162,7 @@ void add_calibrate(CLI::App& program, Action& action) {
                     "heads that lose no more than the budget by it see sink and local keys alone");
   command->add_flag("--smoothing", a->smoothing,
                     "also the layers' own smoothing vectors (fp8: and scales), which codes in pages need");
+  command->add_flag("--compensate", a->compensate, "for attention that is run with --compensate");
   command->add_option("--out", a->out, "calibration file to write; its page goes beside it, as .html")->required();
   command->callback([a, command, &action] {
     action = [a, command] {

@@ -1,4 +1,6 @@
 // sale run: one prompt through a model.
+#include <cstdlib>
+
 #include "arguments.hpp"
 #include "command.hpp"
 #include "lab/answers.hpp"
@@ -19,6 +21,11 @@ std::string calibration_for(const std::string& given, const std::filesystem::pat
   if (std::filesystem::is_regular_file(model, error))
     beside = std::filesystem::path(model).replace_extension("." + name);
   if (std::filesystem::exists(beside, error)) return beside.string();
+  if (const char* shelf = std::getenv("SALE_CALIBRATIONS"); shelf != nullptr && *shelf != 0) {
+    const auto kept = std::filesystem::path(shelf) / fmt::format("{:016x}{}.json", identify(model).fingerprint,
+                                                                 format_of(backend) == SALE_FP8 ? "-fp8" : "");
+    if (std::filesystem::exists(kept, error)) return kept.string();
+  }
   fmt::print(stderr,
              "sale: {} has no calibration: one threshold serves all heads, and answers from long prompts can suffer. "
              "`sale calibrate --model {} --data TEXT --out {}` makes one\n",

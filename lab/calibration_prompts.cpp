@@ -31,6 +31,7 @@ CalibrationPrompt joined(std::string name, const lm::Prompt& prompt, const Loade
   for (const lm::Fact& fact : prompt.facts) {
     p.tokens.insert(p.tokens.end(), fact.question.begin(), fact.question.end());
     const auto answer = m.tokenizer.encode(fact.answer, false);
+    for (size_t i = 0; i < answer.size(); ++i) p.asking.push_back(static_cast<int64_t>(p.tokens.size() + i) - 1);
     p.tokens.insert(p.tokens.end(), answer.begin(), answer.end());
   }
   return p;

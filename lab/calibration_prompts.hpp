@@ -26,6 +26,7 @@ std::string prompt_words(const CalibrationArguments& arguments);
 struct CalibrationPrompt {
   std::string name;  // "moby_dick.txt from token 0"
   std::vector<int32_t> tokens;
+  std::vector<int64_t> asking = {};  // tokens from which answers are read
 };
 // Windows of each text, evenly spread; then the built prompts, their questions and answers put after them.
 std::vector<CalibrationPrompt> make_prompts(const CalibrationArguments& arguments, const LoadedModel& model);

@@ -53,6 +53,7 @@ void show_prompts(const CalibrationArguments& a, LoadedModel& model, const std::
   for (sale_calibrator_state s = to.state(); s.pass != SALE_PASS_DONE; s = to.state()) {
     const CalibrationPrompt& p = prompts.at(static_cast<size_t>(s.prompt));
     to.begin(p.name, static_cast<int64_t>(p.tokens.size()));
+    to.asks(p.asking);
     run_prompt(model, p.tokens, cache, feeder,
                fmt::format("{} {} of {}: {}", doing(s.pass), s.prompt + 1, s.prompts, p.name), a.quiet);
     to.end();

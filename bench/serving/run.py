@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import pathlib
@@ -136,9 +137,10 @@ def child(args) -> None:
         clock.over(_Batch, "cut", "plan")
     else:
         clock.over(FlashAttentionMetadataBuilder, "build", "build")
-    if args.layers:
-        os.environ["SALE_CALIBRATION"] = "off"
     with tempfile.TemporaryDirectory() as t:
+        if args.layers and backend == "CUSTOM":
+            os.environ["SALE_CALIBRATION"] = f"{t}/thresholds.json"
+            shape.calibration(args.layers).write(os.environ["SALE_CALIBRATION"])
         folder = shape.folder(pathlib.Path(t), args.layers) if args.layers else args.model
         measure(args, backend, folder, found)
     found["host"] = clock.samples
@@ -165,11 +167,16 @@ def measure(args, backend: str, folder: str, found: dict) -> None:
         at %= len(words)
         return [words[0], *(words * (2 + n // len(words)))[at : at + n - 1]]
 
-    engine = Engine(args, backend, folder, cached=False)
-    engine.go([(piece(7, min(args.lengths)), 2)])  # kernels that are compiled at their first use
-    session = session_of(engine) if backend == "CUSTOM" else None
-    if session is not None and args.layers:
-        shape.fit(session, args.density, lambda: engine.go([(piece(11, 16384), 1)]))
+    def started(cached: bool):
+        engine = Engine(args, backend, folder, cached)
+        engine.go([(piece(7, min(args.lengths)), 2)])  # kernels that are compiled at their first use
+        session = session_of(engine) if backend == "CUSTOM" else None
+        if session is not None and args.layers:
+            places = itertools.count(11, 16384)  # what is cached is not read again
+            shape.fit(session, args.density, lambda: engine.go([(piece(next(places), 16384), 1)]))
+        return engine, session
+
+    engine, session = started(cached=False)
     if "first" in args.parts:
         found["first"] = {}
         for n in args.lengths:
@@ -196,7 +203,7 @@ def measure(args, backend: str, folder: str, found: dict) -> None:
     del engine, session
     gc.collect()
     if "prefix" in args.parts:
-        engine = Engine(args, backend, folder, cached=True)
+        engine, session = started(cached=True)
         begun = piece(17, args.long - 4096 if args.long > 8192 else args.long // 2)
         found["prefix"] = []
         for i in range(2):

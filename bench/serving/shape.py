@@ -39,16 +39,18 @@ def fill(model: torch.nn.Module, q_and_k: int) -> None:
                 p[:q_and_k] *= math.sqrt(SPREAD)
 
 
-def _options(layer: int, kv_heads: int, head_dim: int, tau: float):
-    from sale import Options
+def calibration(layers: int, q_heads: int = 32, kv_heads: int = 8, head_dim: int = 128):
+    """For it: the scan over random coordinates as many as the default has; thresholds are fitted later."""
+    from sale import Calibration
 
-    rng = np.random.default_rng(layer)
-    bases = [np.linalg.qr(rng.standard_normal((head_dim, head_dim)))[0][:, :RANK] for _ in range(kv_heads)]
-    projection = np.ascontiguousarray(np.stack(bases), dtype=np.float32)
-    return Options(
-        thresholds=tau, format="fp8", q_projection=projection, k_projection=projection,
-        smoothing=np.zeros((kv_heads, head_dim), np.float32),
-        key_scales=np.full(kv_heads, 4.5 * math.sqrt(SPREAD) / 112, np.float32),
+    rng = np.random.default_rng(1)
+    bases = np.linalg.qr(rng.standard_normal((layers, kv_heads, head_dim, head_dim)))[0][..., :RANK]
+    projections = np.ascontiguousarray(bases, dtype=np.float32)
+    return Calibration(
+        "", "0" * 16, "fp8", np.full((layers, q_heads), 0.01, np.float32), projections, projections, kv_heads, head_dim,
+        smoothing=np.zeros((layers, kv_heads, head_dim), np.float32),
+        scales=np.full((layers, kv_heads), 4.5 * math.sqrt(SPREAD) / 112, np.float32),
+        error={"relative_l1_limit": 0.0, "relative_l1": 0.0, "retained_mass": 1.0, "density": 1.0},
     )  # fmt: skip
 
 
@@ -81,16 +83,15 @@ class Kept:
 
 def fit(session, density: float, prefill, steps: int = 9) -> None:
     """Thresholds of every layer, by halving, such that a prompt (prefill() runs one) keeps that share of its blocks."""
-    from sale._estimator import Estimator
-
-    heads = session.heads
     low = {layer: math.log(1e-6) for layer in range(session.model.layers)}
     high = dict.fromkeys(low, math.log(10))
     for _ in range(steps):
         middle = {layer: (low[layer] + high[layer]) / 2 for layer in low}
         for layer, tau in middle.items():
-            options = _options(layer, heads.kv_heads, heads.head_dim, math.exp(tau))
-            session._estimators[layer] = Estimator(options, heads)
+            session.calibration.thresholds.setflags(write=True)
+            session.calibration.thresholds[layer] = math.exp(tau)
+            session._estimators.pop(layer, None)
+            session.estimator(layer)
         with Kept(session) as found:
             prefill()
         for layer, share in found.density().items():

@@ -210,7 +210,8 @@ typedef struct sale_calibrator_options {
   int32_t smoothing;                 /* 1: also the layers' own smoothing vectors, means over all prompts' keys, and
                                         for SALE_FP8 scales; thresholds are measured with them. Codes are then functions
                                         of the keys alone, as index pages need */
-  int32_t reserved;                  /* 0 */
+  int32_t compensate; /* 1: errors are those of attention that is compensated (sale_options.compensate), as the
+                         thresholds are then to be used; not with SALE_GOAL_PAPER */
 } sale_calibrator_options;
 
 static inline sale_calibrator_options sale_calibrator_options_init(void) {
@@ -274,6 +275,10 @@ SALE_API void sale_calibrator_destroy(sale_calibrator* calibrator); /* NULL is f
 SALE_API sale_status sale_calibrator_get(const sale_calibrator* calibrator, sale_calibrator_state* state);
 /* A prompt of that many tokens; text says what it is, for the file. */
 SALE_API sale_status sale_calibrator_begin(sale_calibrator* calibrator, const char* text, int64_t tokens);
+/* Rows of the prompt begun, said before it is fed: tokens from which what a question asks for is read. Ascending. Every
+ * head's error on them, as a share of what heads put out there, is taken apart from the error on sampled rows, and the
+ * larger of both is the prompt's. Of more rows than the options sample, as many, evenly spread. None: no questions. */
+SALE_API sale_status sale_calibrator_asks(sale_calibrator* calibrator, const int64_t* rows, int64_t count);
 SALE_API sale_status sale_calibrator_feed(sale_calibrator* calibrator, const sale_calibrator_layer* layer);
 /* Every layer was fed. The last prompt's end chooses the thresholds, or finishes. */
 SALE_API sale_status sale_calibrator_end(sale_calibrator* calibrator);

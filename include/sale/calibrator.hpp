@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "sale/calibration.hpp"
@@ -27,6 +28,10 @@ public:
   }
   bool done() const { return state().pass == SALE_PASS_DONE; }
   void begin(const std::string& text, int64_t tokens) { check(sale_calibrator_begin(get(), text.c_str(), tokens)); }
+  // Tokens from which answers are read.
+  void asks(std::span<const int64_t> rows) {
+    check(sale_calibrator_asks(get(), rows.data(), static_cast<int64_t>(rows.size())));
+  }
   void feed(const sale_calibrator_layer& layer) { check(sale_calibrator_feed(get(), &layer)); }
   void end() { check(sale_calibrator_end(get())); }
   void cancel() { check(sale_calibrator_cancel(get())); }

@@ -49,7 +49,7 @@ class CalibratorOptions(Structure):
         ("k_projections", _floats), ("sink", c_int32), ("local", c_int32), ("dense_below", c_int64),
         ("goals", POINTER(Goal)), ("n_goals", c_int64), ("prompts", c_int32), ("rows", c_int32), ("seed", c_uint64),
         ("local_heads", c_int32), ("progress", c_char_p), ("command", c_char_p), ("date", c_char_p), ("note", c_char_p),
-        ("smoothing", c_int32), ("reserved", c_int32),
+        ("smoothing", c_int32), ("compensate", c_int32),
     ]  # fmt: skip
 
 
@@ -80,6 +80,7 @@ PROTOTYPES = {
     "sale_calibrator_destroy": (None, [c_void_p]),
     "sale_calibrator_get": (c_int, [c_void_p, POINTER(CalibratorState)]),
     "sale_calibrator_begin": (c_int, [c_void_p, c_char_p, c_int64]),
+    "sale_calibrator_asks": (c_int, [c_void_p, POINTER(c_int64), c_int64]),
     "sale_calibrator_feed": (c_int, [c_void_p, POINTER(CalibratorLayer)]),
     "sale_calibrator_end": (c_int, [c_void_p]),
     "sale_calibrator_cancel": (c_int, [c_void_p]),

@@ -21,7 +21,7 @@ from .options import Options, dense_below_as_it_pays
 def find_calibration(name_or_path: str, format: str = "int8") -> pathlib.Path | None:
     """The calibration file of a model: calibration.json (for "fp8", Hopper's, calibration-fp8.json) in the model's own
     folder, else in $SALE_CALIBRATIONS or ~/.cache/sale/calibrations under the model's name, "/" written "--" (and -fp8
-    after it). None when there is none."""
+    after it), or under the fingerprint of its weights. None when there is none."""
     text("name_or_path", name_or_path), word("format", format, tuple(FORMATS))
     suffix = "-fp8" if format == "fp8" else ""
     own = pathlib.Path(name_or_path) / f"calibration{suffix}.json"
@@ -30,6 +30,11 @@ def find_calibration(name_or_path: str, format: str = "int8") -> pathlib.Path | 
     shelf = os.environ.get("SALE_CALIBRATIONS")
     folder = pathlib.Path(shelf) if shelf else pathlib.Path.home() / ".cache/sale/calibrations"
     found = folder / f"{name_or_path.strip('/').replace('/', '--')}{suffix}.json"
+    if found.is_file():
+        return found
+    weights = folder_of(name_or_path) if folder.is_dir() else None
+    mark = model_fingerprint(weights) if weights else None
+    found = folder / f"{mark}{suffix}.json"
     return found if found.is_file() else None
 
 

@@ -57,6 +57,7 @@ class Calibrator:
     projections  (q, k), [layers, kv_heads, head_dim, rank] each, made before
     prompts      of each pass; rows: sampled of every head and prompt
     smoothing    also the layers' own smoothing vectors ("fp8": and scales), which codes in pages need
+    compensate   errors are those of compensated attention, as the thresholds are then to be used
     progress     file by which interrupted work goes on
 
     Copying and pickling are refused. ValueError names what is wrong; NotImplementedError: nothing here can run it.
@@ -67,7 +68,7 @@ class Calibrator:
         name: str = "", fingerprint: str | None = None, dtype: str = "bfloat16", device: int | None = None,
         backend: str | None = None, threads: int = 0, format: str = "int8", rank: int = 0, projections=None,
         prompts: int = 1, rows: int = 48, seed: int = 1, local_heads: bool = False,
-        smoothing: bool = False, progress: str | os.PathLike | None = None, command: str = "", date: str | None = None, note: str = "",
+        smoothing: bool = False, compensate: bool = False, progress: str | os.PathLike | None = None, command: str = "", date: str | None = None, note: str = "",
     ) -> None:  # fmt: skip
         word("dtype", dtype, tuple(_DTYPES)), word("format", format, tuple(_c.FORMATS)), text_of("name", name)
         sizes = {"layers": layers, "q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim}
@@ -87,7 +88,7 @@ class Calibrator:
             k_projections=_pointer(k), goals=wanted, n_goals=len(wanted), prompts=integer("prompts", prompts, 1, INT32),
             rows=integer("rows", rows, 1, INT32), seed=integer("seed", seed, 0, UINT64),
             local_heads=flag("local_heads", local_heads),
-            smoothing=flag("smoothing", smoothing),
+            smoothing=flag("smoothing", smoothing), compensate=flag("compensate", compensate),
             progress=None if progress is None else os.fsencode(path("progress", progress)), **given,
         )  # fmt: skip
         self._dtype, self._shape, self._made = _DTYPES[dtype], (q_heads, kv_heads, head_dim), None
@@ -106,10 +107,19 @@ class Calibrator:
         _c.check(_c.lib.sale_calibrator_get(self._made, ctypes.byref(s)))
         return State(_cc.PASSES[s.pass_], s.prompt, s.prompts, s.done, s.resumed)
 
-    def begin(self, text: str, tokens: int) -> None:
-        """A prompt; `text` says what it is, for the file."""
+    def begin(self, text: str, tokens: int, asking: Sequence[int] = ()) -> None:
+        """A prompt; `text` says what it is, for the file. asking: tokens from which answers are read, ascending; errors
+        there are taken by themselves (sale_calibrator_asks)."""
         what = text_of("text", text).encode()
+        if not isinstance(asking, (list, tuple, range)):
+            raise TypeError(f"asking: {described(asking)}; a list of numbers of tokens is needed")
+        rows = (ctypes.c_int64 * len(asking))(*(integer("asking", row, 0, INT64) for row in asking))
         _c.check(_c.lib.sale_calibrator_begin(self._made, what, integer("tokens", tokens, 1, INT64)))
+        try:
+            _c.check(_c.lib.sale_calibrator_asks(self._made, rows, len(rows)))
+        except Exception:
+            self.cancel()
+            raise
 
     def feed(self, layer: int, q, k, v, *, scale: float = 0.0) -> None:
         """Causal attention of one layer: q [1, q_heads, rows, head_dim], k and v [1, kv_heads, keys, head_dim], the rows

@@ -71,6 +71,26 @@ def test_layouts_and_parts_change_nothing():
     assert parts.result().error == whole.result().error
 
 
+def test_rows_of_answers_count_by_themselves():
+    def made(asking):
+        c = asked(prompts=1, goals=[("error", 0.05)])
+        while c.state().doing != "done":
+            c.begin("prompt", TOKENS, asking)
+            for layer in range(LAYERS):
+                c.feed(layer, *(tensor(0, layer, which) for which in range(3)))
+            c.end()
+        return c.result()
+
+    plain, answers = made([]), made([TOKENS - 400])
+    assert (answers.thresholds <= plain.thresholds).all() and answers.error["density"] > plain.error["density"]
+    c = asked()
+    with pytest.raises(ValueError, match="rows: element 1 is 3; they ascend"):
+        c.begin("prompt", TOKENS, [4, 3])
+    with pytest.raises(TypeError, match="asking"):
+        c.begin("prompt", TOKENS, "4")
+    c.begin("prompt", TOKENS)  # what was refused left nothing behind
+
+
 def test_it_goes_on_where_it_was(tmp_path):
     progress = tmp_path / "c.progress"
     run(asked(rank=16, progress=progress), 3)

@@ -68,6 +68,47 @@ def test_text_is_asked_for():
     assert program.main(["--model", MODEL]) == 2
 
 
+def test_sides_beside_each_other(tokenizer, tmp_path):
+    import transformers
+
+    from sale.eval import sides
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(MODEL, num_hidden_layers=2).float().eval()
+    text = pathlib.Path(BOOK).read_text()[:60000]
+    rows = sides.compare((model, tokenizer), ["dense", "tau=0", "tau=1e9", "tau=1e9+compensate"], tokens=1280, text=text,
+                         texts={"book": text}, tasks=("single", "perplexity", "time"), singles=1, windows=1, after=(0, 64),
+                         repeats=1)  # fmt: skip
+    assert [r["side"] for r in rows] == ["dense", "tau=0", "tau=1e9", "tau=1e9+compensate"]
+    dense, all_kept, least, helped = (r["statistics"]["book"] for r in rows)
+    assert dense["density"] == all_kept["density"] == 1 and all_kept["error"] < 1e-3
+    assert least["density"] < 0.5 and least["error"] > 0.05 and least["worst"] >= least["error"]
+    assert helped["density"] == least["density"] and helped["error"] < least["error"]
+    assert len(least["densities"]) == 2 and len(least["densities"][0]) == len(least["errors"][1]) == 4
+    perplexity = [r["perplexity"]["book"] for r in rows]
+    assert perplexity[1] == pytest.approx(perplexity[0], rel=1e-3) and perplexity[2] > perplexity[0]
+    assert all(a["of"] == 1 and a["right"] in (0, 1) for r in rows for a in r["answers"]) and len(rows[0]["answers"]) == 2
+    assert all(0 < r["attention_s"] < r["first_token_s"] for r in rows)
+    lines = sides.table(rows).splitlines()
+    assert len(lines) == 6 and lines[0].startswith("| 1280 tokens | book:") and "single; 64 tokens after" in lines[0]
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_an_answer_is_right_token_by_token(tokenizer):
+    from sale.eval import sides
+
+    made = sides.exam(tokenizer, pathlib.Path(BOOK).read_text()[:40000], "pairs", 2048, after=100)
+    assert made.ids.shape[1] <= 2048 and len(made.answers) == 7
+    judged = sides.Sides.__new__(sides.Sides)
+    judged.tokenizer = tokenizer
+    for at, answer in made.answers:
+        assert made.ids[0, at : at + len(answer)].tolist() == answer
+        assert tokenizer.decode(answer).endswith('"') and made.ids.shape[1] - at > 100
+        assert judged._equal(answer, answer) and not judged._equal([answer[0] + 1, *answer[1:]], answer)
+    for word, message in (("tau=1+faster", "neither compensate nor a backend"), ("none+sm1", "neither compensate")):
+        with pytest.raises(ValueError, match=message):
+            sides.side_of(word, {"layers": 1, "q_heads": 1, "kv_heads": 1, "head_dim": 16})
+
+
 def test_the_notebook(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(pathlib.Path(sale.__file__).parents[1])}
     run = subprocess.run([sys.executable, str(ROOT / "examples/notebook.py"), "2048"], cwd=tmp_path, env=env,

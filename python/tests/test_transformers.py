@@ -375,6 +375,15 @@ def test_calibrations_are_found_and_checked(bundled, tmp_path, monkeypatch):
     assert sale.transformers.find_calibration("org/name") == tmp_path / "org--name.json"
     assert sale.transformers.find_calibration("org/other") is None
     assert sale.transformers.find_calibration("org/name", "fp8") is None
+    copy = tmp_path / "copy"  # a folder without a calibration of its own, of weights that are known
+    copy.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        os.symlink(os.path.join(FOLDER, name), copy / name)
+    mark = sale.transformers.model_fingerprint(copy)
+    assert sale.transformers.find_calibration(str(copy)) is None
+    for suffix, form in (("", "int8"), ("-fp8", "fp8")):
+        (tmp_path / f"{mark}{suffix}.json").write_text("{}")
+        assert sale.transformers.find_calibration(str(copy), form) == tmp_path / f"{mark}{suffix}.json"
     with pytest.warns(UserWarning, match="no calibration found"):
         sale.transformers.use(small(num_hidden_layers=3))
 

@@ -35,7 +35,8 @@ Json settings_of(const Request& r) {
           {"rows", r.sampling.rows},
           {"seed", r.sampling.seed},
           {"local_heads", r.local_heads},
-          {"smoothing", r.smoothing}};
+          {"smoothing", r.smoothing},
+          {"compensate", r.sampling.compensate}};
 }
 
 std::string words_of(const sale_goal& g) {
@@ -127,6 +128,21 @@ void Calibrator::begin(std::string text, int64_t tokens) {
   prompt_ = std::make_unique<Prompt>(std::move(p));
 }
 
+void Calibrator::asks(std::span<const int64_t> rows) {
+  require(prompt_ != nullptr, "rows: no prompt was begun");
+  require(std::all_of(prompt_->rows.begin(), prompt_->rows.end(), [](int64_t fed) { return fed == 0; }),
+          "rows: they are said before the prompt is fed");
+  require(rows.size() <= static_cast<size_t>(prompt_->text.tokens), "rows: ", rows.size(), " of a prompt of ",
+          prompt_->text.tokens, " tokens");
+  for (size_t i = 0; i < rows.size(); ++i)
+    require(rows[i] >= (i == 0 ? 0 : rows[i - 1] + 1) && rows[i] < prompt_->text.tokens, "rows: element ", i, " is ",
+            rows[i], "; they ascend, and the prompt has ", prompt_->text.tokens, " tokens");
+  // As many as are sampled of the text, evenly spread.
+  const size_t most = static_cast<size_t>(request_.sampling.rows), taken = std::min(most, rows.size());
+  prompt_->asking.clear();
+  for (size_t i = 0; i < taken; ++i) prompt_->asking.push_back(rows[i * rows.size() / taken]);
+}
+
 void Calibrator::check_feed(const sale_calibrator_layer& l) const {
   require(prompt_ != nullptr, "feed: no prompt was begun");
   const Shape& s = request_.setup.shape;
@@ -209,6 +225,7 @@ void Calibrator::look(const Layer& host, const Layer* at) {
     return halve(host, *stage_, request_.goals[0].value, *pool_, prompt_->halved);
   Sampling sampling = request_.sampling;
   sampling.cost = pass() == SALE_PASS_MEASURE;
+  sampling.asking = prompt_->asking;
   sweep(host, *stage_, tries(), sampling, *pool_, prompt_->measured);
 }
 

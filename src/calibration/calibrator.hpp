@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,7 @@ public:
   Calibrator& operator=(const Calibrator&) = delete;
 
   void begin(std::string text, int64_t tokens);
+  void asks(std::span<const int64_t> rows);
   void feed(const sale_calibrator_layer& layer);
   void end();
   void cancel() { prompt_.reset(); }
@@ -55,6 +57,7 @@ private:
     std::vector<char> seen;                       // by layer
     std::vector<std::vector<std::byte>> queries;  // by layer, of parts: [q_heads, tokens, head_dim]
     std::vector<int64_t> rows;                    // by layer, of parts
+    std::vector<int64_t> asking;                  // rows from which answers are read
     // What the pass is making of it.
     std::unique_ptr<Moments> moments;
     Measured measured;

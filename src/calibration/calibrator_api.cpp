@@ -49,6 +49,13 @@ sale_status sale_calibrator_begin(sale_calibrator* calibrator, const char* text,
   return told([&] { given(calibrator).begin(text == nullptr ? "" : text, tokens); });
 }
 
+sale_status sale_calibrator_asks(sale_calibrator* calibrator, const int64_t* rows, int64_t count) {
+  return told([&] {
+    require(count >= 0 && (rows != nullptr || count == 0), "rows: null, or count ", count, " below 0");
+    given(calibrator).asks({rows, static_cast<size_t>(count)});
+  });
+}
+
 sale_status sale_calibrator_feed(sale_calibrator* calibrator, const sale_calibrator_layer* layer) {
   return told([&] { given(calibrator).feed(taken(layer, "layer")); });
 }

@@ -94,8 +94,9 @@ Request request_of(const sale_calibrator_options& o) {
   require(o.n_goals == 0 || o.goals != nullptr, "options.goals: null, but n_goals is ", o.n_goals);
   for (int64_t i = 0; i < o.n_goals; ++i) check_goal(o.goals[i], i, o.n_goals), r.goals.push_back(o.goals[i]);
   check_range("smoothing", o.smoothing, 0, 1);
-  require(o.reserved == 0, "options.reserved: ", o.reserved, " is not 0");
-  r.smoothing = o.smoothing != 0;
+  check_range("compensate", o.compensate, 0, 1);
+  r.smoothing = o.smoothing != 0, r.sampling.compensate = o.compensate != 0;
+  require(!r.sampling.compensate || !r.paper(), "options.compensate: the paper's procedure does not know it");
   require(o.n_goals > 0 || r.projects(), "options.goals: none, and no projections to make either");
   if (o.prompts != 0) check_range("prompts", o.prompts, 1, 1000), r.prompts = o.prompts;
   if (o.rows != 0) check_range("rows", o.rows, 4, 4096), r.sampling.rows = o.rows;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
 #include "calibration/numbers.hpp"
 
@@ -51,7 +52,22 @@ private:
 
 }  // namespace
 
-void ExactRow::compute(const Layer& layer, int32_t head, int64_t row) {
+Means::Means(const Layer& layer, int32_t kv_head) : groups(layer.tokens / keys) {
+  const int32_t dim = layer.shape.head_dim;
+  const size_t bytes = bytes_of(layer.shape.dtype);
+  const auto sum_up = [&](const Tensor& from, std::vector<double>& to) {
+    to.assign(static_cast<size_t>(groups * dim), 0);
+    with_type(layer.shape.dtype, at(from, bytes, kv_head, 0), [&](const auto* x) {
+      for (int64_t j = 0; j < groups * keys; ++j)
+        for (int32_t c = 0; c < dim; ++c)
+          to[static_cast<size_t>(j / keys * dim + c)] +=
+              static_cast<double>(static_cast<float>(x[j * from.strides.token + c])) / static_cast<double>(keys);
+    });
+  };
+  sum_up(layer.k, k), sum_up(layer.v, v);
+}
+
+void ExactRow::compute(const Layer& layer, int32_t head, int64_t row, const Means* means) {
   const Shape& s = layer.shape;
   const int64_t keys = row + 1;
   const int32_t kv_head = head / s.group();
@@ -72,6 +88,14 @@ void ExactRow::compute(const Layer& layer, int32_t head, int64_t row) {
   double sum = 0;
   for (double& w : weights_) sum += w = std::exp(w - top);
   for (double& w : weights_) w /= sum;
+  means_ = means;
+  if (means != nullptr) {
+    // A mean of exponentials is larger than the exponential of the mean: docs/numerics.md has the factor.
+    const double each = std::numbers::sqrt2 * SALE_K_BLOCK / sum;
+    standing_in_.resize(static_cast<size_t>(std::min(means->groups, keys / Means::keys)));
+    for (size_t g = 0; g < standing_in_.size(); ++g)
+      standing_in_[g] = each * std::exp(dot(q, means->k.data() + g * static_cast<size_t>(dim_), dim_) - top);
+  }
   with_type(s.dtype, at(layer.v, bytes, kv_head, 0), [&](const auto* v) {
     for (int64_t j = 0; j < keys; ++j) {
       const double w = weights_[static_cast<size_t>(j)];
@@ -95,16 +119,29 @@ double ExactRow::size() const {
   return sum;
 }
 
-ExactRow::Loss ExactRow::loss(const Bits& kept) const {
+ExactRow::Loss ExactRow::loss(const Bits& kept, int64_t tile) const {
   double out[256] = {}, mass = 0;
+  const auto is_kept = [&](int64_t b) { return (kept[static_cast<size_t>(b / 64)] >> (b % 64) & 1) != 0; };
   for (int64_t b = 0; b < blocks_; ++b) {
-    if ((kept[static_cast<size_t>(b / 64)] >> (b % 64) & 1) == 0) continue;
+    if (!is_kept(b)) continue;
     mass += mass_[static_cast<size_t>(b)];
     const double* from = sums_.data() + b * dim_;
     for (int32_t c = 0; c < dim_; ++c) out[c] += from[c];
   }
+  double all = mass;
+  constexpr int64_t blocks = Means::keys / SALE_K_BLOCK;
+  for (int64_t g = 0; means_ != nullptr && g < static_cast<int64_t>(standing_in_.size()); ++g) {
+    if ((g + 1) * Means::keys > tile + 1) break;
+    int dropped = 0;
+    for (int64_t b = g * blocks; b < (g + 1) * blocks; ++b) dropped += is_kept(b) ? 0 : 1;
+    const double weight = dropped * standing_in_[static_cast<size_t>(g)];
+    if (weight == 0) continue;
+    all += weight;
+    const double* value = means_->v.data() + g * dim_;
+    for (int32_t c = 0; c < dim_; ++c) out[c] += weight * value[c];
+  }
   double error = 0;
-  for (int32_t c = 0; c < dim_; ++c) error += std::fabs(out[c] / mass - output_[static_cast<size_t>(c)]);
+  for (int32_t c = 0; c < dim_; ++c) error += std::fabs(out[c] / all - output_[static_cast<size_t>(c)]);
   return {error, mass};
 }
 

@@ -12,17 +12,28 @@ namespace sale::calibration {
 // The key blocks a row keeps, one bit each.
 using Bits = std::vector<uint64_t>;
 
+// What stands in for dropped blocks of one kv head when attention is compensated: means of 256 keys and their values.
+struct Means {
+  static constexpr int64_t keys = 256;
+  Means() = default;
+  Means(const Layer& layer, int32_t kv_head);
+  int64_t groups = 0;        // whole ones
+  std::vector<double> k, v;  // [groups, dim]
+};
+
 class ExactRow {
 public:
-  // Row `row` of query head `head`. Refuses scores and values that are not finite.
-  void compute(const Layer& layer, int32_t head, int64_t row);
+  // Row `row` of query head `head`. Refuses scores and values that are not finite. means: null, or those of its kv head,
+  // which must live as long as losses are asked for.
+  void compute(const Layer& layer, int32_t head, int64_t row, const Means* means = nullptr);
   // Sum of |O|.
   double size() const;
   struct Loss {
-    double error;  // sum of |O - O~|, O~ over the kept blocks alone
+    double error;  // sum of |O - O~|, O~ over the kept blocks and, with means, what stands in for the others
     double mass;   // share of the attention in them
   };
-  Loss loss(const Bits& kept) const;
+  // tile: the first row of the tile that the row is in, which decides where means stand in.
+  Loss loss(const Bits& kept, int64_t tile = 0) const;
 
 private:
   int64_t blocks_ = 0;
@@ -31,6 +42,8 @@ private:
   std::vector<double> mass_;     // [blocks]
   std::vector<double> sums_;     // [blocks, dim]: weights times values
   std::vector<double> output_;   // [dim]
+  const Means* means_ = nullptr;
+  std::vector<double> standing_in_;  // [groups]: weight of a mean for each block it stands for
 };
 
 // Rows to look at: `count` of every layer and head, beyond the first 1024 tokens where there are more, the same for the

@@ -1,5 +1,6 @@
 #include "calibration/sweep.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 #include "calibration/numbers.hpp"
@@ -35,6 +36,10 @@ void sweep(const Layer& layer, Stage& stage, const Tries& tries, const Sampling&
   rows.reserve(heads);
   for (size_t h = 0; h < heads; ++h)
     rows.push_back(sample_rows(sampling.seed, layer.number, static_cast<int32_t>(h), layer.tokens, sampling.rows));
+  const size_t sampled = rows[0].size();
+  for (std::vector<int64_t>& of_head : rows)
+    of_head.insert(of_head.end(), sampling.asking.begin(), sampling.asking.end());
+  std::vector<int64_t> tile_of(heads * rows[0].size());  // the first row of each row's tile
   Kept kept{rows[0].size(), std::vector<Bits>(tries.size() * heads * rows[0].size())};
   Measured found(tries.size(), heads);
 
@@ -50,43 +55,58 @@ void sweep(const Layer& layer, Stage& stage, const Tries& tries, const Sampling&
     }
     for (size_t h = 0; h < heads; ++h) {
       found.of[t][h].kept = s.stats.heads[h].kept_blocks, found.of[t][h].visible = s.stats.heads[h].visible_blocks;
+      for (size_t i = 0; i < kept.rows; ++i) tile_of[h * kept.rows + i] = rows[h][i] / q_block * q_block;
       for (size_t i = 0; i < kept.rows; ++i)
         kept.at(t, heads, h, i) =
             bits_of(s.blocks.row(0, static_cast<int32_t>(h), rows[h][i] / q_block).kept, layer.tokens);
     }
   }
 
+  std::vector<Means> means(sampling.compensate ? static_cast<size_t>(layer.shape.kv_heads) : 0);
+  share_out(pool, static_cast<int64_t>(means.size()),
+            [&](int64_t head, int) { means[static_cast<size_t>(head)] = Means(layer, static_cast<int32_t>(head)); });
   std::vector<ExactRow> exact(static_cast<size_t>(pool.threads()));
   std::vector<double> sizes(heads * kept.rows);
   std::vector<ExactRow::Loss> losses(kept.bits.size());  // as kept
   share_out(pool, static_cast<int64_t>(heads * kept.rows), [&](int64_t item, int thread) {
     const size_t h = static_cast<size_t>(item) / kept.rows, i = static_cast<size_t>(item) % kept.rows;
     ExactRow& row = exact[static_cast<size_t>(thread)];
-    row.compute(layer, static_cast<int32_t>(h), rows[h][i]);
+    const size_t kv_head = h / static_cast<size_t>(layer.shape.group());
+    row.compute(layer, static_cast<int32_t>(h), rows[h][i], means.empty() ? nullptr : &means[kv_head]);
     sizes[static_cast<size_t>(item)] = row.size();
     for (size_t t = 0; t < tries.size(); ++t)
-      losses[(t * heads + h) * kept.rows + i] = row.loss(kept.at(t, heads, h, i));
+      losses[(t * heads + h) * kept.rows + i] = row.loss(kept.at(t, heads, h, i), tile_of[static_cast<size_t>(item)]);
   });
 
-  std::vector<double> size(heads);
-  double layer_size = 0;
-  for (size_t h = 0; h < heads; ++h) {
-    for (size_t i = 0; i < kept.rows; ++i) size[h] += sizes[h * kept.rows + i];
-    layer_size += size[h] / static_cast<double>(heads);
-  }
-  // A head, or a layer, that puts out nothing loses nothing.
-  const auto share = [](double error, double of) { return of > 0 ? error / of : 0; };
-  for (size_t t = 0; t < tries.size(); ++t)
+  // Sampled rows and rows that are asked for, each by themselves: among all rows the few of the second kind would count
+  // for nothing, and they are where answers come from.
+  const auto judge = [&](size_t from, size_t to_row, bool of_text) {
+    if (from == to_row) return;
+    std::vector<double> size(heads);
+    double layer_size = 0;
     for (size_t h = 0; h < heads; ++h) {
-      Point& p = found.of[t][h];
-      double error = 0;
-      for (size_t i = 0; i < kept.rows; ++i) {
-        const ExactRow::Loss& l = losses[(t * heads + h) * kept.rows + i];
-        error += l.error, p.mass += l.mass / static_cast<double>(kept.rows);
-      }
-      p.error = share(error, layer_size), p.relative = share(error, size[h]);
-      to.of[t][static_cast<size_t>(layer.number) * heads + h] = p;
+      for (size_t i = from; i < to_row; ++i) size[h] += sizes[h * kept.rows + i];
+      layer_size += size[h] / static_cast<double>(heads);
     }
+    // A head, or a layer, that puts out nothing loses nothing.
+    const auto share = [](double error, double of) { return of > 0 ? error / of : 0; };
+    for (size_t t = 0; t < tries.size(); ++t)
+      for (size_t h = 0; h < heads; ++h) {
+        Point& p = found.of[t][h];
+        double error = 0;
+        for (size_t i = from; i < to_row; ++i) {
+          const ExactRow::Loss& l = losses[(t * heads + h) * kept.rows + i];
+          error += l.error;
+          if (of_text) p.mass += l.mass / static_cast<double>(to_row - from);
+        }
+        p.error = std::max(p.error, share(error, layer_size));
+        p.relative = std::max(p.relative, share(error, size[h]));
+      }
+  };
+  judge(0, sampled, true);
+  judge(sampled, kept.rows, false);
+  for (size_t t = 0; t < tries.size(); ++t)
+    for (size_t h = 0; h < heads; ++h) to.of[t][static_cast<size_t>(layer.number) * heads + h] = found.of[t][h];
   to.cost.add(found.cost);
   to.rows_of_blocks += found.rows_of_blocks;
 }

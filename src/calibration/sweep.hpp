@@ -11,7 +11,9 @@ namespace sale::calibration {
 struct Sampling {
   int32_t rows = 48;  // of every head
   uint64_t seed = 1;
-  bool cost = false;  // attention itself is run too, at every fourth try
+  bool compensate = false;
+  bool cost = false;                 // attention itself is run too, at every fourth try
+  std::vector<int64_t> asking = {};  // rows whose error is taken by itself; the larger one counts
 };
 
 // Each try at the layer that the stage holds; the figures go into `to` once all are there.

@@ -27,6 +27,11 @@ struct Call {
   uint64_t* bits;
   void* stream;
   bool prepared;  // the plan's tables are in the workspace
+  // What the backend's check made of the pointers, for its stages; its own business.
+  struct alignas(128) Own {
+    unsigned char bytes[640];
+  };
+  mutable Own own;
 };
 
 // The keys a sequence has now: codes from the present length's block on are to be made.

@@ -133,6 +133,92 @@ TEST(Calibrator, SeveralGoalsOfOneMeasuring) {
   REFUSED(c.result(4), "goal: 4 is not in 0 .. 3");
 }
 
+// Rows that answers are read from can only ask for more than the text does, and do where they see more than their tile's
+// neighbours; what is not asked for changes nothing.
+TEST(Calibrator, RowsOfAnswersCountByThemselves) {
+  Asked asked;
+  asked.goals = {{SALE_GOAL_ERROR, 0.05}};
+  const auto made_with = [&](const std::vector<int64_t>& rows) {
+    sale::Calibrator c(asked.get());
+    while (!c.done()) {
+      c.begin("prompt", tokens);
+      c.asks(rows);
+      feed(c, 0);
+      c.end();
+    }
+    return c.result();
+  };
+  sale::Calibrator plain(asked.get());
+  while (!plain.done()) {
+    plain.begin("prompt", tokens);
+    feed(plain, 0);
+    plain.end();
+  }
+  EXPECT_EQ(printed(made_with({})), printed(plain.result()));
+  std::vector<int64_t> every(tokens);
+  for (size_t i = 0; i < every.size(); ++i) every[i] = static_cast<int64_t>(i);
+  const sale::Calibration text = plain.result(), answers = made_with({tokens - 400});
+  int lower = 0;
+  for (size_t h = 0; h < text.thresholds.size(); ++h) {
+    EXPECT_LE(answers.thresholds[h], text.thresholds[h]) << h;
+    lower += answers.thresholds[h] < text.thresholds[h] ? 1 : 0;
+  }
+  EXPECT_GT(lower, 0);
+  EXPECT_GT(answers.density, text.density);
+  EXPECT_NO_THROW(made_with(every)) << "as many of them as are sampled";
+}
+
+// What it says of compensated attention is what compensated attention is off by, on the rows it samples.
+TEST(Calibrator, MeasuresCompensatedAttention) {
+  double density[2];
+  for (const int compensate : {0, 1}) {
+    Asked asked;
+    asked.goals = {{SALE_GOAL_ERROR, 0.2}};
+    asked.c.rows = 1000, asked.c.compensate = compensate;
+    sale::Calibrator c(asked.get());
+    finish(c);
+    const sale::Calibration made = c.result();
+    density[compensate] = made.density;
+    const sale::Problem problem(1, q_heads, kv_heads, tokens, tokens, head_dim, SALE_F32);
+    for (int32_t layer = 0; layer < layers; ++layer) {
+      const Attention a = attention(0, layer);
+      const auto output = [&](sale::Options options) {
+        std::vector<float> out(a.q.size());
+        const sale::Plan plan(problem, options.threads(2));
+        const sale::Workspace workspace(plan.workspace().total);
+        plan.run({.q = a.q.data(), .k = a.k.data(), .v = a.v.data(), .out = out.data()}, workspace);
+        return out;
+      };
+      const std::vector<float> dense = output(made.options(layer).dense());
+      const std::vector<float> sparse = output(made.options(layer).compensate(compensate == 1));
+      for (size_t h = 0; h < q_heads; ++h) {
+        double error = 0, size = 0;
+        for (size_t i = (h * tokens + 1024) * head_dim; i < (h + 1) * tokens * head_dim; ++i)
+          error += std::fabs(sparse[i] - dense[i]), size += std::fabs(dense[i]);
+        const double found = c.findings().heads[static_cast<size_t>(layer) * q_heads + h].relative;
+        EXPECT_NEAR(found, error / size, 0.2 * found) << compensate << " " << layer << " " << h;
+      }
+    }
+  }
+  EXPECT_LT(density[1], density[0]);
+}
+
+TEST(Calibrator, RefusesRowsOfAnswersThatCannotBe) {
+  Asked asked;
+  sale::Calibrator c(asked.get());
+  const std::vector<int64_t> one{5}, twice{5, 5}, beyond{5, tokens}, below{-1};
+  REFUSED(c.asks(one), "rows: no prompt was begun");
+  c.begin("prompt", tokens);
+  REFUSED(c.asks(twice), "rows: element 1 is 5; they ascend");
+  REFUSED(c.asks(beyond), "rows: element 1 is 1536");
+  REFUSED(c.asks(below), "rows: element 0 is -1");
+  EXPECT_EQ(sale_calibrator_asks(c.get(), nullptr, 1), SALE_INVALID_ARGUMENT);
+  EXPECT_EQ(sale_calibrator_asks(c.get(), one.data(), -1), SALE_INVALID_ARGUMENT);
+  const Attention a = attention(0, 0);
+  c.feed(layer_of(a, 0));
+  REFUSED(c.asks(one), "rows: they are said before the prompt is fed");
+}
+
 // Parts of a prompt, one after the other, are the prompt; strides of other layouts are read as they are.
 TEST(Calibrator, PartsAndLayoutsChangeNothing) {
   Asked asked;
@@ -253,8 +339,10 @@ TEST(Calibrator, Smoothing) {
   }
   asked.c.smoothing = 2;
   REFUSED(sale::Calibrator(asked.get()), "options.smoothing: 2");
-  asked.c.smoothing = 0, asked.c.reserved = 1;
-  REFUSED(sale::Calibrator(asked.get()), "options.reserved: 1");
+  asked.c.smoothing = 0, asked.c.compensate = 2;
+  REFUSED(sale::Calibrator(asked.get()), "options.compensate: 2");
+  asked.c.compensate = 1, asked.goals = {{SALE_GOAL_PAPER, 0.4}};
+  REFUSED(sale::Calibrator(asked.get()), "options.compensate: the paper's procedure");
 }
 
 // An interrupted calibrator goes on where it was, in every pass, and gives what an uninterrupted one gives.

@@ -81,6 +81,8 @@ class Session:
         self._told: set[str] = set()
         self._most = (tokens, keys)
         self._estimators: dict[int, Estimator] = {}
+        self._every: list[Estimator] | None = None  # of them, for plans
+        self._drafts = steps.Drafts()
         self._layers: dict[int, str] = {}  # whose number it is
         self._memory: torch.Tensor | None = None
         self._prepared: object = None  # the plan whose tables are in the memory
@@ -201,6 +203,7 @@ class Session:
                 count, group = self.heads.q_heads, self.model.q_heads // self.model.kv_heads
                 options = options.heads(self.share.rank * count, count, group)
             found = self._estimators[layer] = Estimator(options, self.heads)
+            self._every = None
         return found
 
     # ---- memory --------------------------------------------------------------------------------------------------
@@ -219,7 +222,7 @@ class Session:
             audit = self.settings.audit_rows if self.settings.audit_every else 0
             estimators = list(self._estimators.values())
             paged = all(page_bytes(e, layout.page_size) for e in estimators)
-            plan = steps.Plan(layout, estimators, audit, 0, _c.PAGES if paged else _c.OF_CALL)
+            plan = steps.Plan(steps.Drafts(), layout, estimators, audit, 0, _c.PAGES if paged else _c.OF_CALL)
             if self._memory is None or self._memory.numel() < plan.workspace:
                 self._memory = self._prepared = None
                 self._memory = memory(plan.workspace, self.device)
@@ -283,10 +286,12 @@ class Session:
         every = self.settings.audit_every
         self._steps += 1
         audit = self.settings.audit_rows if every and self._steps % every == 0 else 0
-        estimators = list(self._estimators.values())
+        if self._every is None:
+            self._every = list(self._estimators.values())
         while rows:
             layout = steps.layout_of(rows, self.heads, self.scale, q, k, v, table, out)
-            plan = steps.Plan(layout, estimators, audit, self._steps, _c.PAGES if paged else _c.OF_CALL)
+            source = _c.PAGES if paged else _c.OF_CALL
+            plan = steps.Plan(self._drafts, layout, self._every, audit, self._steps, source)
             if self._memory is not None and plan.workspace <= self._memory.numel():
                 return plan
             del rows[0 if whole else -1 :]

@@ -49,25 +49,52 @@ class Found:
         return self.error / np.maximum(self.size, np.finfo(np.float64).tiny)
 
 
+class Drafts:
+    """The C structs that a session's plans are made from: from step to step little of them changes."""
+
+    def __init__(self) -> None:
+        self._fixed = self._problem = self._of = self._handles = None
+        self._needed = _c.Workspace.make()
+
+    def problem(self, layout: Layout) -> _c.Problem:
+        fixed = (layout.heads, layout.q_offset, layout.scale, layout.q, layout.k, layout.v, layout.out, layout.page_size)
+        if fixed != self._fixed:
+            self._fixed, self._problem = fixed, layout.c()
+            return self._problem
+        p = self._problem
+        numbers = ctypes.c_int64 * layout.batch
+        p.batch, p.q_len, p.k_len, p.pages = layout.batch, layout.q_len, layout.k_len, layout.pages
+        p.q_lens, p.k_lens, p.q_starts = numbers(*layout.q_lens), numbers(*layout.k_lens), numbers(*layout.q_starts)
+        return p
+
+    def handles(self, estimators: Sequence[Estimator]):
+        """The same list, the same array: a session makes a new one when a layer's estimator changes."""
+        if estimators is not self._of:
+            self._of = estimators
+            self._handles = (ctypes.c_void_p * len(estimators))(*(e.handle.value for e in estimators))
+        return self._handles
+
+    def workspace(self, handle) -> int:
+        _c.check(_c.lib.sale_plan_workspace(handle, _byref(self._needed)))
+        return self._needed.total
+
+
 class Plan:
     """A sale_plan of a step, what it was made for, and a call to be filled in."""
 
     handle = None
 
     def __init__(
-        self, layout: Layout, estimators: Sequence[Estimator], audit: int, seed: int, source: int = _c.OF_CALL
+        self, drafts: Drafts, layout: Layout, estimators: Sequence[Estimator], audit: int, seed: int, source: int
     ) -> None:
         self._destroy = _c.lib.sale_plan_destroy
         self.layout = layout
         options = estimators[0].step(source)
         options.audit, options.audit_seed = audit, seed
-        problem = layout.c()
-        handles = (ctypes.c_void_p * len(estimators))(*(e.handle.value for e in estimators))
-        self.handle = _c.created(_c.lib.sale_plan_create, _byref(problem), _byref(options), handles, len(estimators))
-        needed = _c.Workspace.make()
-        _c.check(_c.lib.sale_plan_workspace(self.handle, _byref(needed)))
-        self.workspace = needed.total
-        self._call = _c.Call.make(workspace_bytes=needed.total, prepared=1)
+        self.handle = _c.created(_c.lib.sale_plan_create, _byref(drafts.problem(layout)), _byref(options),
+                                 drafts.handles(estimators), len(estimators))  # fmt: skip
+        self.workspace = drafts.workspace(self.handle)
+        self._call = _c.Call.make(workspace_bytes=self.workspace, prepared=1)
         self._strides = (layout.q, layout.k, layout.v, layout.out)
         if audit:
             heads = layout.batch * layout.heads.q_heads

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 
 #include "core/checked.hpp"
 #include "cuda/common/stages.hpp"
@@ -147,17 +148,28 @@ CUtensorMap map_of(const char* name, const MapSpec& spec, const Call& call) {
   return map;
 }
 
+// Of a call's tensors, made once: where it is checked.
+struct Maps {
+  CUtensorMap q64, k32, k128, v32, v128;
+};
+static_assert(sizeof(Maps) <= sizeof(Call::Own) && alignof(Maps) <= alignof(Call::Own));
+Maps& maps_of(const Call& call) { return *std::launder(reinterpret_cast<Maps*>(call.own.bytes)); }
+
 void check(const Call& call) {
   const sale_problem& x = call.plan->problem;
   const Current current(x.device);
-  const auto one = [&](const char* name, const MapSpec& spec) {
+  Maps& maps = *new (call.own.bytes) Maps;
+  const auto one = [&](const char* name, const MapSpec& spec, CUtensorMap& map) {
     if (spec.base == nullptr) return;
     if (const char* why = why_not_map(spec, x.dtype); *why != '\0') fail(SALE_UNSUPPORTED, name, ": ", why);
-    map_of(name, spec, call);
+    map = map_of(name, spec, call);
   };
-  one("q", query_spec(call));
-  one("k", key_spec(call, call.k, call.strides.k, block_rows(call)));
-  one("v", key_spec(call, call.v, call.strides.v, block_rows(call)));
+  const int32_t rows = block_rows(call);
+  one("q", query_spec(call), maps.q64);
+  one("k", key_spec(call, call.k, call.strides.k, rows), maps.k32);
+  one("k", key_spec(call, call.k, call.strides.k, 128), maps.k128);
+  one("v", key_spec(call, call.v, call.strides.v, rows), maps.v32);
+  one("v", key_spec(call, call.v, call.strides.v, 128), maps.v128);
   if (reinterpret_cast<uintptr_t>(call.out) % 16 != 0) fail(SALE_UNSUPPORTED, "out: it is not aligned to 16 bytes");
   if (const std::string why = cuda::why_not_strides(call.strides); !why.empty()) fail(SALE_UNSUPPORTED, why);
 }
@@ -172,8 +184,8 @@ void select_blocks(const Call& call) {
   SelectCall c{};
   c.estimator = cuda::estimator_of(architecture, *call.layer);
   c.exact = {call.q, call.k, by.q.batch, by.q.head, by.q.token, by.k.batch, by.k.head, by.k.token};
-  c.q64 = map_of("q", query_spec(call), call);
-  c.k32 = map_of("k", key_spec(call, call.k, by.k, block_rows(call)), call);
+  c.q64 = maps_of(call).q64;
+  c.k32 = maps_of(call).k32;
   c.q_codes = cuda::part<uint8_t>(call, tables.q_codes_at);
   c.row_limits = cuda::part<float>(call, tables.row_limits_at);
   c.slice = tables.slice;
@@ -200,11 +212,8 @@ void attend_blocks(const Call& call) {
   const Strides& by = call.strides;
   const Current current(tables.device.ordinal);
   AttendCall c{};
-  c.q64 = map_of("q", query_spec(call), call);
-  c.k32 = map_of("k", key_spec(call, call.k, by.k, block_rows(call)), call);
-  c.k128 = map_of("k", key_spec(call, call.k, by.k, 128), call);
-  c.v32 = map_of("v", key_spec(call, call.v, by.v, block_rows(call)), call);
-  c.v128 = map_of("v", key_spec(call, call.v, by.v, 128), call);
+  const Maps& maps = maps_of(call);
+  c.q64 = maps.q64, c.k32 = maps.k32, c.k128 = maps.k128, c.v32 = maps.v32, c.v128 = maps.v128;
   c.compensate = p.compensate;
   if (p.compensate) c.k_means = means_map(call, tables.k_means_at), c.v_means = means_map(call, tables.v_means_at);
   c.low = cuda::low_bit_of(call);
