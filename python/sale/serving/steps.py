@@ -57,7 +57,8 @@ class Drafts:
         self._needed = _c.Workspace.make()
 
     def problem(self, layout: Layout) -> _c.Problem:
-        fixed = (layout.heads, layout.q_offset, layout.scale, layout.q, layout.k, layout.v, layout.out, layout.page_size)
+        fixed = (layout.heads, layout.q_offset, layout.scale, layout.q, layout.k, layout.v, layout.out,
+                 layout.page_size, layout.kv_dtype)  # fmt: skip
         if fixed != self._fixed:
             self._fixed, self._problem = fixed, layout.c()
             return self._problem
