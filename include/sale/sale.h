@@ -88,6 +88,10 @@ SALE_API const char* sale_version(void);
 /* ---- what is asked ------------------------------------------------------------------------------------------ */
 
 typedef enum sale_dtype SALE_INT { SALE_F32 = 0, SALE_F16 = 1, SALE_BF16 = 2 } sale_dtype;
+/* What keys and values are stored as. SALE_KV_E4M3: bytes, floats of 4 bits of exponent (bias 7) and 3 of mantissa, 0x7f and
+ * 0xff not numbers, as PyTorch's float8_e4m3fn; in pages only, and on CPU backends only. Such an element stands for its
+ * product with a scale (sale_call.k_scales, v_scales) in f32, rounded to dtype: all else is as if it had been given so. */
+typedef enum sale_kv_dtype SALE_INT { SALE_KV_DTYPE = 0 /* dtype */, SALE_KV_E4M3 = 1 } sale_kv_dtype;
 
 /* Element strides of a tensor [batch, head, token, head_dim]; head_dim is contiguous. Any order of the first three is
  * fine ([B,H,L,D], [B,L,H,D], views into a fused QKV buffer). Strides of out may not make two elements share a place;
@@ -121,7 +125,7 @@ typedef struct sale_problem {
   int32_t q_heads;    /* a multiple of kv_heads; query head h reads kv head h / (q_heads / kv_heads) */
   int32_t kv_heads;
   int32_t head_dim;                           /* a multiple of 16, 16 .. 256 */
-  sale_dtype dtype;                           /* of q, k, v and out */
+  sale_dtype dtype;                           /* of q and out, and unless kv_dtype says otherwise of k and v */
   int64_t q_len;                              /* rows of every sequence, unless q_lens is given; at least 1 */
   int64_t k_len;                              /* keys of every sequence, unless k_lens is given; at least 1 */
   int64_t q_offset;                           /* >= 0, or SALE_AUTO; unless q_offsets is given */
@@ -133,13 +137,13 @@ typedef struct sale_problem {
   int32_t page_size;                          /* 0: not paged; else keys of a page, a multiple of 16 */
   int64_t pages;                              /* entries of the table per sequence; 0 when not paged */
   int32_t part;                               /* 1: the keys are a part of a sequence's; else 0 */
-  int32_t reserved;                           /* 0 */
+  sale_kv_dtype kv_dtype;                     /* of k and v */
   const int64_t* k_coded; /* with SALE_INDEX_PAGES: NULL or [batch], 0 .. k_len each: first keys whose codes are in the
                              pages already. NULL: those before the first row, min(q_offset, k_len) */
   int64_t window;      /* 0, or how many keys a row sees: the last ones up to its position, its own among them. Blocks
                           that a tile's windows have left behind are neither scanned nor listed nor counted */
   int32_t window_sink; /* with a window, 1: rows see the layer's sink besides; 0: only while it is in their windows */
-  int32_t reserved_2;  /* 0 */
+  int32_t reserved;  /* 0 */
 } sale_problem;
 
 /* A problem of one sequence, its tensors contiguous [batch, heads, tokens, head_dim] in host memory. */
@@ -500,6 +504,9 @@ typedef struct sale_call {
   int32_t prepared;
   int32_t reserved;                    /* 0 */
   const sale_index_pages* index_pages; /* for a plan of SALE_INDEX_PAGES, in sale_run and sale_select; else NULL */
+  /* With SALE_KV_E4M3: what elements of k and of v are multiplied by, [kv_heads] each where the tensors lie, or NULL: 1.
+     Else NULL. */
+  const float *k_scales, *v_scales;
 } sale_call;
 static inline sale_call sale_call_init(void) {
   sale_call c = SALE_ZEROS;

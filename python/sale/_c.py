@@ -46,8 +46,8 @@ class Problem(_Sized):
         ("q", Strides), ("k", Strides), ("v", Strides), ("out", Strides),
         ("q_lens", _int64s), ("k_lens", _int64s), ("q_offsets", _int64s), ("q_starts", _int64s), ("k_starts", _int64s),
         ("device", c_int32), ("page_size", c_int32), ("pages", c_int64), ("part", c_int32),
-        ("reserved", c_int32), ("k_coded", _int64s), ("window", c_int64), ("window_sink", c_int32),
-        ("reserved_2", c_int32),
+        ("kv_dtype", c_int), ("k_coded", _int64s), ("window", c_int64), ("window_sink", c_int32),
+        ("reserved", c_int32),
     ]  # fmt: skip
 
 
@@ -105,6 +105,7 @@ class Call(_Sized):
         ("page_table", c_void_p), ("reference", c_void_p), ("indexes", c_void_p), ("blocks", c_void_p),
         ("workspace", c_void_p), ("workspace_bytes", c_size_t), ("stats", c_void_p), ("stream", c_void_p),
         ("prepared", c_int32), ("reserved", c_int32), ("index_pages", c_void_p),
+        ("k_scales", c_void_p), ("v_scales", c_void_p),
     ]  # fmt: skip
 
 

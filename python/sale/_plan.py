@@ -45,6 +45,7 @@ class Layout(NamedTuple):
     pages: int = 0
     part: int = 0
     k_coded: tuple[int, ...] | None = None
+    kv_dtype: int = 0
     window: int = 0
     window_sink: int = 0
 
@@ -63,7 +64,8 @@ class Layout(NamedTuple):
     def c(self) -> _c.Problem:
         """The C struct; its arrays live as long as it."""
         p = _c.Problem.make(**self.heads._asdict())
-        for name in ("batch", "q_len", "k_len", "q_offset", "scale", "page_size", "pages", "part", "window", "window_sink"):
+        for name in ("batch", "q_len", "k_len", "q_offset", "scale", "page_size", "pages", "part", "kv_dtype", "window",
+                     "window_sink"):  # fmt: skip
             setattr(p, name, getattr(self, name))
         for name in ("q", "k", "v", "out"):
             setattr(p, name, _c.Strides(*getattr(self, name)))

@@ -32,7 +32,7 @@ Extent extent(const char* name, const void* base, const sale_strides& s, const P
     tokens = std::max(tokens, keys ? q.k_start + q.sight.k_len : q.q_start + q.sight.q_len);
   if (paged) tokens = p.page_size;
   const int64_t span = (paged ? 0 : p.batch - 1) * s.batch + (heads - 1) * s.head + (tokens - 1) * s.token + p.head_dim;
-  const size_t size = static_cast<size_t>(element_bytes(p.dtype));
+  const size_t size = static_cast<size_t>(keys ? kv_bytes(p) : element_bytes(p.dtype));
   const uintptr_t begin = reinterpret_cast<uintptr_t>(base);
   require(base != nullptr, name, ": null");
   require(begin % size == 0, name, ": not aligned to its elements of ", size, " bytes");
@@ -40,6 +40,17 @@ Extent extent(const char* name, const void* base, const sale_strides& s, const P
   require(begin <= UINTPTR_MAX - bytes, name, ": reaches beyond the address space");
   plan.stages().space.check(name, base, p.device);
   return {name, begin, begin + bytes};
+}
+
+// Scales of an e4m3 tensor's heads.
+void check_scales(const char* name, const Plan& plan, const float* at, std::initializer_list<Extent> written) {
+  if (at == nullptr) return;
+  const sale_problem& p = plan.problem;
+  require(p.kv_dtype == SALE_KV_E4M3, name, ": given, but kv_dtype is not SALE_KV_E4M3; pass NULL");
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(at);
+  require(begin % 4 == 0, name, ": not aligned to its elements of 4 bytes");
+  plan.stages().space.check(name, at, p.device);
+  for (const Extent& w : written) check_apart(w, {name, begin, begin + static_cast<uintptr_t>(p.kv_heads) * 4});
 }
 
 // Floats [batch, q_heads, longest q_len]: lse, and a given reference.
@@ -226,12 +237,16 @@ Call make_call(const sale_plan* plan, const sale_estimator* estimator, const sal
     check_indexes(p, layer, c.indexes);
     call.pages = check_pages(p, layer, c.index_pages, {k, values}, {q, space, written[0], written[1]});
   }
+  check_scales("k_scales", p, c.k_scales, {space, written[0], written[1]});
+  check_scales("v_scales", p, c.v_scales, {space, written[0], written[1]});
   check_stream(p, c.stream);
   require(c.prepared == 0 || c.prepared == 1, "prepared: ", c.prepared, " is neither 0 nor 1");
   require(c.reserved == 0, "reserved: ", c.reserved, " is not 0");
   call.q = c.q;
   call.k = c.k;
   call.page_table = c.page_table;
+  call.k_scales = c.k_scales;
+  call.v_scales = c.v_scales;
   call.reference = c.reference;
   call.indexes = p.index == SALE_INDEX_GIVEN && use != Use::attend ? c.indexes : nullptr;
   call.workspace = static_cast<char*>(c.workspace);

@@ -95,8 +95,11 @@ std::vector<Sequence> check_problem(const sale_problem& p) {
   check_heads(p.q_heads, p.kv_heads, p.head_dim, p.dtype, p.device);
   require(p.page_size >= 0 && p.page_size % 16 == 0, "page_size: ", p.page_size, " is neither 0 nor a multiple of 16");
   require(p.part == 0 || p.part == 1, "part: ", p.part, " is neither 0 nor 1");
+  require(p.kv_dtype == SALE_KV_DTYPE || p.kv_dtype == SALE_KV_E4M3, "kv_dtype: ", static_cast<int>(p.kv_dtype),
+          " is not SALE_KV_DTYPE or SALE_KV_E4M3");
+  require(p.kv_dtype == SALE_KV_DTYPE || p.page_size != 0,
+          "kv_dtype: SALE_KV_E4M3, but page_size is 0; such keys and values are read from pages only");
   require(p.reserved == 0, "reserved: ", p.reserved, " is not 0");
-  require(p.reserved_2 == 0, "reserved_2: ", p.reserved_2, " is not 0");
   require(p.window >= 0 && p.window <= max_tokens, "window: ", p.window, " is not in 0 .. 2^31");
   require(p.window_sink == 0 || p.window_sink == 1, "window_sink: ", p.window_sink, " is neither 0 nor 1");
   require(p.window_sink == 0 || p.window != 0, "window_sink: 1, but window is 0: rows see the sink anyway");

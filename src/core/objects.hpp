@@ -19,6 +19,7 @@ struct Call {
   float* lse;
   Strides strides;
   const int32_t* page_table;
+  const float *k_scales, *v_scales;  // null: 1
   const float* reference;
   const sale_index* const* indexes;
   sale_index_pages pages;  // memory is null without
@@ -43,6 +44,8 @@ struct IndexUpdate {
 };
 
 inline int64_t element_bytes(sale_dtype dtype) { return dtype == SALE_F32 ? 4 : 2; }
+// Of keys and values.
+inline int64_t kv_bytes(const sale_problem& p) { return p.kv_dtype == SALE_KV_E4M3 ? 1 : element_bytes(p.dtype); }
 
 }  // namespace sale
 

@@ -1,7 +1,9 @@
 // Key indexes of the CPU backends: made, grown, kept in pages; and keys and values out of theirs.
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstring>
+#include <limits>
 
 #include "core/objects.hpp"
 #include "cpu/common/load.hpp"
@@ -15,6 +17,30 @@ void gather(const Rows& from, int64_t begin, int64_t end, int32_t head_dim, void
   const size_t row = static_cast<size_t>(head_dim * element_bytes(from.dtype));
   auto* next = static_cast<char*>(to);
   for (int64_t r = begin; r < end; ++r, next += row) std::memcpy(next, at(from.base, from.dtype, from.at(r)), row);
+}
+
+// The numbers that the bytes of SALE_KV_E4M3 are.
+constexpr auto e4m3_numbers = [] {
+  std::array<float, 256> numbers{};
+  for (int code = 0; code < 256; ++code) {
+    const int exponent = code >> 3 & 15, mantissa = code & 7;
+    float x = static_cast<float>(exponent == 0 ? mantissa : 8 + mantissa) / 512;  // of the smallest normal numbers
+    for (int e = 1; e < exponent; ++e) x *= 2;
+    if (exponent == 15 && mantissa == 7) x = std::numeric_limits<float>::quiet_NaN();
+    numbers[static_cast<size_t>(code)] = code < 128 ? x : -x;
+  }
+  return numbers;
+}();
+static_assert(e4m3_numbers[0x01] == 0x1p-9f && e4m3_numbers[0x08] == 0x1p-6f && e4m3_numbers[0xfe] == -448);
+
+// Such rows [begin, end), widened.
+void gather_e4m3(const Rows& from, int64_t begin, int64_t end, int32_t head_dim, float scale, void* to) {
+  float row[256];
+  for (int64_t r = begin; r < end; ++r) {
+    const auto* codes = static_cast<const uint8_t*>(from.base) + from.at(r);
+    for (int32_t c = 0; c < head_dim; ++c) row[c] = e4m3_numbers[codes[c]] * scale;
+    store_row(to, from.dtype, (r - begin) * head_dim, head_dim, row);
+  }
 }
 
 // A page of codes of one sequence: where block `b` of a kv head is in it.
@@ -229,14 +255,22 @@ void order_pages(const Call& call) {
     const int64_t from = i % ranges * span_blocks * k_block,
                   end = std::min(from + span_blocks * k_block, s.sight.k_len);
     const int64_t to = (head * mine.gathered_keys + mine.gathered_of[static_cast<size_t>(b)] + from) * d;
-    const auto put = [&](const void* base, const sale_strides& by, size_t area) {
+    const auto put = [&](const void* base, const sale_strides& by, const float* scales, size_t area) {
       if (base == nullptr || from >= end) return;
-      gather(
-          {at(base, x.dtype, head * by.head), x.dtype, by.token, x.page_size, by.batch, call.page_table + b * x.pages},
-          from, end, x.head_dim, const_cast<char*>(at(call.workspace + area, x.dtype, to)));
+      const Rows rows{static_cast<const char*>(base) + head * by.head * kv_bytes(x),
+                      x.dtype,
+                      by.token,
+                      x.page_size,
+                      by.batch,
+                      call.page_table + b * x.pages};
+      char* const place = const_cast<char*>(at(call.workspace + area, x.dtype, to));
+      if (x.kv_dtype == SALE_KV_E4M3)
+        gather_e4m3(rows, from, end, x.head_dim, scales == nullptr ? 1.0f : scales[head], place);
+      else
+        gather(rows, from, end, x.head_dim, place);
     };
-    put(call.k, call.strides.k, mine.gathered_k_at);
-    put(call.v, call.strides.v, mine.gathered_v_at);
+    put(call.k, call.strides.k, call.k_scales, mine.gathered_k_at);
+    put(call.v, call.strides.v, call.v_scales, mine.gathered_v_at);
   });
 }
 

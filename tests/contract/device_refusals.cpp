@@ -72,6 +72,42 @@ TEST(Devices, Pages) {
   });
 }
 
+// Keys and values of 8 bits.
+TEST(Devices, BytesInPages) {
+  for (const int32_t type : {-1, 2, INT32_MAX})
+    refuse_plan("kv_dtype " + std::to_string(type), "kv_dtype", [&](Good& g) {
+      with_pages(g, 16, 16);
+      g.problem.kv_dtype = static_cast<sale_kv_dtype>(type);
+    });
+  refuse_plan("e4m3 in order", "page_size is 0", [](Good& g) { g.problem.kv_dtype = SALE_KV_E4M3; });
+  Good g;
+  with_pages(g, 16, 16);
+  g.problem.kv_dtype = SALE_KV_E4M3;
+  g.problem.device = g.layer.device = 0;
+  for (int32_t i = 0; i < sale_backend_count(); ++i) {
+    if (facts_of(i).on_device == 0) continue;
+    EXPECT_NE(std::string(sale_backend_why_not_problem(i, &g.problem, &g.layer, &g.options)).find("kv_dtype"),
+              std::string::npos);
+  }
+  g.problem.device = g.layer.device = SALE_HOST;
+  const std::vector<float> scales(3, 1.0f);
+  for (const float* sale_call::* which : {&sale_call::k_scales, &sale_call::v_scales}) {
+    const char* const name = which == &sale_call::k_scales ? "k_scales" : "v_scales";
+    const Good whole;
+    Arguments a(whole);
+    a.call.*which = scales.data();
+    refused(std::string(name) + " without e4m3", a.run(), bad, name);
+    EXPECT_TRUE(a.untouched(whole));
+    Arguments b(g);
+    b.call.page_table = table;
+    b.call.*which = shifted(scales.data(), 2);
+    refused(std::string(name) + " askew", b.run(), bad, name);
+    b.call.*which = static_cast<const float*>(b.call.workspace);
+    refused(std::string(name) + " in the workspace", b.run(), bad, name);
+    EXPECT_TRUE(b.untouched(g));
+  }
+}
+
 // The table comes with every call of a paged problem, and with no other.
 TEST(Devices, PageTables) {
   const struct {

@@ -179,7 +179,7 @@ TEST(Plan, Windows) {
                 [&](Good& g) { g.problem.window = 100, g.problem.window_sink = n; });
   refuse_plan("window_sink without a window", "window_sink", [](Good& g) { g.problem.window_sink = 1; });
   for (const int32_t n : {-1, 1})
-    refuse_plan("reserved_2 " + std::to_string(n), "reserved_2", [&](Good& g) { g.problem.reserved_2 = n; });
+    refuse_plan("reserved " + std::to_string(n), "reserved", [&](Good& g) { g.problem.reserved = n; });
 }
 
 TEST(Plan, Options) {

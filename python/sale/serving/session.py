@@ -321,9 +321,10 @@ class Session:
             return True
         return False
 
-    def run(self, step: Step, layer: int, q, k, v, out) -> bool:
+    def run(self, step: Step, layer: int, q, k, v, out, scales: tuple | None = None) -> bool:
         """Attention of the step's rows: q and out [tokens, q_heads, head_dim], k and v [pages, page_size, kv_heads,
-        head_dim] as they lie in the cache. False: out is untouched, and the engine has to do it."""
+        head_dim] as they lie in the cache. scales: where these are float8_e4m3fn, what keys and what values are
+        multiplied by, float32 [kv_heads] each. False: out is untouched, and the engine has to do it."""
         if self.state != SPARSE:
             return False
         plan: steps.Plan = step.held["plan"]
@@ -335,7 +336,8 @@ class Session:
                 plan.prepare(workspace, stream)
                 self._prepared = plan
             codes = step.held["codes"]
-            found = plan.run(estimator, q, k, v, step.held["table"], out, workspace, stream, codes and codes.of(layer))
+            found = plan.run(estimator, q, k, v, step.held["table"], out, workspace, stream,
+                             codes and codes.of(layer), scales)  # fmt: skip
             if found is not None:
                 self._audited(layer, found)
             return True

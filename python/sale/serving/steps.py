@@ -15,6 +15,7 @@ import torch
 from .. import _c
 from .._estimator import Estimator
 from .._plan import Layout
+from .._torch import _DTYPES
 from .batch import SHORTEST, Row
 
 _run, _byref = _c.lib.sale_run, ctypes.byref
@@ -56,7 +57,8 @@ class Drafts:
         self._needed = _c.Workspace.make()
 
     def problem(self, layout: Layout) -> _c.Problem:
-        fixed = (layout.heads, layout.q_offset, layout.scale, layout.q, layout.k, layout.v, layout.out, layout.page_size)
+        fixed = (layout.heads, layout.q_offset, layout.scale, layout.q, layout.k, layout.v, layout.out,
+                 layout.page_size, layout.kv_dtype)  # fmt: skip
         if fixed != self._fixed:
             self._fixed, self._problem = fixed, layout.c()
             return self._problem
@@ -111,10 +113,11 @@ class Plan:
         _c.check(_c.lib.sale_plan_prepare(self.handle, workspace, self.workspace, stream))
 
     def run(
-        self, estimator: Estimator, q, k, v, table, out, workspace: int, stream: int | None, codes: int | None = None
-    ) -> Found | None:
-        """Attention of one layer; codes: the address of its sale_index_pages, of plans made for them. What was found,
-        of plans that audit, for which a device is waited for."""
+        self, estimator: Estimator, q, k, v, table, out, workspace: int, stream: int | None, codes: int | None = None,
+        scales: tuple | None = None,
+    ) -> Found | None:  # fmt: skip
+        """Attention of one layer; codes: the address of its sale_index_pages, of plans made for them; scales: of keys
+        and of values of 8 bits. What was found, of plans that audit, for which a device is waited for."""
         call = self._call
         strides = (_packed(q), _paged(k), _paged(v), _packed(out))
         keep = ()
@@ -126,6 +129,7 @@ class Plan:
         call.q, call.k, call.v, call.out = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
         call.page_table, call.workspace, call.stream = table.data_ptr(), workspace, stream
         call.index_pages = codes
+        call.k_scales, call.v_scales = (x.data_ptr() for x in scales) if scales else (None, None)
         status = _run(self.handle, estimator.handle, _byref(call))
         del keep
         if status:
@@ -139,7 +143,17 @@ def layout_of(rows: Sequence[Row], heads, scale: float, q, k, v, table, out) -> 
     return Layout(
         len(rows), heads, max(lengths), max(keys), _c.AUTO, scale, _packed(q), _paged(k), _paged(v), _packed(out),
         q_lens=lengths, k_lens=keys, q_starts=tuple(r.start for r in rows), page_size=k.shape[1], pages=table.shape[1],
+        kv_dtype=_kv_dtype(heads, k, v),
     )  # fmt: skip
+
+
+def _kv_dtype(heads, k, v) -> int:
+    """A sale_kv_dtype."""
+    if k.dtype == v.dtype == torch.float8_e4m3fn:
+        return 1
+    if k.dtype != v.dtype or _DTYPES.get(k.dtype) != heads.dtype:
+        raise ValueError(f"a cache of {k.dtype} keys and {v.dtype} values is not supported")
+    return 0
 
 
 def longest_layout(heads, scale: float, tokens: int, keys: int, page_size: int = 32) -> Layout:

@@ -132,6 +132,31 @@ def test_a_step_on_pages_as_they_lie(everything):
     assert (out[sum(tokens) :] == 7).all()
 
 
+def test_a_cache_of_8_bits_with_a_scale_for_each_head(everything):
+    cache, q = Cache([1500, 1100]), torch.randn(1400, 4, 128).bfloat16()
+    rows = [Row(0, 0, 900, 1500), Row(1, 900, 500, 1100)]
+    scales = torch.tensor([0.01, 0.02]), torch.tensor([0.005, 0.03])
+    wide = [x.float().nan_to_num() / s[:, None] for x, s in zip((cache.keys, cache.values), scales)]
+    keys, values = (x.clamp(-448, 448).to(torch.float8_e4m3fn) for x in wide)
+    step, out = everything.step(rows), torch.full_like(q, 7)
+    assert everything.begin(step, 0, q, keys, values, cache.table, out)
+    assert everything.run(step, 0, q, keys, values, out, scales)
+    cache.keys, cache.values = ((x.float() * s[:, None]).bfloat16() for x, s in zip((keys, values), scales))
+    assert torch.equal(out, ran(everything, rows, cache, q)[0])
+
+
+@pytest.mark.parametrize("types", [(torch.float8_e5m2,) * 2, (torch.float16,) * 2, (torch.float8_e4m3fn, torch.bfloat16)])
+def test_a_cache_of_another_type_stops_the_session(types):
+    lines = []
+    made = session(lines, calibration="off")
+    made.reserve([0])
+    cache, q = Cache([1500]), torch.randn(1500, 4, 128).bfloat16()
+    keys, values = cache.keys.nan_to_num().to(types[0]), cache.values.nan_to_num().to(types[1])
+    step, out = made.step([Row(0, 0, 1500, 1500)]), torch.full_like(q, 7)
+    assert not made.begin(step, 0, q, keys, values, cache.table, out) and made.state == IDLE
+    assert (out == 7).all() and sum("a cache of " in line and "own attention runs" in line for line in lines) == 1
+
+
 def test_one_plan_serves_all_layers_and_other_strides(everything):
     cache, q = Cache([1500]), torch.randn(1500, 4, 128).bfloat16()
     rows = [Row(0, 0, 1500, 1500)]

@@ -15,6 +15,7 @@ std::string why_not_layer(const Layer& l) {
 }
 
 std::string why_not_problem(const sale_problem& p) {
+  if (p.kv_dtype == SALE_KV_E4M3) return "kv_dtype SALE_KV_E4M3 is read on CPUs only";
   for (int32_t b = 0; b < p.batch; ++b) {
     const int64_t keys = p.k_lens != nullptr ? p.k_lens[b] : p.k_len,
                   rows = p.q_lens != nullptr ? p.q_lens[b] : p.q_len;
