@@ -150,3 +150,11 @@ def test_smoothing_vectors_are_the_layers_own():
     mean = np.mean([tensor(prompt, 1, 1) for prompt in range(2)], axis=(0, 1, 3))
     assert np.allclose(made.smoothing[1], mean, atol=1e-5)
     assert np.array_equal(made.options(1).smoothing, made.smoothing[1]) and plain.options(1).smoothing is None
+
+
+def test_what_ships_is_named_by_its_fingerprint():
+    files = sorted((pathlib.Path(__file__).resolve().parents[2] / "calibrations").glob("*.json"))
+    assert files
+    for file in files:
+        made = sale.Calibration.read(file)
+        assert file.stem == made.fingerprint + ("-fp8" if made.format == "fp8" else "")

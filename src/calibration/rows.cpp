@@ -13,14 +13,29 @@ constexpr int lanes = 8;
 constexpr int64_t first_position = 1024;  // earlier rows run dense, or nearly so
 
 // Eight sums side by side: vector code without reordering anything the compiler may not reorder.
-template <class T>
-double dot(const double* q, const T* k, int32_t n) {
-  double sum[lanes] = {};
-  for (int32_t c = 0; c < n; c += lanes)
-    for (int i = 0; i < lanes; ++i)
-      sum[i] +=  // both have n numbers, NOLINTNEXTLINE(clang-analyzer-core.UndefinedBinaryOperatorResult)
-          q[c + i] * static_cast<double>(static_cast<float>(k[c + i]));
-  return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+// to[j]: the product of q with each of n keys.
+void score(const double* q, const float* k, int64_t n, int32_t dim, double* to) {
+  for (int64_t j = 0; j < n; ++j, k += dim) {
+    double sum[lanes] = {};
+    for (int32_t c = 0; c < dim; c += lanes)
+      for (int i = 0; i < lanes; ++i)
+        sum[i] +=  // both have dim numbers, NOLINTNEXTLINE(clang-analyzer-core.UndefinedBinaryOperatorResult)
+            q[c + i] * static_cast<double>(k[c + i]);
+    to[j] = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+  }
+}
+
+// to[c]: the sum over n tokens of w times their values. Returns the sum of w.
+double weigh(const double* w, const float* v, int64_t n, int32_t dim, double* to) {
+  double mass = 0;
+  for (int64_t j = 0; j < n; ++j) mass += w[j];
+  for (int32_t c = 0; c < dim; c += lanes) {
+    double sum[lanes] = {};
+    for (int64_t j = 0; j < n; ++j)
+      for (int i = 0; i < lanes; ++i) sum[i] += w[j] * static_cast<double>(v[j * dim + c + i]);
+    for (int i = 0; i < lanes; ++i) to[c + i] = sum[i];
+  }
+  return mass;
 }
 
 const char* at(const Tensor& t, size_t bytes, int64_t head, int64_t token) {
@@ -52,38 +67,53 @@ private:
 
 }  // namespace
 
-Means::Means(const Layer& layer, int32_t kv_head) : groups(layer.tokens / keys) {
-  const int32_t dim = layer.shape.head_dim;
+void KvHead::take(const Layer& layer, int32_t kv_head, ThreadPool& pool) {
+  constexpr int64_t piece = 1024;
   const size_t bytes = bytes_of(layer.shape.dtype);
-  const auto sum_up = [&](const Tensor& from, std::vector<double>& to) {
-    to.assign(static_cast<size_t>(groups * dim), 0);
-    with_type(layer.shape.dtype, at(from, bytes, kv_head, 0), [&](const auto* x) {
-      for (int64_t j = 0; j < groups * keys; ++j)
-        for (int32_t c = 0; c < dim; ++c)
-          to[static_cast<size_t>(j / keys * dim + c)] +=
-              static_cast<double>(static_cast<float>(x[j * from.strides.token + c])) / static_cast<double>(keys);
+  dim = layer.shape.head_dim, tokens = layer.tokens;
+  const auto n = static_cast<size_t>(tokens) * static_cast<size_t>(dim);
+  k.resize(n), v.resize(n);
+  const auto read = [&](const Tensor& from, std::vector<float>& to, int64_t first) {
+    const int64_t last = std::min(tokens, first + piece);
+    with_type(layer.shape.dtype, at(from, bytes, kv_head, first), [&](const auto* x) {
+      float* out = to.data() + first * dim;
+      for (int64_t j = first; j < last; ++j, x += from.strides.token, out += dim)
+        for (int32_t c = 0; c < dim; ++c) out[c] = static_cast<float>(x[c]);
     });
   };
-  sum_up(layer.k, k), sum_up(layer.v, v);
+  share_out(pool, (tokens + piece - 1) / piece, [&](int64_t i, int) {
+    read(layer.k, k, i * piece);
+    read(layer.v, v, i * piece);
+  });
 }
 
-void ExactRow::compute(const Layer& layer, int32_t head, int64_t row, const Means* means) {
+Means::Means(const KvHead& of) : groups(of.tokens / keys) {
+  const auto sum_up = [&](const std::vector<float>& from, std::vector<float>& to) {
+    std::vector<double> sum(static_cast<size_t>(of.dim));
+    for (int64_t g = 0; g < groups; ++g) {
+      std::fill(sum.begin(), sum.end(), 0);
+      const float* x = from.data() + g * keys * of.dim;
+      for (int64_t j = 0; j < keys; ++j, x += of.dim)
+        for (size_t c = 0; c < sum.size(); ++c) sum[c] += static_cast<double>(x[c]);
+      for (double m : sum) to.push_back(static_cast<float>(m / static_cast<double>(keys)));
+    }
+  };
+  sum_up(of.k, k), sum_up(of.v, v);
+}
+
+void ExactRow::compute(const Layer& layer, const KvHead& held, int32_t head, int64_t row, const Means* means) {
   const Shape& s = layer.shape;
   const int64_t keys = row + 1;
-  const int32_t kv_head = head / s.group();
   dim_ = s.head_dim, blocks_ = (keys + SALE_K_BLOCK - 1) / SALE_K_BLOCK;
   weights_.resize(static_cast<size_t>(keys));
   mass_.assign(static_cast<size_t>(blocks_), 0), output_.assign(static_cast<size_t>(dim_), 0);
   sums_.assign(static_cast<size_t>(blocks_ * dim_), 0);
-  const size_t bytes = bytes_of(s.dtype);
   double q[256];
-  with_type(s.dtype, at(layer.q, bytes, head, row), [&](const auto* from) {
+  with_type(s.dtype, at(layer.q, bytes_of(s.dtype), head, row), [&](const auto* from) {
     for (int32_t c = 0; c < dim_; ++c)
       q[c] = static_cast<double>(static_cast<float>(from[c])) * static_cast<double>(layer.scale);
   });
-  with_type(s.dtype, at(layer.k, bytes, kv_head, 0), [&](const auto* k) {
-    for (int64_t j = 0; j < keys; ++j) weights_[static_cast<size_t>(j)] = dot(q, k + j * layer.k.strides.token, dim_);
-  });
+  score(q, held.k.data(), keys, dim_, weights_.data());
   const double top = *std::max_element(weights_.begin(), weights_.end());
   double sum = 0;
   for (double& w : weights_) sum += w = std::exp(w - top);
@@ -93,18 +123,14 @@ void ExactRow::compute(const Layer& layer, int32_t head, int64_t row, const Mean
     // A mean of exponentials is larger than the exponential of the mean: docs/numerics.md has the factor.
     const double each = std::numbers::sqrt2 * SALE_K_BLOCK / sum;
     standing_in_.resize(static_cast<size_t>(std::min(means->groups, keys / Means::keys)));
-    for (size_t g = 0; g < standing_in_.size(); ++g)
-      standing_in_[g] = each * std::exp(dot(q, means->k.data() + g * static_cast<size_t>(dim_), dim_) - top);
+    score(q, means->k.data(), static_cast<int64_t>(standing_in_.size()), dim_, standing_in_.data());
+    for (double& w : standing_in_) w = each * std::exp(w - top);
   }
-  with_type(s.dtype, at(layer.v, bytes, kv_head, 0), [&](const auto* v) {
-    for (int64_t j = 0; j < keys; ++j) {
-      const double w = weights_[static_cast<size_t>(j)];
-      const auto* from = v + j * layer.v.strides.token;
-      double* to = sums_.data() + j / SALE_K_BLOCK * dim_;
-      mass_[static_cast<size_t>(j / SALE_K_BLOCK)] += w;
-      for (int32_t c = 0; c < dim_; ++c) to[c] += w * static_cast<double>(static_cast<float>(from[c]));
-    }
-  });
+  for (int64_t b = 0; b < blocks_; ++b) {
+    const int64_t first = b * SALE_K_BLOCK;
+    mass_[static_cast<size_t>(b)] = weigh(weights_.data() + first, held.v.data() + first * dim_,
+                                          std::min<int64_t>(SALE_K_BLOCK, keys - first), dim_, sums_.data() + b * dim_);
+  }
   double bad = sum - sum;
   for (int64_t b = 0; b < blocks_; ++b)
     for (int32_t c = 0; c < dim_; ++c) output_[static_cast<size_t>(c)] += sums_[static_cast<size_t>(b * dim_ + c)];
@@ -137,8 +163,8 @@ ExactRow::Loss ExactRow::loss(const Bits& kept, int64_t tile) const {
     const double weight = dropped * standing_in_[static_cast<size_t>(g)];
     if (weight == 0) continue;
     all += weight;
-    const double* value = means_->v.data() + g * dim_;
-    for (int32_t c = 0; c < dim_; ++c) out[c] += weight * value[c];
+    const float* value = means_->v.data() + g * dim_;
+    for (int32_t c = 0; c < dim_; ++c) out[c] += weight * static_cast<double>(value[c]);
   }
   double error = 0;
   for (int32_t c = 0; c < dim_; ++c) error += std::fabs(out[c] / all - output_[static_cast<size_t>(c)]);

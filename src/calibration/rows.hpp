@@ -6,26 +6,35 @@
 #include <vector>
 
 #include "calibration/layer.hpp"
+#include "cpu/thread_pool.hpp"
 
 namespace sale::calibration {
 
 // The key blocks a row keeps, one bit each.
 using Bits = std::vector<uint64_t>;
 
+// Keys and values of one kv head in f32, one token after the other: what many rows look at is read once.
+struct KvHead {
+  int32_t dim = 0;
+  int64_t tokens = 0;
+  std::vector<float> k, v;  // [tokens, dim]
+  void take(const Layer& layer, int32_t kv_head, ThreadPool& pool);
+};
+
 // What stands in for dropped blocks of one kv head when attention is compensated: means of 256 keys and their values.
 struct Means {
   static constexpr int64_t keys = 256;
   Means() = default;
-  Means(const Layer& layer, int32_t kv_head);
-  int64_t groups = 0;        // whole ones
-  std::vector<double> k, v;  // [groups, dim]
+  explicit Means(const KvHead& of);
+  int64_t groups = 0;       // whole ones
+  std::vector<float> k, v;  // [groups, dim]
 };
 
 class ExactRow {
 public:
-  // Row `row` of query head `head`. Refuses scores and values that are not finite. means: null, or those of its kv head,
-  // which must live as long as losses are asked for.
-  void compute(const Layer& layer, int32_t head, int64_t row, const Means* means = nullptr);
+  // Row `row` of query head `head`, which looks at `held`. Refuses scores and values that are not finite. means: null, or
+  // those of its kv head, which must live as long as losses are asked for.
+  void compute(const Layer& layer, const KvHead& held, int32_t head, int64_t row, const Means* means = nullptr);
   // Sum of |O|.
   double size() const;
   struct Loss {

@@ -79,6 +79,19 @@ Stage::Selected Stage::select(std::span<const float> thresholds) {
   return {std::move(plan), std::move(blocks), std::move(stats)};
 }
 
+Stage::Kept Stage::kept(const Selected& selected) const {
+  uint64_t* words = nullptr;
+  int64_t rows = 0;
+  const sale_blocks* blocks = selected.blocks.get();
+  check(sale_blocks_words(blocks, &words, nullptr, 0, &rows));
+  Kept k;
+  k.starts.resize(static_cast<size_t>(rows) + 1), k.tiles = rows / setup_.shape.q_heads;
+  check(sale_blocks_words(blocks, &words, k.starts.data(), rows, &rows));
+  k.words.resize(static_cast<size_t>(k.starts.back()));
+  memory_.read(k.words.data(), words, k.words.size() * sizeof(uint64_t));
+  return k;
+}
+
 Stats Stage::attend(const Selected& selected) {
   Stats stats;
   selected.plan.attend(tensors_, selected.blocks, workspace(selected.plan), &stats);

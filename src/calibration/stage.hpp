@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,18 @@ public:
     Stats stats;
   };
   Selected select(std::span<const float> thresholds);
+  // What was kept, read at once: a device answers a question for each row slowly.
+  struct Kept {
+    std::vector<uint64_t> words;
+    std::vector<int64_t> starts;  // of each row of blocks in the words, by head and tile
+    int64_t tiles = 0;
+    std::span<const uint64_t> row(int64_t head, int64_t tile) const {
+      const auto at = static_cast<size_t>(head * tiles + tile);
+      return std::span(words).subspan(static_cast<size_t>(starts[at]),
+                                      static_cast<size_t>(starts[at + 1] - starts[at]));
+    }
+  };
+  Kept kept(const Selected& selected) const;
   Stats attend(const Selected& selected);
   // The whole of it; thresholds empty: dense. The output is fetched: [tokens, q_heads, head_dim] of the shape's type.
   Stats run(std::span<const float> thresholds, std::vector<std::byte>& out);

@@ -21,12 +21,6 @@ struct Kept {
   Bits& at(size_t t, size_t heads, size_t h, size_t i) { return bits[(t * heads + h) * rows + i]; }
 };
 
-Bits bits_of(const std::vector<int32_t>& blocks, int64_t tokens) {
-  Bits bits(static_cast<size_t>((tokens + 64 * SALE_K_BLOCK - 1) / (64 * SALE_K_BLOCK)));
-  for (int32_t b : blocks) bits[static_cast<size_t>(b / 64)] |= uint64_t{1} << (b % 64);
-  return bits;
-}
-
 }  // namespace
 
 void sweep(const Layer& layer, Stage& stage, const Tries& tries, const Sampling& sampling, ThreadPool& pool,
@@ -46,6 +40,7 @@ void sweep(const Layer& layer, Stage& stage, const Tries& tries, const Sampling&
   for (size_t t = 0; t < tries.size(); ++t) {
     const Stage::Selected s = stage.select(layer_part(tries[t], layer));
     const int64_t q_block = s.blocks.q_block();
+    const Stage::Kept words = stage.kept(s);
     if (sampling.cost && t % 4 == 0) {
       const Stats attend = stage.attend(s);
       const int64_t tiles = (layer.tokens + q_block - 1) / q_block;
@@ -55,28 +50,33 @@ void sweep(const Layer& layer, Stage& stage, const Tries& tries, const Sampling&
     }
     for (size_t h = 0; h < heads; ++h) {
       found.of[t][h].kept = s.stats.heads[h].kept_blocks, found.of[t][h].visible = s.stats.heads[h].visible_blocks;
-      for (size_t i = 0; i < kept.rows; ++i) tile_of[h * kept.rows + i] = rows[h][i] / q_block * q_block;
-      for (size_t i = 0; i < kept.rows; ++i)
-        kept.at(t, heads, h, i) =
-            bits_of(s.blocks.row(0, static_cast<int32_t>(h), rows[h][i] / q_block).kept, layer.tokens);
+      for (size_t i = 0; i < kept.rows; ++i) {
+        const int64_t tile = rows[h][i] / q_block;
+        const std::span<const uint64_t> row = words.row(static_cast<int64_t>(h), tile);
+        tile_of[h * kept.rows + i] = tile * q_block;
+        kept.at(t, heads, h, i).assign(row.begin(), row.end());
+      }
     }
   }
 
-  std::vector<Means> means(sampling.compensate ? static_cast<size_t>(layer.shape.kv_heads) : 0);
-  share_out(pool, static_cast<int64_t>(means.size()),
-            [&](int64_t head, int) { means[static_cast<size_t>(head)] = Means(layer, static_cast<int32_t>(head)); });
   std::vector<ExactRow> exact(static_cast<size_t>(pool.threads()));
   std::vector<double> sizes(heads * kept.rows);
   std::vector<ExactRow::Loss> losses(kept.bits.size());  // as kept
-  share_out(pool, static_cast<int64_t>(heads * kept.rows), [&](int64_t item, int thread) {
-    const size_t h = static_cast<size_t>(item) / kept.rows, i = static_cast<size_t>(item) % kept.rows;
-    ExactRow& row = exact[static_cast<size_t>(thread)];
-    const size_t kv_head = h / static_cast<size_t>(layer.shape.group());
-    row.compute(layer, static_cast<int32_t>(h), rows[h][i], means.empty() ? nullptr : &means[kv_head]);
-    sizes[static_cast<size_t>(item)] = row.size();
-    for (size_t t = 0; t < tries.size(); ++t)
-      losses[(t * heads + h) * kept.rows + i] = row.loss(kept.at(t, heads, h, i), tile_of[static_cast<size_t>(item)]);
-  });
+  const auto group = static_cast<size_t>(layer.shape.group());
+  KvHead held;
+  for (int32_t kv_head = 0; kv_head < layer.shape.kv_heads; ++kv_head) {
+    held.take(layer, kv_head, pool);
+    const Means means = sampling.compensate ? Means(held) : Means();
+    share_out(pool, static_cast<int64_t>(group * kept.rows), [&](int64_t item, int thread) {
+      const size_t h = static_cast<size_t>(kv_head) * group + static_cast<size_t>(item) / kept.rows;
+      const size_t i = static_cast<size_t>(item) % kept.rows, place = h * kept.rows + i;
+      ExactRow& row = exact[static_cast<size_t>(thread)];
+      row.compute(layer, held, static_cast<int32_t>(h), rows[h][i], sampling.compensate ? &means : nullptr);
+      sizes[place] = row.size();
+      for (size_t t = 0; t < tries.size(); ++t)
+        losses[t * heads * kept.rows + place] = row.loss(kept.at(t, heads, h, i), tile_of[place]);
+    });
+  }
 
   // Sampled rows and rows that are asked for, each by themselves: among all rows the few of the second kind would count
   // for nothing, and they are where answers come from.
