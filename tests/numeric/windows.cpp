@@ -11,8 +11,8 @@
 namespace sale_test {
 namespace {
 
-// Windows of a key, smaller than a block, around blocks, tiles and the local region, nearly and more than all keys; rows
-// that stand beyond the keys and see few of them or none.
+// Windows of a key, smaller than a block, around blocks, tiles and the local region, nearly and more than all keys;
+// rows that stand beyond the keys and see few of them or none.
 TEST(Windows, AgreeWithTheOracle) {
   constexpr int64_t windows[]{1,   2,   31,  32,  33,  63,  64,  65,  127, 128, 129,
                               160, 190, 191, 222, 223, 224, 300, 400, 499, 500, 700};
