@@ -19,7 +19,9 @@ def mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_function
          attention_mask=None, **kwargs):  # fmt: skip
     """What transformers asks for. Its arguments are those of transformers.masking_utils.sdpa_mask."""
     packed, window = _recognised(mask_function)
-    if window is None or (window and torch.compiler.is_compiling()):  # of a compiled mask no window can be read
+    # Of a compiled mask no window can be read; and on a GPU the library takes windows only when its backend is named.
+    elsewhere = torch.compiler.is_compiling() or torch.device(kwargs.get("device", "cpu")).type != "cpu"
+    if window is None or (window and elsewhere):
         # No mask means plain causal attention where models are compiled, and that everything is visible where they are
         # not, whatever sdpa would take it for: see transformers._is_causal.
         compiling = torch.compiler.is_compiling()

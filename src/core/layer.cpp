@@ -1,4 +1,6 @@
 // Estimators: what belongs to a layer, and what is known of formats and backends.
+#include <cstdlib>
+
 #include "core/format.hpp"
 #include "core/objects.hpp"
 #include "core/sized.hpp"
@@ -11,6 +13,7 @@ sale_status sale_estimator_create(const sale_layer* layer, sale_estimator** esti
     require(estimator != nullptr, "estimator: null");
     auto made = std::make_shared<Layer>(check_layer(l));
     made->backend = &choose_backend(*made, l.backend, made->not_used);
+    made->named = l.backend != nullptr || std::getenv("SALE_BACKEND") != nullptr;
     made->stages().open_layer(*made, l);
     *estimator = new sale_estimator{std::move(made)};
   });

@@ -122,6 +122,11 @@ void check_runs(const sale_problem& p, const sale_options& o, const Layer& layer
   }
   if (const std::string why = layer.backend->why_not(p, o); !why.empty())
     fail(SALE_UNSUPPORTED, "backend: ", layer.backend->name, " cannot run this problem: ", why);
+  // Until device_test has passed on one: wrong numbers would be worse than none.
+  if (p.window != 0 && layer.backend->on_device && !layer.named)
+    fail(
+        SALE_UNSUPPORTED, "window: ", layer.backend->name,
+        " has not been run with windows on a card yet (emulated and compiled only); name the backend to use it anyway");
 }
 
 std::unique_ptr<Plan> make_plan(const sale_problem& p, const sale_options& o, const Layer& layer) {

@@ -41,6 +41,7 @@ struct Layer {
   uint64_t coding;  // of all that a key's code depends on: layers with the same one code alike
   const Backend* backend;
   std::string not_used;         // why others of the list are not
+  bool named;                   // the backend was asked for by its name
   std::shared_ptr<void> state;  // the backend's
 
   const Stages& stages() const { return *backend->stages; }
