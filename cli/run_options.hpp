@@ -20,8 +20,8 @@ struct RunArguments {
 };
 
 // `given`, else calibration.json (GPUs: calibration-fp8.json) in the model's folder, or NAME.calibration.json beside
-// NAME.gguf, else FINGERPRINT.json (GPUs: FINGERPRINT-fp8.json) in the folder $SALE_CALIBRATIONS, else "none", with a line
-// on stderr that says what to run.
+// NAME.gguf, else FINGERPRINT.json (GPUs: FINGERPRINT-fp8.json) in the folder $SALE_CALIBRATIONS, else "none", with a
+// line on stderr that says what to run.
 std::string calibration_for(const std::string& given, const std::filesystem::path& model, const std::string& backend);
 void add_run_options(CLI::App& command, RunArguments& arguments);
 int run_and_report(RunArguments& arguments, const std::string& title);

@@ -335,11 +335,16 @@ open(sys.argv[2], "wb").write(z.read(next(n for n in z.namelist() if n.endswith(
   configure_test
   compile test lm_test sale_program
   SALE_REAL_MODELS=$folder "$build/test/tests/lm/lm_test" --gtest_filter='Real.*' --gtest_brief=1
-  local log=$build/models.log  # not into a pipe: one that grep has left ends the program by a signal
-  "$build/test/cli/sale" run --model "$folder/smollm2.gguf" --chat --question "What is the capital of France?" --quiet \
-    --new-tokens 40 >"$log" 2>&1 && grep -q Paris "$log" || { cat "$log"; return 1; }
-  "$build/test/cli/sale" run --model "$folder/smollm2.gguf" --tokens 2k --facts 1 --quiet --new-tokens 8 >"$log" 2>&1 &&
-    grep -q 'of the blocks\|density' "$log" || { cat "$log"; return 1; }
+  local log=$build/models.log  # not into a pipe: a program whose reader has left is ended by a signal
+  said() {  # what is looked for, arguments of sale run
+    if ! "$build/test/cli/sale" run --model "$folder/smollm2.gguf" --quiet "${@:2}" >"$log" 2>&1 || ! grep -q "$1" "$log"; then
+      echo "models: no $1 in what sale run ${*:2} printed"
+      cat "$log"
+      return 1
+    fi
+  }
+  said "is Paris" --chat --question "What is the capital of France?" --new-tokens 40
+  said "^density" --tokens 2k --facts 1 --new-tokens 8
 }
 
 # The NEON backend, cross-compiled, in an emulator of a CPU of each level that it tells apart: nothing beyond the

@@ -143,7 +143,7 @@ typedef struct sale_problem {
   int64_t window;      /* 0, or how many keys a row sees: the last ones up to its position, its own among them. Blocks
                           that a tile's windows have left behind are neither scanned nor listed nor counted */
   int32_t window_sink; /* with a window, 1: rows see the layer's sink besides; 0: only while it is in their windows */
-  int32_t reserved;  /* 0 */
+  int32_t reserved;    /* 0 */
 } sale_problem;
 
 /* A problem of one sequence, its tensors contiguous [batch, heads, tokens, head_dim] in host memory. */

@@ -32,8 +32,8 @@ struct Means {
 
 class ExactRow {
 public:
-  // Row `row` of query head `head`, which looks at `held`. Refuses scores and values that are not finite. means: null, or
-  // those of its kv head, which must live as long as losses are asked for.
+  // Row `row` of query head `head`, which looks at `held`. Refuses scores and values that are not finite. means: null,
+  // or those of its kv head, which must live as long as losses are asked for.
   void compute(const Layer& layer, const KvHead& held, int32_t head, int64_t row, const Means* means = nullptr);
   // Sum of |O|.
   double size() const;
