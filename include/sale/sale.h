@@ -88,9 +88,10 @@ SALE_API const char* sale_version(void);
 /* ---- what is asked ------------------------------------------------------------------------------------------ */
 
 typedef enum sale_dtype SALE_INT { SALE_F32 = 0, SALE_F16 = 1, SALE_BF16 = 2 } sale_dtype;
-/* What keys and values are stored as. SALE_KV_E4M3: bytes, floats of 4 bits of exponent (bias 7) and 3 of mantissa, 0x7f and
- * 0xff not numbers, as PyTorch's float8_e4m3fn; in pages only, and on CPU backends only. Such an element stands for its
- * product with a scale (sale_call.k_scales, v_scales) in f32, rounded to dtype: all else is as if it had been given so. */
+/* What keys and values are stored as. SALE_KV_E4M3: bytes, floats of 4 bits of exponent (bias 7) and 3 of mantissa,
+ * 0x7f and 0xff not numbers, as PyTorch's float8_e4m3fn; in pages only, and on CPU backends only. Such an element
+ * stands for its product with a scale (sale_call.k_scales, v_scales) in f32, rounded to dtype: all else is as if it
+ * had been given so. */
 typedef enum sale_kv_dtype SALE_INT { SALE_KV_DTYPE = 0 /* dtype */, SALE_KV_E4M3 = 1 } sale_kv_dtype;
 
 /* Element strides of a tensor [batch, head, token, head_dim]; head_dim is contiguous. Any order of the first three is
@@ -401,8 +402,8 @@ typedef struct sale_index_slots {
   void* stream;         /* as in sale_call */
 } sale_index_slots;
 
-/* Lowers `coded` of every page that a slot is in to the slot's token, so that codes of what stood there no longer count.
- * One launch; allocates nothing, waits for nothing, may be captured. */
+/* Lowers `coded` of every page that a slot is in to the slot's token, so that codes of what stood there no longer
+ * count. One launch; allocates nothing, waits for nothing, may be captured. */
 SALE_API sale_status sale_index_forget(const sale_estimator* estimator, const sale_index_slots* slots);
 
 /* Bytes of a page of `page_size` keys; 0 when there are none such: the layer gives no smoothing (or key_scales), or
@@ -504,8 +505,8 @@ typedef struct sale_call {
   int32_t prepared;
   int32_t reserved;                    /* 0 */
   const sale_index_pages* index_pages; /* for a plan of SALE_INDEX_PAGES, in sale_run and sale_select; else NULL */
-  /* With SALE_KV_E4M3: what elements of k and of v are multiplied by, [kv_heads] each where the tensors lie, or NULL: 1.
-     Else NULL. */
+  /* With SALE_KV_E4M3: what elements of k and of v are multiplied by, [kv_heads] each where the tensors lie, or NULL:
+     1. Else NULL. */
   const float *k_scales, *v_scales;
 } sale_call;
 static inline sale_call sale_call_init(void) {

@@ -133,8 +133,8 @@ TEST(Calibrator, SeveralGoalsOfOneMeasuring) {
   REFUSED(c.result(4), "goal: 4 is not in 0 .. 3");
 }
 
-// Rows that answers are read from can only ask for more than the text does, and do where they lose more than it; what is
-// not asked for changes nothing.
+// Rows that answers are read from can only ask for more than the text does, and do where they lose more than it; what
+// is not asked for changes nothing.
 TEST(Calibrator, RowsOfAnswersCountByThemselves) {
   Asked asked;
   asked.goals = {{SALE_GOAL_ERROR, 0.05}};

@@ -35,8 +35,8 @@ uint8_t nearest(float x) {
   return static_cast<uint8_t>(above | (std::signbit(x) ? 128u : 0u));
 }
 
-// An Instance's keys and values as bytes in shuffled pages [keys, kv_heads, keys then values], all else not numbers; what
-// they stand for is then what the Instance has.
+// An Instance's keys and values as bytes in shuffled pages [keys, kv_heads, keys then values], all else not numbers;
+// what they stand for is then what the Instance has.
 struct Bytes {
   Bytes(Instance& in, int32_t page_size, bool scaled) : size(page_size) {
     const int64_t heads = in.c.kv_heads, d = in.c.head_dim;
