@@ -117,7 +117,8 @@ class Session:
         if self.measuring is not None:
             self.measuring.drop()
         self.measuring = self._memory = self._prepared = None
-        self._estimators = {}
+        self._estimators, self._every = {}, None
+        self._codes, self._aside = {}, None
         METRICS.state(IDLE)
         self.say(f"{why}; the engine's own attention runs")
 
