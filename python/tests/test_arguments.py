@@ -116,6 +116,8 @@ TAKEN = {  # by parameter; None: where it is the default
     "halo": tensor, "sink_keys": tensor,
     "thresholds": thresholds, "calibration": lambda x: isinstance(x, sale.Calibration), "layer": whole(0, 7),
     "options": lambda x: isinstance(x, sale.Options), "causal": flag, "scale": lambda x: finite(x) and x > 0, "q_offset": whole(0, 2**62), "attn_mask": mask,
+    "asking": lambda x: isinstance(x, (list, tuple, range)) and integers(x, 0, 1024) and list(x) == sorted(set(x)),
+    "window": whole(0, 2**31), "window_sink": lambda x: flag(x) and not x,  # which stands beside a window
     "cu_seqlens_q": lambda x: integers(x, 0, 128), "cu_seqlens_k": lambda x: integers(x, 0, 128), "page_table": lambda x: False,
     "k_lens": lambda x: integers(x, 1, 128), "index": lambda x: isinstance(x, (list, tuple, sale.KeyIndex)), "return_lse": flag, "return_stats": flag,
     "format": lambda x: x in ("auto", "int4", "int8", "fp8"), "q_projection": floats, "k_projection": floats, "sink": whole(0, 2**31 - 1),
@@ -132,7 +134,7 @@ TAKEN = {  # by parameter; None: where it is the default
     "provenance": lambda x: x == {}, "error": lambda x: x == {},
     "model": lambda x: False, "name_or_path": lambda x: isinstance(x, str) and "\0" not in x,
 }  # fmt: skip
-NONE = {name for name in TAKEN} - {"q", "k", "v", "like", "thresholds", "causal", "return_lse", "return_stats", "format", "sink", "local", "dense_below",
+NONE = {name for name in TAKEN} - {"q", "k", "v", "like", "thresholds", "causal", "window", "window_sink", "asking", "return_lse", "return_stats", "format", "sink", "local", "dense_below",
                                    "compute", "threads", "compensate", "audit", "audit_seed", "capacity", "page_size", "tokens", "first", "count", "group", "sequence", "head", "tile",
                                    "blocks", "path", "model", "name_or_path", "out_a", "out_b", "lse_a", "lse_b"}  # fmt: skip
 IN = {  # where a name means something else in one function
