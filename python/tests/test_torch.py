@@ -38,7 +38,7 @@ def test_the_operator_is_sound():
     spans = sale._torch.spans_of(torch.arange(200)[None] < 150, 0)
     for with_lse in (False, True):
         for s in (None, spans):
-            arguments = (q, k, v, SPARSE.key, 0.0, True, None, s, None, None, None, None, None, [], with_lse)
+            arguments = (q, k, v, SPARSE.key, 0.0, True, None, s, None, None, None, None, None, 0, False, [], with_lse)
             torch.library.opcheck(torch.ops.sale.attention.default, arguments)
 
 

@@ -202,7 +202,7 @@ TEST(IndexPages, ChunksGiveTheBitsOfAnIndex) {
       std::vector<std::byte> expected;
       sale_stats stats[3]{};
       const Codes* const kinds[3]{nullptr, &grown, &saying};
-      for (const size_t kind : {0, 1, 2}) {
+      for (size_t kind = 0; kind < 3; ++kind) {
         const Step step(p, with_backend(in.layer, backend), o, kind == 0 ? SALE_INDEX_GIVEN : SALE_INDEX_PAGES);
         sale_call call = cache.call(in);
         call.indexes = kind == 0 ? handles.data() : nullptr;
