@@ -72,14 +72,18 @@ def _text_config(config):
 
 
 def dimensions_of(config) -> dict:
+    """AttributeError where a configuration does not say them, or where they differ from layer to layer."""
     config = _text_config(config)
-    heads = config.num_attention_heads
-    return {
-        "layers": config.num_hidden_layers,
-        "q_heads": heads,
-        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
-        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
-    }
+    try:
+        heads = config.num_attention_heads
+        return {
+            "layers": config.num_hidden_layers,
+            "q_heads": heads,
+            "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
+            "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        }
+    except RuntimeError as e:  # transformers' kind for attributes of layers that differ
+        raise AttributeError(f"heads that differ from layer to layer: {e}") from e
 
 
 

@@ -20,7 +20,7 @@ import sale.transformers  # noqa: E402
 # What each family is here for.
 NAMED = {
     "llama": "plain", "mistral": "sliding windows", "mixtral": "experts", "qwen2": "plain", "qwen3": "norms of q and k", "qwen3_moe": "experts",
-    "phi": "heads of its own", "phi3": "fused projections", "gemma": "wide heads", "gemma2": "soft cap", "gemma3_text": "windows, no soft cap", "gpt_oss": "sinks",
+    "phi": "heads of its own", "phi3": "fused projections", "gemma": "wide heads", "gemma2": "soft cap", "gemma3_text": "windows, no soft cap", "gemma4_text": "heads that differ from layer to layer", "gpt_oss": "sinks",
     "gpt2": "no grouped heads", "gpt_neox": "fused projections", "gpt_bigcode": "one kv head", "falcon": "one kv head", "opt": "offsets of positions",
     "olmo2": "norms", "cohere": "", "starcoder2": "windows", "deepseek_v3": "values of other width", "smollm3": "layers without positions",
     "t5": "position biases", "mt5": "position biases", "bart": "cross attention", "mbart": "cross attention", "pegasus": "cross attention",
