@@ -410,7 +410,7 @@ judge() {  # seconds, processor seconds
 
 reports=$build/reports
 rm -rf "$reports"
-all=(format cuda kernels tidy release symbols emulated address thread fuzz package toy python torch serving arm64 docs demo)
+all=(format cuda kernels tidy release symbols emulated address thread fuzz package toy python torch serving models arm64 docs demo)
 stages=("$@")
 [ ${#stages[@]} -gt 0 ] || stages=("${all[@]}")
 mkdir -p "$build"
