@@ -384,7 +384,7 @@ typedef struct sale_index_pages {
   int64_t page_bytes; /* from page to page: a multiple of 64, at least sale_index_page_bytes */
   int64_t pages;      /* how many there are; numbers in page_table are below */
   int32_t* coded; /* NULL, or [pages], of the layer's device: how many keys of a page, from its first on, have codes.
-                         Blocks whose keys all have are read, the others made, whatever k_coded says */
+                     Blocks whose keys all have are read, the others made, whatever k_coded says */
   int64_t* made;  /* with coded: NULL, or a number there that is raised by how many keys a call codes */
 } sale_index_pages;
 

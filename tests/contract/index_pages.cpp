@@ -114,6 +114,11 @@ TEST(IndexPages, ThatSayWhatTheyHold) {
     static int64_t number;
     a.pages.made = &number;
   });
+  refuse("made misaligned", "index_pages.made", [](PagedCall& a) {
+    static int32_t numbers[10];
+    static int64_t made;
+    a.pages.coded = numbers, a.pages.made = shifted(&made, 4);
+  });
   // A header from before they could: what follows its struct is not looked at.
   Paged g;
   PagedCall a(g);

@@ -54,6 +54,12 @@ TEST(Refusals, OfPlans) {
     refuse_plan("a stride for the copy engine", unsupported, "v strides",
                 [](Copy& c) { c.problem.v.batch = int64_t{1} << 39; });
   }
+  // Until these tests have passed with windows on a card.
+  refuse_plan("a window for a backend that nobody named", unsupported, "window: ", [&](Copy& c) {
+    without_rank(c, SALE_INT8);
+    c.layer.backend = nullptr;
+    c.problem.window = 100;
+  });
   refuse_plan("compensate 2", bad, "compensate", [](Copy& c) { c.options.compensate = 2; });
   refuse_plan("a token stride", unsupported, "k strides", [](Copy& c) { c.problem.k.token += 4; });
   refuse_plan("a head stride", unsupported, "q strides", [](Copy& c) { c.problem.q.head += 1; });

@@ -7,7 +7,6 @@ keys (sale_index_pages.coded in include/sale/sale.h). So whoever shares, frees o
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 
 import torch
 
@@ -45,6 +44,8 @@ class Pages:
 
     def forget(self, slots: torch.Tensor, stream: int | None) -> None:
         """Keys are about to be written to these slots: int64, negative ones are padding."""
+        if slots.dtype != torch.int64 or not slots.is_contiguous() or slots.device != self._coded.device:
+            raise ValueError(f"slots: {slots.dtype} on {slots.device}; contiguous int64 beside the cache is needed")
         s = self._slots
         s.slots, s.n_slots, s.stream = slots.data_ptr(), slots.numel(), stream
         _c.check(_c.lib.sale_index_forget(self._any.handle, ctypes.byref(s)))
@@ -53,8 +54,3 @@ class Pages:
     def made(self) -> int:
         """Keys that were coded, a layer's. Waits for the device."""
         return int(self._made.max())
-
-    @staticmethod
-    def share(estimators: Sequence[Estimator], page_size: int, cache_bytes: int) -> float:
-        """Bytes of codes for every byte of a cache whose pages have cache_bytes of keys and values, a layer's."""
-        return max((page_bytes(e, page_size) for e in estimators), default=0) / cache_bytes

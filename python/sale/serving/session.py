@@ -236,7 +236,7 @@ class Session:
         share = page_bytes(next(iter(self._estimators.values())), 32) / (
             32 * heads.kv_heads * 2 * heads.head_dim * (4 if heads.dtype == _c.F32 else 2)
         )
-        with contextlib.suppress(torch.cuda.OutOfMemoryError, MemoryError, RuntimeError):
+        with contextlib.suppress(MemoryError, torch.OutOfMemoryError):  # `codes` says so, when it has none either
             self._aside = memory(int(max(0, room) * share / (1 + share)), self.device)
 
     def codes(self, layers: tuple[int, ...], cache: torch.Tensor) -> Pages | None:
@@ -258,7 +258,7 @@ class Session:
                 found = self._codes[layers] = Pages(estimators, pages, size, self.device)
                 METRICS.coding(found)
                 return found
-            except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError):
+            except (MemoryError, torch.OutOfMemoryError):
                 why = "there is no memory for codes beside the cache"
         self.say(f"{why}: keys are coded anew by every call")
         return None

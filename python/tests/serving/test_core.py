@@ -1,11 +1,13 @@
 """What is the same for all engines, without one: rows of a batch, settings, steps on pages, sessions, audits."""
 
+import dataclasses
 import types
 
 import numpy as np
 import pytest
 import torch
 from conftest import MODEL
+from sale import Calibration
 from sale.serving import Model, Row, Session, Settings, Share, chosen, gaps
 from sale.serving.batch import rows_of
 from sale.serving.guard import Guard
@@ -323,6 +325,30 @@ def test_prompts_that_cannot_be_measured_are_given_up():
 
 def found(*relative):
     return types.SimpleNamespace(relative=np.array(relative))
+
+
+def test_codes_beside_the_cache_or_why_not(tmp_path, monkeypatch):
+    found = Calibration.read(MODEL / "calibration.json")
+    dataclasses.replace(found, smoothing=np.zeros((8, 2, 128), np.float32)).write(tmp_path / "smoothed.json")
+    cache, lines = torch.zeros(10, 32, 2, 256), []
+    plain = session(lines, calibration="off")
+    assert plain.codes((0, 1), cache) is None and plain.codes((0, 1), cache) is None
+    assert sum("no smoothing vectors" in line for line in lines) == 1
+    smoothed = session(lines, calibration=str(tmp_path / "smoothed.json"))
+    assert smoothed.codes((0, 1), torch.zeros(10, 16, 2, 256)) is None
+    assert "pages of 16 tokens are no multiple of 32" in lines[-1]
+    with monkeypatch.context() as m:
+        m.setattr("sale.serving.session.Pages", lambda *_: (_ for _ in ()).throw(MemoryError))
+        assert smoothed.codes((2,), cache) is None and "no memory for codes" in lines[-1]
+    made = smoothed.codes((0,), cache)
+    assert made is not None and smoothed.codes((0,), cache) is made and smoothed.codes((0,), cache[:5]) is not made
+    made = smoothed.codes((0,), cache)
+    made._coded.fill_(32)
+    smoothed.written((0,), torch.tensor([5, 40, -1]))
+    smoothed.written((1,), torch.tensor([0]))  # other layers' keys
+    assert made._coded[0, :3].tolist() == [5, 8, 32]
+    smoothed.written((0,), torch.tensor([5], dtype=torch.int32))
+    assert smoothed.state == IDLE and "slots: torch.int32" in lines[-1]
 
 
 def test_heads_go_dense_after_two_audits_running():
